@@ -1,0 +1,98 @@
+"""Every check there is: a named, tiered, plain function from a Probe to a Measurement.
+
+Importing this module, and every module that defines checks, does not import torch: pytest
+collects from the registry before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import inspect
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pytest_transformer_validate.errors import SpecError
+from pytest_transformer_validate.task import canonical_task
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from pytest_transformer_validate.measures.measurement import Measurement
+
+    CheckFunction = Callable[..., Measurement]
+
+ENTRY_POINTS = "pytest_transformer_validate.checks"
+_BUNDLED = ("pytest_transformer_validate.checks.tier1",)
+
+
+@dataclass(frozen=True)
+class Check:
+    """A check: its name, what it applies to, and the function that judges.
+
+    ``function(probe, *, **limits)`` or, for a check with cases, ``function(probe, case, *,
+    **limits)``. It returns a Measurement, or raises CheckFailed or NotApplicable. ``limits``
+    holds the keyword-only parameters with their defaults; ini ``tb_limits`` overrides them.
+    """
+
+    name: str
+    tier: int
+    function: CheckFunction
+    tasks: frozenset[str] | None = None
+    cases: tuple[str, ...] = ()
+    limits: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def summary(self) -> str:
+        """First line of the docstring: the property in one sentence."""
+        return (inspect.getdoc(self.function) or self.name).partition("\n")[0]
+
+    def ids(self) -> list[str]:
+        """``name`` or ``name[case]`` for every case."""
+        return [f"{self.name}[{case}]" for case in self.cases] or [self.name]
+
+
+_registry: dict[str, Check] = {}
+
+
+def check(
+    *, tier: int, tasks: Iterable[str] | None = None, cases: Iterable[str] = ()
+) -> Callable[[CheckFunction], CheckFunction]:
+    """Register a function as a check under its own name.
+
+    ``tier`` is 1 (structure), 2 (behaviour) or 3 (training); ``tasks`` the tasks that it applies
+    to (default: all); ``cases`` words that become ``name[case]``. Raises SpecError for a taken
+    name, an unknown task or a tier other than 1 to 3.
+    """
+
+    def register(function: CheckFunction) -> CheckFunction:
+        name = function.__name__
+        known = _registry.get(name)
+        if known is not None and known.function.__code__ != function.__code__:
+            raise SpecError(f"a check called {name!r} is registered already; choose another name")
+        if tier not in (1, 2, 3):
+            raise SpecError(f"check {name!r}: tier must be 1, 2 or 3, given {tier!r}")
+        parameters = inspect.signature(function).parameters.values()
+        _registry[name] = Check(
+            name=name,
+            tier=tier,
+            function=function,
+            tasks=None if tasks is None else frozenset(map(canonical_task, tasks)),
+            cases=tuple(cases),
+            limits={p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY},
+        )
+        return function
+
+    return register
+
+
+def all_checks() -> list[Check]:
+    """Bundled checks in their order, then those of entry points and conftests by name, by tier."""
+    for module in _BUNDLED:
+        importlib.import_module(module)
+    bundled = {name for name, c in _registry.items() if c.function.__module__.startswith(__package__)}
+    for point in sorted(importlib.metadata.entry_points(group=ENTRY_POINTS), key=lambda p: p.name):
+        point.load()
+    own = [c for name, c in _registry.items() if name in bundled]
+    foreign = sorted((c for n, c in _registry.items() if n not in bundled), key=lambda c: c.name)
+    return sorted([*own, *foreign], key=lambda c: c.tier)

@@ -1,0 +1,77 @@
+"""What can go wrong, by who has to act.
+
+TransformerValidateError
+  SpecError             what was typed or declared is wrong; nothing runs (pytest: exit 4)
+  SourceError           the model named by a spec cannot be loaded; the text says what, where, how to fix
+  SubjectError          the model cannot be called: an input or an output that nobody knows how to treat
+    TaskError           a fact that cannot be found out (task, vocabulary size); says which option gives it
+  MissingDependency     an optional package is not installed; carries the install line (an ImportError too)
+  CheckFailed           verdict: the property does not hold
+  NotApplicable         verdict: the property is not promised by this model; carries the reason
+  Blocked               a load or a pass that this check needs has already raised elsewhere
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pytest_transformer_validate.measures.measurement import Measurement
+
+
+class TransformerValidateError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class SpecError(TransformerValidateError):
+    """What the user typed or declared is wrong."""
+
+
+class SourceError(TransformerValidateError):
+    """The model that a spec names cannot be loaded."""
+
+
+class SubjectError(TransformerValidateError):
+    """The model was loaded and cannot be called."""
+
+
+class TaskError(SubjectError):
+    """A fact about the model that has to be declared because it cannot be found out."""
+
+
+class MissingDependency(TransformerValidateError, ImportError):
+    """An optional package is missing; the text holds the install line."""
+
+
+class CheckFailed(TransformerValidateError):
+    """The model breaks what its task promises.
+
+    ``message`` is the text a person reads: the rule on the first line, then given values,
+    place, likely cause and way out, one a line. ``where`` names the first module, in execution
+    order, in which the property breaks (``None`` where no single module can be named).
+    """
+
+    def __init__(
+        self, message: str, measurement: Measurement | None = None, *, where: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.measurement = measurement
+        self.where = where
+
+
+class NotApplicable(TransformerValidateError):
+    """The model does not promise this property; ``reason`` says why."""
+
+    def __init__(self, reason: str, measurement: Measurement | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.measurement = measurement
+
+
+class Blocked(TransformerValidateError):
+    """A load or a pass that is needed here raised before; ``place`` is the one line about it."""
+
+    def __init__(self, place: str) -> None:
+        super().__init__(place)
+        self.place = place

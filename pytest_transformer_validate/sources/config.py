@@ -1,0 +1,53 @@
+"""A model's configuration, whatever it came as."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+
+class ModelConfig(Mapping[str, Any]):
+    """Read access to a configuration by key and by attribute.
+
+    Wraps a dict, any object with attributes (``SimpleNamespace``, a dataclass) or a Hugging Face
+    config; ``raw`` is what was given. Reading a foreign config can raise anything (a property of
+    a Hugging Face config may), so a key that cannot be read counts as missing.
+    """
+
+    def __init__(self, raw: Any = None) -> None:
+        self.raw = {} if raw is None else raw.raw if isinstance(raw, ModelConfig) else raw
+
+    def __getitem__(self, key: str) -> Any:
+        if isinstance(self.raw, Mapping):
+            return self.raw[key]
+        try:
+            return getattr(self.raw, key)
+        except Exception as error:  # noqa: BLE001 - foreign properties raise anything
+            raise KeyError(key) from error
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        try:
+            return self[name]
+        except KeyError as error:
+            raise AttributeError(f"the config has no {name!r}") from error
+
+    def __iter__(self) -> Iterator[str]:
+        if isinstance(self.raw, Mapping):
+            return iter(self.raw)
+        return iter([name for name in vars(self.raw) if not name.startswith("_")])
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    def __repr__(self) -> str:
+        return f"ModelConfig({dict(self)!r})"
+
+    def first(self, *keys: str) -> Any:
+        """The value of the first of ``keys`` that is there and not ``None``, else ``None``."""
+        for key in keys:
+            value = self.get(key)
+            if value is not None:
+                return value
+        return None
