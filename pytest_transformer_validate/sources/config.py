@@ -26,7 +26,7 @@ class ModelConfig(Mapping[str, Any]):
             raise KeyError(key) from error
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
+        if name == "raw" or name.startswith("__"):
             raise AttributeError(name)
         try:
             return self[name]

@@ -1,0 +1,42 @@
+"""The traceback of a model's own exception, without frames of pytest and of this package."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+
+_PACKAGE = str(Path(__file__).parent.parent)
+_EVIDENCE = str(Path(_PACKAGE) / "evidence")
+_LONGEST = 8 * 1024
+_FRAMES = 12
+
+
+def model_traceback(error: BaseException) -> str:
+    """The exception and the frames a model's author can act on, newest last.
+
+    At most 12 frames and 8 KiB; an exception whose text cannot be made is said to be unprintable.
+    """
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not _is_machinery(frame.filename)
+    ]
+    text = "".join(traceback.format_list(frames[-_FRAMES:])) + exception_line(error)
+    return text if len(text) <= _LONGEST else text[:_LONGEST] + "\n... (cut)"
+
+
+def exception_line(error: BaseException) -> str:
+    """``RuntimeError: message``, capped at 8 KiB."""
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 - __str__ of a foreign exception
+        text = "<unprintable>"
+    name = type(error).__qualname__
+    return f"{name}: {text}"[:_LONGEST] if text else name
+
+
+def _is_machinery(filename: str) -> bool:
+    if filename.startswith(_EVIDENCE):
+        return False
+    parts = Path(filename).parts
+    return filename.startswith(_PACKAGE) or "torch" in parts or filename.startswith("<frozen")
