@@ -1,0 +1,288 @@
+"""What each output depends on: two oracles, exact where rounding allows.
+
+The swap oracle replaces tokens (or rows) and looks at what must not move; it sees discrete paths
+(routing, top-k). The gradient oracle reads d(output)/d(token vector); it sees every token at once
+and needs no luck in the choice of a token. Shapes never change within a comparison.
+
+Axes: B batch, T positions, V outputs, K experiments (one row of a batch each).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from pytest_transformer_validate.errors import Blocked
+from pytest_transformer_validate.probe.lookup import TokenLookup
+from pytest_transformer_validate.probe.trace import first_to_differ, traced
+
+if TYPE_CHECKING:
+    from pytest_transformer_validate.probe.probe import Probe
+    from pytest_transformer_validate.subject.subject import Batch
+
+
+@dataclass(frozen=True)
+class Swaps:
+    """Tokens replaced in copies of one text.
+
+    ``effect[k, s]`` is how far the output at position ``s`` moved in experiment ``k`` (largest
+    over V); ``start[k]`` the first replaced token and ``suffix[k]`` whether all later ones were
+    replaced too; ``reference`` the logits before (K, T, V).
+    """
+
+    effect: torch.Tensor
+    start: list[int]
+    suffix: list[bool]
+    reference: torch.Tensor
+    before: Batch
+    after: Batch
+
+
+@dataclass(frozen=True)
+class RowSwaps:
+    """All rows but one replaced: ``effect[i]`` is how far the kept row ``kept[i]`` moved."""
+
+    effect: list[float]
+    kept: list[int]
+    own_effect: float
+    reference: torch.Tensor
+    before: Batch
+    after: list[Batch]
+
+
+def position_swaps(probe: Probe, mask: str, length: int, starts: tuple[int, ...]) -> Swaps:
+    """Replace single tokens, and whole suffixes, of one text; all experiments in one batch.
+
+    ``mask`` is ``none`` or ``ones`` (an explicit attention mask that keeps everything); single
+    tokens are replaced at ``starts``, suffixes at about five of them.
+    """
+    before = _copies(probe, length, len(starts) + len(_suffixes(starts)), mask)
+    role = _sequence(probe)
+    fresh = probe.batch(1, length, "swaps", length)
+    ids, other = before[role], _different(probe, before[role][:1], fresh)
+    changed = ids.clone()
+    experiments = [(k, False) for k in starts] + [(k, True) for k in _suffixes(starts)]
+    for row, (k, suffix) in enumerate(experiments):
+        stop = length if suffix else k + 1
+        changed[row, k:stop] = other[0, k:stop]
+    after = before.with_(**{role: changed})
+    reference = finite_logits(probe, before, length)
+    effect = _difference(reference, finite_logits(probe, after, length)).amax(-1)
+    start, suffix_flags = [k for k, _ in experiments], [s for _, s in experiments]
+    return Swaps(effect.cpu(), start, suffix_flags, reference, before, after)
+
+
+def single_swap(probe: Probe, swaps: Swaps, row: int) -> torch.Tensor:
+    """The effect (T,) of one experiment when its text is alone in the batch."""
+    before, after = (_row(batch, row) for batch in (swaps.before, swaps.after))
+    length = swaps.reference.shape[1]
+    old, new = (finite_logits(probe, batch, length) for batch in (before, after))
+    return _difference(old, new)[0].amax(-1).cpu()
+
+
+def position_gradients(probe: Probe, length: int) -> torch.Tensor | None:
+    """The dependency matrix (T, T): gradient of the output at k (row) at token s (column).
+
+    One backward over T copies of a text: copy k contributes its output at position k. ``None``
+    where no lookup by the ids is seen. What a backward raises comes through.
+    """
+    role = _sequence(probe)
+    batch = _copies(probe, length, length, "none")
+    with probe.running("position_gradients", grad=True) as subject:
+        with TokenLookup(batch[role]) as lookup:
+            logits = subject(batch).logits
+        if not lookup:
+            return None
+        weight = _projection(probe, logits.shape[-1]).to(logits)
+        diagonal = torch.diagonal(logits, dim1=0, dim2=1).T  # (T, V): copy k at position k
+        _finite(diagonal).mul(weight).sum().backward()
+        return lookup.gradient()
+
+
+def single_gradient(probe: Probe, length: int, position: int) -> torch.Tensor:
+    """One row (T,) of ``position_gradients`` from a batch of one text."""
+    batch = _copies(probe, length, 1, "none")
+    with probe.running("position_gradients", grad=True) as subject:
+        with TokenLookup(batch[_sequence(probe)]) as lookup:
+            logits = subject(batch).logits
+        weight = _projection(probe, logits.shape[-1]).to(logits)
+        _finite(logits[0, position]).mul(weight).sum().backward()
+        return lookup.gradient()[0]
+
+
+def row_swaps(probe: Probe, rows: int, length: int) -> RowSwaps:
+    """Replace every row but the first, then every row but the last."""
+    before = probe.batch(rows, length, "rows")
+    fresh = probe.batch(rows, length, "other rows")
+    reference = finite_logits(probe, before)
+    effect, after = [], []
+    own = 0.0
+    kept = [0, rows - 1]
+    for keep in kept:
+        inputs = {role: tensor.clone() for role, tensor in fresh.inputs.items()}
+        for role, tensor in before.inputs.items():
+            inputs[role][keep] = tensor[keep]
+        swapped = before.with_(**inputs)
+        moved = _difference(reference, finite_logits(probe, swapped)).flatten(1).amax(1)
+        effect.append(float(moved[keep]))
+        own = max(own, float(moved.max()))
+        after.append(swapped)
+    return RowSwaps(effect, kept, own, reference, before, after)
+
+
+def row_gradients(probe: Probe, rows: int, length: int) -> torch.Tensor | None:
+    """(B, B): gradient of a projection of row i's output (row) at row j's input (column)."""
+    batch = probe.batch(rows, length, "rows")
+    with probe.running("row_gradients", grad=True) as subject:
+        if subject.vision:
+            pixels = batch["pixel_values"].requires_grad_()
+            logits = subject(batch).logits
+            return _row_matrix(probe, logits, [pixels])
+        role = _sequence(probe)
+        with TokenLookup(batch[role]) as lookup:
+            logits = subject(batch).logits
+        return _row_matrix(probe, logits, [leaf for leaf, _ in lookup._leaves], lookup)
+
+
+def locate_position(probe: Probe, swaps: Swaps, row: int) -> str | None:
+    """The first module in which positions before the replaced token move."""
+    start, length = swaps.start[row], swaps.reference.shape[1]
+
+    def moved(a: torch.Tensor, b: torch.Tensor) -> bool:
+        axis = _axis(a, length)
+        if axis is None:
+            return False
+        return _over(a.narrow(axis, 0, start), b.narrow(axis, 0, start))
+
+    return _locate(probe, _row(swaps.before, row), _row(swaps.after, row), moved)
+
+
+def locate_row(probe: Probe, swaps: RowSwaps, index: int) -> str | None:
+    """The first module in which the kept row moves."""
+    rows, keep = swaps.before.rows, swaps.kept[index]
+
+    def moved(a: torch.Tensor, b: torch.Tensor) -> bool:
+        axis = _batch_axis(a, rows)
+        if axis is None:
+            return False
+        size = a.shape[axis] // rows
+        return _over(a.narrow(axis, keep * size, size), b.narrow(axis, keep * size, size))
+
+    return _locate(probe, swaps.before, swaps.after[index], moved)
+
+
+def finite_logits(probe: Probe, batch: Batch, length: int | None = None) -> torch.Tensor:
+    """The logits of a forward; Blocked where they hold NaN, or are not (B, T, V) when ``length``
+    is given."""
+    logits = probe.forward(batch).logits
+    if bool(logits.isnan().any()):
+        raise Blocked("logits hold NaN: see output_stability")
+    if length is not None and (logits.dim() != 3 or logits.shape[1] != length):
+        shape = tuple(logits.shape)
+        raise Blocked(f"logits are {shape} for {length} tokens, not (B, T, V): see shape_robustness")
+    return logits
+
+
+def _locate(probe: Probe, before: Batch, after: Batch, moved) -> str | None:  # type: ignore[no-untyped-def]
+    runs = []
+    for batch in (before, after):
+        with probe.running("forward") as subject, traced(subject.model) as calls:
+            subject(batch)
+        runs.append(calls)
+    return first_to_differ(runs[0], runs[1], moved)
+
+
+def _copies(probe: Probe, length: int, rows: int, mask: str) -> Batch:
+    """``rows`` copies of one text."""
+    one = probe.batch(1, length, "text", length)
+    batch = one.with_(**{role: t.expand(rows, *t.shape[1:]).clone() for role, t in one.inputs.items()})
+    if mask == "ones":
+        return batch.with_(attention_mask=torch.ones_like(batch["input_ids"]))
+    return batch
+
+
+def _sequence(probe: Probe) -> str:
+    """The role of the sequence that the output follows."""
+    return "decoder_input_ids" if probe.subject.decodes else "input_ids"
+
+
+def _suffixes(starts: tuple[int, ...]) -> list[int]:
+    last = len(starts) - 1
+    return sorted({starts[i] for i in (0, last // 4, last // 2, 3 * last // 4, last)})
+
+
+def _different(probe: Probe, ids: torch.Tensor, fresh: Batch) -> torch.Tensor:
+    """Ids that differ from ``ids`` at every position."""
+    other = fresh[_sequence(probe)]
+    pool = probe.batch(1, max(8, ids.shape[1]), "pool")["input_ids"].flatten()
+    for position in (other == ids)[0].nonzero().flatten().tolist():
+        different = pool[pool != ids[0, position]]
+        if len(different):
+            other[0, position] = different[0]
+    return other
+
+
+def _row(batch: Batch, row: int) -> Batch:
+    return batch.with_(**{role: t[row : row + 1] for role, t in batch.inputs.items()})
+
+
+def _row_matrix(
+    probe: Probe,
+    logits: torch.Tensor,
+    leaves: list[torch.Tensor],
+    lookup: TokenLookup | None = None,
+) -> torch.Tensor | None:
+    if not leaves:
+        return None
+    weight = _projection(probe, logits.shape[-1]).to(logits)
+    matrix = []
+    for row in range(logits.shape[0]):
+        for leaf in leaves:
+            leaf.grad = None
+        _finite(logits[row]).mul(weight).sum().backward(retain_graph=True)
+        if lookup is not None:
+            matrix.append(lookup.gradient().amax(1))
+        else:
+            matrix.append(leaves[0].grad.abs().flatten(1).amax(1).to("cpu", torch.float64))
+    return torch.stack(matrix)
+
+
+def _projection(probe: Probe, width: int) -> torch.Tensor:
+    """A fixed random direction (V,): a plain sum has no gradient behind a LayerNorm or softmax."""
+    generator = torch.Generator().manual_seed(probe.seed_for("projection"))
+    return torch.randn(width, generator=generator)
+
+
+def _finite(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.where(tensor.isfinite(), tensor, 0)
+
+
+def _difference(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """|a - b|, 0 where both are the same infinity."""
+    return torch.where(a == b, torch.zeros_like(a), (a - b).abs())
+
+
+def _over(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tensors differ by more than 16 u of the first (same shape, see tolerance)."""
+    if not a.numel():
+        return False
+    finite = a[a.isfinite()]
+    scale = float(finite.abs().max()) if finite.numel() else 0.0
+    both_nan = a.isnan() & b.isnan()
+    difference = torch.where(both_nan, 0, _difference(a, b))
+    return not float(difference.max()) <= 16 * torch.finfo(a.dtype).eps * scale
+
+
+def _axis(tensor: torch.Tensor, length: int) -> int | None:
+    """The axis of positions: the first one of that length."""
+    return next((i for i, size in enumerate(tensor.shape) if size == length), None)
+
+
+def _batch_axis(tensor: torch.Tensor, rows: int) -> int | None:
+    """The axis of rows: the first of that size, else a leading one that holds rows x something."""
+    exact = next((i for i, size in enumerate(tensor.shape) if size == rows), None)
+    if exact is not None:
+        return exact
+    return 0 if tensor.dim() > 1 and tensor.shape[0] > 0 and tensor.shape[0] % rows == 0 else None

@@ -1,0 +1,172 @@
+"""Plain forwards: at the shapes a model has to take, and over inputs that strain it."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from pytest_transformer_validate.errors import NotApplicable
+from pytest_transformer_validate.probe.trace import first_not_finite, traced
+
+if TYPE_CHECKING:
+    from pytest_transformer_validate.probe.probe import Probe
+    from pytest_transformer_validate.subject.subject import Batch
+
+SHAPE_CASES = ("single_token", "coprime", "typical", "full_length", "full_batch")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One forward: the batch (``rows``, ``length``) given and the shape of the logits."""
+
+    rows: int
+    length: int
+    logits: tuple[int, ...]
+    finite: bool
+
+
+def shape_of(probe: Probe, case: str) -> Shape:
+    """One forward at the shape called ``case``; NotApplicable where the model has none such."""
+    rows, length = _case_shape(probe, case)
+    batch = probe.batch(rows, length, "shape", case, full=case == "full_length")
+    logits = probe.forward(batch).logits
+    return Shape(rows, length, tuple(logits.shape), not bool(logits.isnan().any()))
+
+
+def shortens(probe: Probe) -> bool:
+    """Whether some module works on a shorter sequence than it is given (pooling, strides)."""
+    length = probe.subject.sizes[1]
+    batch = probe.batch(1, length, "shortens")
+    with probe.running("shortens") as subject, traced(subject.model) as calls:
+        subject(batch)
+    return any(
+        a.dim() == b.dim() == 3 and a.shape[1] == length and 1 < b.shape[1] < length
+        for call in calls
+        for a in call.inputs
+        for b in call.outputs
+    )
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Logits of forwards over ordinary and straining inputs.
+
+    ``random`` (N, ...) are rows of random inputs, ``labels`` the names of the straining inputs
+    that gave NaN or +infinity, each with the first module that did.
+    """
+
+    random: torch.Tensor
+    bad: dict[str, str | None]
+
+
+def samples(probe: Probe, noised: bool = False) -> Samples:
+    """Forwards over random rows, one repeated token, the largest id, and padded rows."""
+    rows, length = probe.subject.sizes
+    with probe.noised() if noised else contextlib.nullcontext():
+        batches = {"random": probe.batch(max(rows, 8), length, "samples")}
+        if not noised:
+            batches |= _straining(probe, rows, length)
+        bad: dict[str, str | None] = {}
+        random = torch.empty(0)
+        for name, batch in batches.items():
+            logits = probe.forward(batch).logits
+            if name == "random":
+                random = logits
+            if not_finite(_judged(logits, batch)):
+                bad[name] = _first_bad(probe, batch)
+    return Samples(random, bad)
+
+
+def not_finite(logits: torch.Tensor) -> bool:
+    """NaN or +infinity anywhere, or -infinity where other rows are finite (a masked output may
+    be -infinity in every row)."""
+    if bool(logits.isnan().any()) or bool((logits == float("inf")).any()):
+        return True
+    lowest = logits == float("-inf")
+    flat = lowest.reshape(-1, lowest.shape[-1])
+    return bool((flat.any(0) & ~flat.all(0)).any())
+
+
+def _case_shape(probe: Probe, case: str) -> tuple[int, int]:
+    subject = probe.subject
+    rows, length = subject.sizes
+    longest = subject.max_length
+    if subject.vision:
+        counts = {"coprime": 3, "typical": 2, "full_batch": subject.full_batch}
+        if case not in counts:
+            raise NotApplicable("an image is one size: there is no shortest or longest one")
+        return counts[case], 1
+    if case == "single_token":
+        return 1, 1
+    if case == "coprime":
+        return rows, length
+    if case == "typical":
+        return 2, min(32 if subject.small else 16, longest or 32)
+    if case == "full_batch":
+        return subject.full_batch, min(16, longest or 16)
+    if longest is None:
+        raise NotApplicable(
+            'no length limit is declared ("max_seq_len" in config.json) and no table shows one'
+        )
+    return 1, min(longest, _AFFORDABLE) if subject.small else min(longest, 1024)
+
+
+_AFFORDABLE = 4096
+
+
+def _straining(probe: Probe, rows: int, length: int) -> dict[str, Batch]:
+    subject = probe.subject
+    base = probe.batch(rows, length, "straining")
+    if subject.vision:
+        pixels = base["pixel_values"]
+        return {
+            "a black image": base.with_(pixel_values=torch.zeros_like(pixels)),
+            "bright pixels": base.with_(pixel_values=pixels * 10),
+        }
+    role = "decoder_input_ids" if subject.decodes else "input_ids"
+    ids = base[role]
+    repeated = ids[:, :1].expand_as(ids).clone()
+    last = ids.clone()
+    last[:, : max(1, length // 2)] = subject.vocab_size - 1
+    if subject.task.task_type == "classification":
+        repeated[:, -1] = last[:, -1] = ids[0, -1]
+    batches = {
+        "one token repeated": base.with_(**{role: repeated}),
+        "the largest id": base.with_(**{role: last}),
+    }
+    return batches | _padded(probe, base)
+
+
+def _padded(probe: Probe, base: Batch) -> dict[str, Batch]:
+    """Half of each text padded, right and left, where the model takes an attention mask."""
+    subject = probe.subject
+    ids = base["input_ids"]
+    if not subject.signature.takes("attention_mask") or ids.shape[1] < 2 or subject.pad_id is None:
+        return {}
+    half = ids.shape[1] // 2
+    right, left = torch.ones_like(ids), torch.ones_like(ids)
+    right[:, -half:], left[:, :half] = 0, 0
+    padded = {}
+    for name, mask in (("right padding", right), ("left padding", left)):
+        if name == "right padding" and subject.task.task_type == "classification":
+            continue
+        inputs = {"input_ids": ids.masked_fill(mask == 0, subject.pad_id), "attention_mask": mask}
+        padded[name] = base.with_(**inputs)
+    return padded
+
+
+def _judged(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Logits of real positions: what stands under padding promises nothing."""
+    mask = batch.inputs.get("attention_mask")
+    if mask is None or logits.dim() != 3 or logits.shape[1] != mask.shape[1]:
+        return logits
+    return logits[mask.bool()]
+
+
+def _first_bad(probe: Probe, batch: Batch) -> str | None:
+    with probe.running("forward") as subject, traced(subject.model) as calls:
+        subject(batch)
+    return first_not_finite(calls)

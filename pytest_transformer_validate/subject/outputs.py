@@ -1,0 +1,102 @@
+"""One shape for whatever a model returns."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pytest_transformer_validate.errors import SubjectError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_MAIN = ("logits", "prediction_logits", "prediction_scores", "scores", "start_logits")
+_HIDDEN = ("last_hidden_state", "hidden_states", "hidden")
+_CACHE = ("past_key_values", "cache_params", "past", "cache", "kv_cache", "mems")
+
+
+@dataclass(frozen=True)
+class Output:
+    """A model's output: the main tensor, and what else checks ask for.
+
+    ``logits`` is the floating point tensor that is judged: (B, T, V) or (B, K); ``field`` the
+    name or index it was found under; ``kind`` the type that the model returned; ``others`` every
+    other floating point tensor in it.
+    """
+
+    logits: torch.Tensor
+    field: str
+    kind: str
+    loss: torch.Tensor | None = None
+    cache: Any = None
+    others: tuple[torch.Tensor, ...] = ()
+
+
+def floating(value: Any) -> list[torch.Tensor]:
+    """Every floating point tensor in a nest of tuples, lists, mappings and dataclasses."""
+    if isinstance(value, torch.Tensor):
+        return [value] if value.is_floating_point() else []
+    if isinstance(value, Mapping):
+        return [t for item in value.values() for t in floating(item)]
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [t for item in value for t in floating(item)]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = (f.name for f in dataclasses.fields(value))
+        return [t for name in names for t in floating(getattr(value, name, None))]
+    return []
+
+
+def read_output(raw: Any) -> Output:
+    """The Output in a tensor, tuple, list, mapping, ModelOutput or dataclass.
+
+    ``logits`` first, then ``last_hidden_state``, then the first floating point tensor with a
+    batch axis. Raises SubjectError where there is none, with what was returned.
+    """
+    fields = dict(_fields(raw))
+    tensors = {
+        name: value
+        for name, value in fields.items()
+        if isinstance(value, torch.Tensor) and value.is_floating_point()
+    }
+    wide = {name: value for name, value in tensors.items() if value.dim() >= 2}
+    for name in (*_MAIN, *_HIDDEN, *wide):
+        if name in wide:
+            loss = tensors.get("loss")
+            if loss is None and not isinstance(raw, Mapping):
+                loss = next((v for v in tensors.values() if v.dim() == 0), None)
+            cache = next((fields[key] for key in _CACHE if fields.get(key) is not None), None)
+            others = tuple(t for t in floating(raw) if t is not wide[name])
+            return Output(wide[name], name, type(raw).__name__, loss, cache, others)
+    raise SubjectError(
+        f"forward must return logits, a floating point tensor (B, T, V) or (B, K); "
+        f"it returned {describe(raw)}"
+    )
+
+
+def describe(raw: Any) -> str:
+    """Type and shapes of a returned value, in at most a few words."""
+    if isinstance(raw, torch.Tensor):
+        return f"{str(raw.dtype).removeprefix('torch.')} tensor {tuple(raw.shape)}"
+    parts = [
+        f"{name}: {describe(value) if isinstance(value, torch.Tensor) else type(value).__name__}"
+        for name, value in _fields(raw)
+    ]
+    inside = f" ({', '.join(parts[:6])})" if parts else ""
+    return f"{type(raw).__name__}{inside}"
+
+
+def _fields(raw: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(raw, torch.Tensor):
+        yield "tensor", raw
+    elif isinstance(raw, Mapping):
+        yield from ((str(key), value) for key, value in raw.items())
+    elif dataclasses.is_dataclass(raw):
+        yield from ((f.name, getattr(raw, f.name)) for f in dataclasses.fields(raw))
+    elif hasattr(raw, "_asdict"):
+        yield from raw._asdict().items()
+    elif isinstance(raw, Sequence) and not isinstance(raw, str):
+        yield from ((str(index), value) for index, value in enumerate(raw))

@@ -1,0 +1,137 @@
+"""What a model's forward asks for, in the words of this package."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pytest_transformer_validate.errors import SubjectError
+
+if TYPE_CHECKING:
+    import torch
+
+# Role -> parameter names, most telling first. A role is what a Batch calls the input.
+ROLES: dict[str, tuple[str, ...]] = {
+    "pixel_values": ("pixel_values", "images", "image", "pixels", "img", "imgs"),
+    "input_ids": (
+        "input_ids", "input_0_tokens", "tokens", "token_ids", "input_tokens", "src_tokens",
+        "src_ids", "encoder_input_ids", "ids", "idx", "indices", "inputs", "input", "src",
+        "source", "enc_input", "x",
+    ),
+    "decoder_input_ids": (
+        "decoder_input_ids", "decoder_tokens", "tgt_tokens", "tgt_ids", "target_ids",
+        "decoder_input", "decoder_inputs", "dec_input", "prev_output_tokens", "tgt", "trg", "y",
+    ),
+    "attention_mask": ("attention_mask",),
+    "decoder_attention_mask": ("decoder_attention_mask",),
+    "padding_mask": (
+        "src_key_padding_mask", "key_padding_mask", "padding_mask", "pad_mask", "src_padding_mask",
+    ),
+    "mask": ("mask", "attn_mask", "src_mask"),
+    "position_ids": ("position_ids", "positions", "pos_ids"),
+    "token_type_ids": ("token_type_ids", "segment_ids", "token_types"),
+    "labels": ("labels", "targets", "target", "label"),
+    "past_key_values": (
+        "past_key_values", "cache_params", "past", "kv_cache", "cache", "layer_past",
+    ),
+    "use_cache": ("use_cache",),
+    "start": ("start_pos", "past_length", "offset"),
+}  # fmt: skip
+
+_INTERMEDIATE = re.compile(r"^(mhsa|attention|residual|ffn|mlp|layer)_(\w+_)?output$")
+_VAR = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Parameters of a forward: ``names`` maps role to parameter name, in call order.
+
+    ``required`` holds the roles without a default; ``intermediates`` the parameters that ask for
+    results of the model's own submodules (builder exports); ``positional`` the roles that cannot
+    be given by keyword; ``text`` the signature as written, for messages.
+    """
+
+    names: dict[str, str]
+    required: frozenset[str]
+    intermediates: tuple[str, ...]
+    positional: frozenset[str]
+    text: str
+
+    def takes(self, role: str) -> bool:
+        """Whether forward has a parameter for ``role``."""
+        return role in self.names
+
+
+def read_signature(model: torch.nn.Module, *, vision: bool) -> Signature:
+    """The Signature of ``model.forward``; ``vision`` says that its main input is an image.
+
+    Raises SubjectError, with the signature, for a required parameter that nobody knows.
+    """
+    signature = inspect.signature(_described(model).forward)
+    parameters = [p for p in signature.parameters.values() if p.kind not in _VAR]
+    text = f"forward{signature}"
+    if not parameters:
+        raise SubjectError(f"forward takes no named input\n  signature: {text}")
+    names, unknown = _assign(parameters, vision=vision)
+    intermediates = tuple(p.name for p in unknown if _INTERMEDIATE.match(p.name))
+    missing = [p.name for p in unknown if p.default is p.empty and p.name not in intermediates]
+    if missing:
+        raise SubjectError(
+            f"forward requires {', '.join(missing)}, and what that is cannot be found out\n"
+            f"  signature: {text[:300]}\n"
+            "  give the parameter a default, or wrap the model in one whose forward takes input_ids"
+        )
+    by_name = {p.name: p for p in parameters}
+    kinds = {role: by_name[name] for role, name in names.items()}
+    return Signature(
+        names=names,
+        required=frozenset(r for r, p in kinds.items() if p.default is p.empty),
+        intermediates=intermediates,
+        positional=frozenset(r for r, p in kinds.items() if p.kind is p.POSITIONAL_ONLY),
+        text=text,
+    )
+
+
+def _described(model: torch.nn.Module) -> torch.nn.Module:
+    """The module whose forward has named parameters: wrappers hand (*args, **kwargs) on."""
+    while all(p.kind in _VAR for p in inspect.signature(model.forward).parameters.values()):
+        children = list(model.children())
+        if len(children) != 1:
+            return model
+        model = children[0]
+    return model
+
+
+def _assign(
+    parameters: list[inspect.Parameter], *, vision: bool
+) -> tuple[dict[str, str], list[inspect.Parameter]]:
+    """Roles to names, and the parameters left over."""
+    left = {p.name: p for p in parameters}
+    found: dict[str, str] = {}
+    main = "pixel_values" if vision else "input_ids"
+    for role, candidates in ROLES.items():
+        if role in {"pixel_values", "input_ids"} and role != main:
+            continue
+        name = next((c for c in candidates if c in left), None)
+        if name is not None:
+            found[role] = name
+            del left[name]
+    if main not in found:
+        first = parameters[0].name
+        found = {main: first, **{r: n for r, n in found.items() if n != first}}
+        left.pop(first, None)
+    if not vision and "labels" in found and "decoder_input_ids" not in found:
+        _second_required_is_decoder(parameters, found)
+    return found, list(left.values())
+
+
+def _second_required_is_decoder(
+    parameters: list[inspect.Parameter], found: dict[str, str]
+) -> None:
+    """``forward(source, target)``: a target without default is what the decoder reads."""
+    by_name = {p.name: p for p in parameters}
+    labels = by_name[found["labels"]]
+    if labels.default is labels.empty and labels.name in {"target", "targets"}:
+        found["decoder_input_ids"] = found.pop("labels")
