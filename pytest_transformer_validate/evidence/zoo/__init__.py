@@ -148,6 +148,12 @@ _table.add(
     "classification",
 )
 _table.add(
+    "simple_classifier",
+    "SentimentModel",
+    {"vocab_size": 167, "maxlen": 40, "embed_dim": 32, "num_heads": 2, "num_classes": 2},
+    "classification",
+)
+_table.add(
     "vit",
     "VisionTransformer",
     {"image_size": 32, "patch_size": 8, "num_channels": 3, "num_classes": 10, "dim": 48},

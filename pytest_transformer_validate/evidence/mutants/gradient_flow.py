@@ -1,0 +1,354 @@
+"""Mistakes that keep a part of the model from learning."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+
+from pytest_transformer_validate.evidence.mutants.surgery import Mutant
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_dead = partial(Mutant, check="gradient_flow")
+
+
+def _negative_bias(model: nn.Module) -> None:
+    with torch.no_grad():
+        model.get_submodule("layers.1.ffn.up").get_parameter("bias").fill_(-10.0)
+
+
+MUTANTS = (
+    _dead(
+        name="attention_detached",
+        family="cut_graph",
+        parent="llama",
+        where=("layers.0.self_attn", "layers.0.input_layernorm"),
+        why="detach left over from an experiment",
+        edits=(("x = x + attended\n", "x = x + attended.detach()\n"),),
+    ),
+    _dead(
+        name="encoder_memory_detached",
+        family="cut_graph",
+        parent="seq2seq",
+        where=("encoder_positions", "encoder_layers.0", "encoder_layers.0.self_attn"),
+        why="memory treated as a fixed input of the decoder",
+        edits=(
+            (
+                "memory = self.encode(input_ids, mask)",
+                "memory = self.encode(input_ids, mask).detach()",
+            ),
+        ),
+    ),
+    _dead(
+        name="head_on_detached_states",
+        family="cut_graph",
+        parent="torch_encoder",
+        where=("embedding", "embedding.token"),
+        why="probing head trained on frozen features",
+        edits=(("self.mlm_head(hidden)", "self.mlm_head(hidden.detach())"),),
+    ),
+    _dead(
+        name="weight_data",
+        family="cut_graph",
+        parent="nanogpt",
+        where=("transformer.h.0.mlp.c_fc",),
+        why=".data gives the weight without its graph",
+        edits=(("self.gelu(self.c_fc(x))", "self.gelu(F.linear(x, self.c_fc.weight.data))"),),
+    ),
+    _dead(
+        name="weight_detached",
+        family="cut_graph",
+        parent="seq2seq",
+        where=("generator",),
+        why="projection shared with a part that must not be trained",
+        edits=(
+            (
+                "return self.generator(y)",
+                "return F.linear(y, self.generator.weight.detach(), self.generator.bias)",
+            ),
+        ),
+    ),
+    _dead(
+        name="no_grad_in_feed_forward",
+        family="cut_graph",
+        parent="text_classifier",
+        where=("blocks.0.norm2", "blocks.0.fc1"),
+        why="no_grad to save memory",
+        edits=(
+            (
+                "h = F.gelu(self.fc1(self.norm2(x)))",
+                "with torch.no_grad():\n            h = F.gelu(self.fc1(self.norm2(x)))",
+            ),
+        ),
+    ),
+    _dead(
+        name="no_grad_in_embeddings",
+        family="cut_graph",
+        parent="bert",
+        where=("embeddings", "embeddings.word_embeddings", "embeddings.token_type_embeddings"),
+        why="embedding sum under no_grad copied from an inference script",
+        edits=(
+            (
+                "x = self.word_embeddings(input_ids) + self.token_type_embeddings(token_type_ids)",
+                "with torch.no_grad():\n"
+                "            x = self.word_embeddings(input_ids)\n"
+                "            x = x + self.token_type_embeddings(token_type_ids)",
+            ),
+        ),
+    ),
+    _dead(
+        name="router_without_weights",
+        family="hard_decision",
+        parent="moe",
+        where=("layers.0.moe.gate",),
+        why="experts are summed without their router weights, so only argmax sees the router",
+        edits=(
+            (
+                "weights = weights / weights.sum(dim=-1, keepdim=True)",
+                "weights = torch.full_like(weights, 1.0 / self.top_k)",
+            ),
+        ),
+    ),
+    _dead(
+        name="hard_gate",
+        family="hard_decision",
+        parent="llama",
+        where=("layers.0.mlp.gate_proj",),
+        why="a threshold instead of a smooth gate",
+        edits=(
+            (
+                "F.silu(self.gate_proj(x)) * self.up_proj(x)",
+                "(self.gate_proj(x) > 0).to(x.dtype) * self.up_proj(x)",
+            ),
+        ),
+    ),
+    _dead(
+        name="activations_rounded",
+        family="hard_decision",
+        parent="sliding_window",
+        where=("layers.0.norm2", "layers.0.fc_in"),
+        why="quantised activations without a straight-through gradient",
+        edits=(
+            (
+                "F.gelu(self.fc_in(self.norm2(x)))",
+                "torch.round(8 * F.gelu(self.fc_in(self.norm2(x)))) / 8",
+            ),
+        ),
+    ),
+    _dead(
+        name="last_layer_skipped",
+        family="skipped_layer",
+        parent="sdpa_gpt",
+        where=("blocks.2", "blocks.2.ln_1"),
+        why="range(n - 1)",
+        edits=(("for block in self.blocks:", "for block in self.blocks[:-1]:"),),
+    ),
+    _dead(
+        name="first_layer_skipped",
+        family="skipped_layer",
+        parent="bert",
+        where=("encoder.0", "encoder.0.attention"),
+        why="index from 1",
+        edits=(("for layer in self.encoder:", "for layer in self.encoder[1:]:"),),
+    ),
+    _dead(
+        name="same_layer_twice",
+        family="skipped_layer",
+        parent="mha_decoder",
+        where=("layers.1", "layers.1.norm1"),
+        why="constant index in the loop",
+        edits=(
+            (
+                "for layer in self.layers:\n            x = layer(x, mask)",
+                "for _ in self.layers:\n            x = self.layers[0](x, mask)",
+            ),
+        ),
+    ),
+    _dead(
+        name="layer_result_dropped",
+        family="lost_result",
+        parent="sliding_window",
+        where=("layers.0", "layers.0.norm1"),
+        why="assignment forgotten",
+        edits=(("x = layer(x)", "layer(x)"),),
+    ),
+    _dead(
+        name="attention_result_dropped",
+        family="lost_result",
+        parent="conv_gpt",
+        where=("blocks.0.attn", "blocks.0.attn_norm"),
+        why="the sum is computed and assigned to nothing",
+        edits=(
+            (
+                "x = x + self.drop(self.attn(self.attn_norm(x)))",
+                "x + self.drop(self.attn(self.attn_norm(x)))",
+            ),
+        ),
+    ),
+    _dead(
+        name="conv_result_overwritten",
+        family="lost_result",
+        parent="conv_gpt",
+        where=("blocks.0.conv", "blocks.0.conv_norm"),
+        why="second sublayer starts from the block's input",
+        edits=(
+            (
+                "x = x + self.drop(self.conv(self.conv_norm(x)))",
+                "h = x + self.drop(self.conv(self.conv_norm(x)))",
+            ),
+        ),
+    ),
+    _dead(
+        name="builder_output_unused",
+        family="lost_result",
+        parent="builder_attention",
+        where=("ffn_1", "ffn_1.0", "layernorm_2"),
+        why="the second feed-forward's residual was wired to the first",
+        edits=(("self.layernorm_3(x + ffn_1_output)", "self.layernorm_3(x + ffn_0_output)"),),
+    ),
+    _dead(
+        name="transform_unused",
+        family="unused_module",
+        parent="bert",
+        where=("transform",),
+        why="head refactored, old layer still there",
+        edits=(("F.gelu(self.transform(hidden))", "F.gelu(hidden)"),),
+    ),
+    _dead(
+        name="final_norm_unused",
+        family="unused_module",
+        parent="text_classifier",
+        where=("norm",),
+        why="final norm built and forgotten",
+        edits=(("self.pool(self.norm(x), mask)", "self.pool(x, mask)"),),
+    ),
+    _dead(
+        name="second_norm_unused",
+        family="unused_module",
+        parent="vit",
+        where=("blocks.0.norm2",),
+        why="norm1 typed twice",
+        edits=(("self.mlp(self.norm2(x))", "self.mlp(self.norm1(x))"),),
+    ),
+    _dead(
+        name="relu_dead",
+        family="saturated",
+        parent="mha_decoder",
+        where=("layers.1.ffn.up",),
+        why="bias loaded with the scale of another layer",
+        operate=_negative_bias,
+    ),
+    _dead(
+        name="gate_saturated",
+        family="saturated",
+        parent="recurrent",
+        where=("mixer.gate",),
+        why="gate opened by a large constant instead of a bias that can be learned",
+        edits=(
+            (
+                "self.out = nn.Linear(width, width)",
+                "self.out = nn.Linear(width, width)\n        self.gate = nn.Linear(width, width)",
+            ),
+            (
+                "return self.out(states)",
+                "return self.out(states) * torch.sigmoid(self.gate(x) + 100.0)",
+            ),
+        ),
+    ),
+    _dead(
+        name="softmax_over_one",
+        family="zero_effect",
+        parent="vit",
+        where=("score",),
+        why="softmax over the last dimension, which has size one, instead of over the tokens",
+        edits=(
+            (
+                "self.head = nn.Linear(dim, num_classes)",
+                "self.score = nn.Linear(dim, 1)\n        self.head = nn.Linear(dim, num_classes)",
+            ),
+            (
+                "return self.head(x[:, 0])",
+                "weights = self.score(x).softmax(dim=-1)\n"
+                "        return self.head((weights * x).mean(dim=1))",
+            ),
+        ),
+    ),
+    _dead(
+        name="branch_subtracted_again",
+        family="zero_effect",
+        parent="alibi",
+        where=("blocks.0.attention", "blocks.0.norm_attention"),
+        why="both halves of a rewritten residual kept, so the branch cancels",
+        edits=(
+            (
+                "x = x + self.attention(self.norm_attention(x))",
+                "residual = self.attention(self.norm_attention(x))\n"
+                "        x = (x + residual) - residual",
+            ),
+        ),
+    ),
+    _dead(
+        name="branch_scaled_away",
+        family="vanishing",
+        parent="torch_encoder",
+        where=("encoder", "embedding", "embedding.token"),
+        why="eps multiplied where it should be added",
+        edits=(
+            (
+                "hidden = self.encoder(self.embedding(input_ids), src_key_padding_mask=padding)",
+                "embedded = self.embedding(input_ids) * 1e-12\n"
+                "        hidden = self.encoder(embedded, src_key_padding_mask=padding)",
+            ),
+        ),
+    ),
+    _dead(
+        name="layer_scale_too_small",
+        family="vanishing",
+        parent="sdpa_gpt",
+        where=("blocks.0.attn", "blocks.0.ln_1"),
+        why="the norm's eps passed as the initial layer scale",
+        edits=(("x = x + self.attn(self.ln_1(x))", "x = x + 1e-12 * self.attn(self.ln_1(x))"),),
+    ),
+    _dead(
+        name="no_norm_and_unit_weights",
+        family="exploding",
+        parent="alibi",
+        where=("blocks", "blocks.0", "token_embedding"),
+        why="norms taken out and weights drawn with unit variance",
+        edits=(
+            ("self.attention(self.norm_attention(x))", "self.attention(x)"),
+            ("self.mlp(self.norm_mlp(x))", "self.mlp(x)"),
+            ("        self.norm_attention = nn.LayerNorm(dim)\n", ""),
+            ("        self.norm_mlp = nn.LayerNorm(dim)\n", ""),
+            ("        self.final_norm = nn.LayerNorm(dim)\n", ""),
+            (
+                "return self.to_logits(self.final_norm(x))",
+                "return self.to_logits(x)",
+            ),
+            (
+                "self.to_logits = nn.Linear(dim, vocab_size)",
+                "self.to_logits = nn.Linear(dim, vocab_size)\n"
+                "        for weight in self.parameters():\n"
+                "            nn.init.normal_(weight)",
+            ),
+        ),
+    ),
+    _dead(
+        name="sqrt_under_where",
+        family="nan_gradient",
+        parent="mha_decoder",
+        where=("layers.0.ffn", "layers.0.ffn.up", "layers.1.ffn", "layers.1.ffn.up"),
+        why="where() hides the NaN of the square root from the output, not from the gradient",
+        edits=(
+            (
+                "return self.down(self.dropout(torch.relu(self.up(x))))",
+                "h = self.up(x)\n"
+                "        h = torch.where(h > 0, torch.sqrt(h), torch.zeros_like(h))\n"
+                "        return self.down(self.dropout(h))",
+            ),
+        ),
+    ),
+)
