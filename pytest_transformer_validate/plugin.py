@@ -1,1 +1,60 @@
 """Hooks of the pytest plugin."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_transformer_validate import fixtures, hookspec, options
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+MARKS = (
+    "tier1: validation of a transformer: is it built right?",
+    "tier2: validation of a transformer: does it behave?",
+    "tier3: validation of a transformer: does it learn? (needs --tb-train)",
+)
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    pluginmanager.add_hookspecs(hookspec)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    options.add_options(parser)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_cmdline_main(config: pytest.Config) -> Generator[None, object, object]:
+    """Whole models to a worker of pytest-xdist, where no ``--dist`` asks for something else.
+
+    A wrapper, because pytest-xdist puts its own default in place when it is called.
+    """
+    if (
+        config.getoption("numprocesses", None)
+        and config.getoption("dist", None) == "no"
+        and not config.getoption("distload", False)
+        and options.asked_for(config)
+    ):
+        config.option.dist = "loadfile"
+    return (yield)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for mark in MARKS:
+        config.addinivalue_line("markers", mark)
+    config.pluginmanager.register(fixtures, "transformer_validate_fixtures")
+    if options.value(config, "tier3"):
+        asked = config.getoption("markexpr")
+        config.option.markexpr = f"({asked}) and tier3" if asked else "tier3"
+    if not options.asked_for(config):
+        return
+    from pytest_transformer_validate.start import start
+
+    run = start(config)
+    if run is not None:
+        from pytest_transformer_validate.session import register
+
+        register(config, run)

@@ -1,0 +1,247 @@
+"""A model in pytest's tree: a file, in it a module for every tier, in it ordinary functions."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_transformer_validate.fixtures import CASE, ENTRY
+from pytest_transformer_validate.outcome import RECORD, failure_repr, keep, speak
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterator
+
+    from pytest_transformer_validate.checks.registry import Check
+    from pytest_transformer_validate.models import Run, RunModel
+
+TIER3_HINT = "tier 3 trains the model; add --tb-train"
+
+
+class _Node(pytest.Collector):
+    """Hooks of a model's nodes are those of the conftests above the model and at the root."""
+
+    model: RunModel
+
+    @property
+    def ihook(self) -> Any:
+        return _Hooks(self.config, self.path)
+
+
+class ModelFile(_Node, pytest.File):
+    """All checks of one model. Its node id is the model's."""
+
+    run: Run
+
+    @classmethod
+    def make(cls, session: pytest.Session, run: Run, model: RunModel) -> ModelFile:
+        identity: Any = model.id
+        node = cls.from_parent(session, path=model.path, name=model.id, nodeid=identity)
+        node.run, node.model = run, model
+        return node
+
+    def collect(self) -> Iterator[pytest.Collector]:
+        for tier in sorted({check.tier for check in self.run.wanted(self.model)}):
+            yield Tier.make(self, tier)
+
+
+class Tier(_Node, pytest.Module):
+    """The checks of one tier of one model."""
+
+    file: ModelFile
+    tier: int
+
+    @classmethod
+    def make(cls, parent: ModelFile, tier: int) -> Tier:
+        name = f"tier{tier}"
+        identity: Any = f"{parent.nodeid}::{name}"
+        node = cls.from_parent(parent, path=parent.path, name=name, nodeid=identity)
+        node.file, node.model, node.tier = parent, parent.model, tier
+        node.add_marker(name)
+        return node
+
+    def _getobj(self) -> ModuleType:
+        return ModuleType(self.name)
+
+    def collect(self) -> Iterator[pytest.Item]:
+        run = self.file.run
+        for check in run.wanted(self.model):
+            if check.tier == self.tier:
+                wanted = run.wanted_ids(self.model, check)
+                yield from (item for item in self._items(check) if item.name in wanted)
+
+    def _items(self, check: Check) -> Iterator[CheckItem]:
+        """pytest's own functions for the check, with its cases as parameters."""
+        function = _function(check)
+        setattr(self.obj, check.name, function)
+        hook = self.ihook.pytest_pycollect_makeitem
+        for made in hook(collector=self, name=check.name, obj=function) or []:
+            item = CheckItem.from_parent(
+                self,
+                name=made.name,
+                originalname=check.name,
+                callspec=getattr(made, "callspec", None),
+            )
+            item.model, item.check, item.tier = self.model, check, self.tier
+            _limit_time(item)
+            yield item
+
+
+class CheckItem(pytest.Function):
+    """One check, or one case of it, on one model."""
+
+    model: RunModel
+    check: Check
+    tier: int
+
+    @property
+    def ihook(self) -> Any:
+        return _Hooks(self.config, self.path)
+
+    @property
+    def case(self) -> str | None:
+        spec = getattr(self, "callspec", None)
+        return None if spec is None else str(spec.params[CASE])
+
+    def judge(self, request: pytest.FixtureRequest) -> None:
+        """Run the check; what it says becomes the item's outcome."""
+        outcome = self.model.run.judge(
+            self.check, self.case, lambda: request.getfixturevalue("tb_probe")
+        )
+        keep(self, outcome.record)
+        speak(outcome)
+
+    def reportinfo(self) -> tuple[os.PathLike[str] | str, int | None, str]:
+        return self.path, None, f"{self.name} on {self.model.id}"
+
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
+        record = self.stash.get(RECORD, None)
+        if record is None or not record.message or self.config.getoption("fulltrace", False):
+            return super().repr_failure(excinfo)
+        return failure_repr(record)
+
+
+def add_models(report: pytest.CollectReport, session: pytest.Session, run: Run) -> None:
+    """Append the models of the run to what the session has collected."""
+    for model in run.models:
+        if run.wanted(model):
+            report.result.append(ModelFile.make(session, run, model))
+
+
+class OwnReports:
+    """Collects a model's nodes before any other plugin does.
+
+    pytest's ``--lf`` gives an empty report for a file in which no test failed; ids of models
+    that are no file would be lost there.
+    """
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_make_collect_report(
+        self, collector: pytest.Collector
+    ) -> pytest.CollectReport | None:
+        if not isinstance(collector, _Node):
+            return None
+        return pytest.CollectReport(collector.nodeid, "passed", None, list(collector.collect()))
+
+
+def parametrize(metafunc: pytest.Metafunc, run: Run) -> None:
+    """Run a test that asks for a model once for every model of the run."""
+    own = isinstance(metafunc.definition.parent, Tier)
+    if own or ENTRY not in metafunc.fixturenames:
+        return
+    ids = [re.sub(r"[^\w.-]+", "_", model.id) for model in run.models]
+    if len(set(ids)) < len(ids):
+        ids = [f"{name}-{index}" for index, name in enumerate(ids)]
+    metafunc.parametrize(ENTRY, run.models, ids=ids, indirect=True)
+
+
+def entry_of(item: pytest.Item) -> RunModel | None:
+    """The model of the run that a test is about."""
+    if isinstance(item, CheckItem):
+        return item.model
+    spec = getattr(item, "callspec", None)
+    return None if spec is None else spec.params.get(ENTRY)
+
+
+def hold_back_tier3(config: pytest.Config, items: list[pytest.Item], run: Run) -> int:
+    """Deselect tier 3, or skip what was asked for by name; the number of deselected checks."""
+    if run.settings.train:
+        return 0
+    by_word = "tier3" in config.getoption("markexpr") or bool(config.getoption("keyword"))
+    kept: list[pytest.Item] = []
+    held: list[pytest.Item] = []
+    for item in items:
+        if not (isinstance(item, CheckItem) and item.tier == 3):
+            kept.append(item)
+        elif by_word or run.asks_by_id(item.model, 3):
+            item.add_marker(pytest.mark.skip(reason=TIER3_HINT))
+            kept.append(item)
+        else:
+            held.append(item)
+    if held:
+        config.hook.pytest_deselected(items=held)
+        items[:] = kept
+    return len(held)
+
+
+def _function(check: Check) -> Callable[..., None]:
+    def plain_check(request: pytest.FixtureRequest) -> None:
+        request.node.judge(request)
+
+    def check_with_cases(request: pytest.FixtureRequest, _tb_case: str) -> None:
+        request.node.judge(request)
+
+    function: Any = plain_check
+    if check.cases:
+        ids = list(check.cases)
+        function = pytest.mark.parametrize(CASE, ids, ids=ids, indirect=True)(check_with_cases)
+    function.__name__ = function.__qualname__ = check.name
+    function.__doc__ = check.summary
+    function.__test__ = True
+    made: Callable[..., None] = function
+    return made
+
+
+def _limit_time(item: CheckItem) -> None:
+    """Mark for pytest-timeout, unless the user's own limit is shorter or the check trains."""
+    seconds = item.model.settings.timeout
+    if item.tier == 3 or not seconds or not item.config.pluginmanager.hasplugin("timeout"):
+        return
+    import os
+    import signal
+
+    given = item.config.getoption("timeout", None)
+    own = given or item.config.getini("timeout") or os.environ.get("PYTEST_TIMEOUT") or 0
+    if 0 < float(own) <= seconds:
+        return
+    method = {"method": "signal"} if hasattr(signal, "SIGALRM") else {}
+    item.add_marker(pytest.mark.timeout(seconds, **method))
+
+
+class _Hooks:
+    """The hooks of all plugins but the conftests of folders that are not above ``path``.
+
+    pytest knows the conftests of a folder only once it has collected that folder, which it does
+    not do for a model's.
+    """
+
+    def __init__(self, config: pytest.Config, path: Path) -> None:
+        self._config = config
+        self._folders = {config.rootpath, *path.parents, path}
+
+    def __getattr__(self, name: str) -> Any:
+        manager = self._config.pluginmanager
+        foreign = [p for p in manager.get_plugins() if self._is_foreign(p)]
+        hook = manager.subset_hook_caller(name, foreign)
+        self.__dict__[name] = hook
+        return hook
+
+    def _is_foreign(self, plugin: object) -> bool:
+        file = getattr(plugin, "__file__", None)
+        if not isinstance(file, str) or Path(file).name != "conftest.py":
+            return False
+        return Path(file).parent not in self._folders

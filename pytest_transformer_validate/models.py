@@ -1,0 +1,233 @@
+"""The models of a run: what was asked, and what is loaded of it right now."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_transformer_validate.checks.selection import merge_declared
+from pytest_transformer_validate.errors import SourceError, SpecError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+    from types import TracebackType
+
+    import torch
+
+    from pytest_transformer_validate.checks.registry import Check
+    from pytest_transformer_validate.options import Settings
+    from pytest_transformer_validate.probe.probe import Probe
+    from pytest_transformer_validate.runner import ModelRun
+    from pytest_transformer_validate.sources.base import Loaded, LoadOptions, Source
+    from pytest_transformer_validate.subject.subject import Subject
+
+STOPS = (SystemExit, pytest.fail.Exception)
+
+
+@dataclass
+class Shared:
+    """The Subject and the Probe of one model object, made once and shared by all tests."""
+
+    settings: Settings
+    task: str | None = None
+    weights: str = "as given"
+    _model: torch.nn.Module | None = None
+    _subject: Subject | None = None
+    _probe: Probe | None = None
+
+    def subject(
+        self, model: torch.nn.Module, config: Any, tokenizer: Any, device: torch.device
+    ) -> Subject:
+        """The Subject of ``model``; a new one where another model was asked for last."""
+        if self._subject is None or self._model is not model:
+            import torch
+
+            from pytest_transformer_validate.subject.subject import Subject
+
+            dtype = self.settings.dtype
+            self._subject = Subject(
+                model,
+                config,
+                tokenizer=tokenizer,
+                task=self.task,
+                device=device,
+                dtype=None if dtype is None else getattr(torch, dtype),
+                seed=self.settings.seed,
+            )
+            self._model = model
+        return self._subject
+
+    def probe(self, subject: Subject) -> Probe:
+        """The Probe of ``subject``; a new one where another subject was asked for last."""
+        if self._probe is None or self._probe.subject is not subject:
+            from pytest_transformer_validate.probe.probe import Probe
+
+            self._probe = Probe(subject, seed=self.settings.seed, weights=self.weights)
+        return self._probe
+
+    def clear(self) -> None:
+        self._model = self._subject = self._probe = None
+
+
+@dataclass(eq=False)
+class RunModel:
+    """One model of the run.
+
+    ``path`` is where it lies (the root folder for one that is no file), ``origin`` who named it,
+    ``typed`` the arguments that name it on a command line; ``excuse`` is off under ``--runxfail``.
+
+    It is loaded when first asked for and again after a test that changed it; a load that failed
+    is not tried again.
+    """
+
+    source: Source
+    options: LoadOptions
+    settings: Settings
+    checks: Sequence[Check]
+    path: Path
+    origin: str
+    run: ModelRun
+    task: str | None = None
+    typed: tuple[str, ...] = ()
+    excuse: bool = True
+    shared: Shared = field(init=False)
+    waiting: int = 0
+    _loaded: Loaded | None = None
+    _print: object = None
+    _changed: bool = False
+    _error: BaseException | None = None
+    _traceback: TracebackType | None = None
+
+    def __post_init__(self) -> None:
+        self.shared = Shared(self.settings, self.task)
+
+    def __repr__(self) -> str:
+        return f"<model {self.id}>"
+
+    @property
+    def id(self) -> str:
+        return self.source.id
+
+    def loaded(self) -> Loaded:
+        """The model. Raises what its source or its own code raised, every time the same."""
+        if self._error is not None:
+            raise self._error.with_traceback(self._traceback)
+        if self._loaded is None:
+            try:
+                self._loaded = self._load()
+            except (Exception, *STOPS) as error:
+                self._error, self._traceback = error, error.__traceback__
+                raise
+        return self._loaded
+
+    def subject(
+        self, model: torch.nn.Module, config: Any, tokenizer: Any, device: torch.device
+    ) -> Subject:
+        """The Subject of ``model``, which is the loaded one or what replaces it in a conftest."""
+        self._note_change()
+        subject = self.shared.subject(model, config, tokenizer, device)
+        self._take_print()
+        return subject
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[Loaded]:
+        """The model for the length of one test, in its scope; dropped if the test changed it."""
+        loaded = self.loaded()
+        with loaded.scope:
+            yield loaded
+            self._note_change()
+        if self._changed:
+            self.release()
+
+    def release(self) -> None:
+        """Let go of the model and of everything made from it."""
+        self.shared.clear()
+        self._loaded = None
+        self._changed = False
+
+    def _load(self) -> Loaded:
+        _share_threads()
+        loaded = self.source.load(self.options)
+        try:
+            declared = merge_declared(self.settings.expect_fail, loaded.expect_fail, self.checks)
+        except SpecError as error:
+            raise SourceError(f'"expect_fail" in the config.json: {error}') from error
+        if self.excuse:
+            self.run.declared.update(declared)
+        self.shared.weights = loaded.weights
+        self._loaded = loaded
+        self._take_print()
+        return loaded
+
+    def _take_print(self) -> None:
+        if self._loaded is not None:
+            from pytest_transformer_validate.subject.guard import fingerprint
+
+            self._print = fingerprint(self._loaded.model)
+
+    def _note_change(self) -> None:
+        if self._loaded is not None:
+            from pytest_transformer_validate.subject.guard import fingerprint
+
+            self._changed |= fingerprint(self._loaded.model) != self._print
+
+
+@dataclass(frozen=True)
+class Run:
+    """All models of a run and which of their checks were asked for.
+
+    ``selected`` maps a model's id to the ``tier::check`` ids (or prefixes of them) that were
+    typed; it is empty where none was, and then every check runs if ``collect`` is set.
+    """
+
+    settings: Settings
+    models: tuple[RunModel, ...]
+    checks: tuple[Check, ...]
+    collect: bool = True
+    selected: Mapping[str, frozenset[str]] = field(default_factory=dict)
+
+    def wanted(self, model: RunModel) -> list[Check]:
+        """The checks of ``model`` that were asked for."""
+        return [check for check in self.checks if self.wanted_ids(model, check)]
+
+    def wanted_ids(self, model: RunModel, check: Check) -> list[str]:
+        """The ids (``name`` or ``name[case]``) of ``check`` that were asked for."""
+        if not self.collect:
+            return []
+        if not self.selected:
+            return check.ids()
+        typed = self.selected.get(model.id, frozenset())
+        prefixes = {"", f"tier{check.tier}", f"tier{check.tier}::{check.name}"}
+        if typed & prefixes:
+            return check.ids()
+        return [name for name in check.ids() if f"tier{check.tier}::{name}" in typed]
+
+    def asks_by_id(self, model: RunModel, tier: int) -> bool:
+        """Whether an id of this tier was typed."""
+        typed = self.selected.get(model.id, frozenset())
+        return any(name.partition("::")[0] == f"tier{tier}" for name in typed)
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that ``--tb-device`` means."""
+    import torch
+
+    if name != "auto":
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _share_threads() -> None:
+    """In a pytest-xdist worker, take this worker's part of the processors."""
+    workers = os.environ.get("PYTEST_XDIST_WORKER_COUNT", "")
+    if workers.isdigit() and int(workers) > 0:
+        import torch
+
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(workers)))

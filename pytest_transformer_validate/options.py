@@ -1,0 +1,241 @@
+"""Every option of the plugin: the command line, its ini twin, and what they have to be."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_transformer_validate.errors import SpecError
+from pytest_transformer_validate.task import canonical_task
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+DTYPES = {"float64": "float64", "float32": "float32", "float16": "float16", "bfloat16": "bfloat16"}
+DTYPES |= {"fp64": "float64", "fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+LARGEST_SEED = 2**32 - 1
+_SPECS = "model.py, model.py::Net, folder/, pkg.module:attr"
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option: ``name`` is its ini key, ``--name`` with dashes its flag.
+
+    ``ini_type`` is pytest's; a ``linelist`` may be given several times on the command line.
+    """
+
+    name: str
+    ini_type: Any
+    metavar: str
+    help: str
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    def add(self, parser: pytest.Parser, group: pytest.OptionGroup) -> None:
+        parser.addini(self.name, self.help, type=self.ini_type, default=None)
+        if self.ini_type == "bool":
+            group.addoption(self.flag, action="store_true", default=None, help=self.help)
+        else:
+            action = "append" if self.ini_type == "linelist" else "store"
+            group.addoption(
+                self.flag, action=action, default=None, metavar=self.metavar, help=self.help
+            )
+
+
+OPTIONS = (
+    Option("tb_model", "linelist", "SPEC", f"validate this model ({_SPECS}); may be repeated"),
+    Option("tb_config", "linelist", "PATH", "config.json to use; once, or once a model in order"),
+    Option("tb_tokenizer", "linelist", "PATH", "tokenizer to use; once, or once a model in order"),
+    Option("tb_weights", "linelist", "PATH", "weights to load; once, or once a model in order"),
+    Option("tb_task", "linelist", "TASK", "what the model is for; once, or once a model in order"),
+    Option("tb_device", "string", "DEVICE", "cpu (default), cuda, cuda:N, mps or auto"),
+    Option("tb_dtype", "string", "DTYPE", "float64, float32, bfloat16 or float16; default: as is"),
+    Option("tb_seed", "int", "N", f"seed of all that is random, 0 to {LARGEST_SEED}; default 0"),
+    Option("tb_timeout", "float", "SECONDS", "time limit of a check; default 300, 0: none"),
+    Option("tb_allow_skipped", "bool", "", "a model of which nothing could be judged is no error"),
+    Option("tb_json", "string", "PATH", "write the records as JSON to this file"),
+    Option("tb_train", "bool", "", "run the checks of tier 3, which train the model"),
+    Option("tier3", "bool", "", "short for -m tier3 --tb-train"),
+)
+PER_MODEL = ("tb_config", "tb_tokenizer", "tb_weights", "tb_task")
+INI_ONLY = {
+    "tb_limits": "limits of checks, one a line: gradient_flow.floor = 1e-9",
+    "tb_expect_fail": "deviations that are known, one a line: check or check[case]: reason",
+}
+
+
+def add_options(parser: pytest.Parser) -> None:
+    """Register every option and ini key."""
+    group = parser.getgroup("transformer_validate", "validation of transformers")
+    for option in OPTIONS:
+        option.add(parser, group)
+    for name, text in INI_ONLY.items():
+        parser.addini(name, text, type="linelist", default=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the options say about the whole run."""
+
+    device: str = "cpu"
+    dtype: str | None = None
+    seed: int = 0
+    timeout: float = 300.0
+    allow_skipped: bool = False
+    json: Path | None = None
+    train: bool = False
+    limits: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    expect_fail: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_config(cls, config: pytest.Config) -> Settings:
+        """Read and check the options. Raises UsageError for a wrong one."""
+        return cls(
+            device=_device(value(config, "tb_device") or "cpu"),
+            dtype=_dtype(value(config, "tb_dtype")),
+            seed=_seed(value(config, "tb_seed")),
+            timeout=_timeout(value(config, "tb_timeout")),
+            allow_skipped=bool(value(config, "tb_allow_skipped")),
+            json=_json(config),
+            train=bool(value(config, "tb_train") or value(config, "tier3")),
+        )
+
+
+def value(config: pytest.Config, name: str) -> Any:
+    """The value of the command line, else of the ini file, else ``None``."""
+    given = config.getoption(name)
+    return given if given is not None else ini(config, name)
+
+
+def asked_for(config: pytest.Config) -> bool:
+    """Whether there may be models in this run. Imports nothing."""
+    if value(config, "tb_model"):
+        return True
+    return bool(config.hook.pytest_tb_models.get_hookimpls())
+
+
+def ini(config: pytest.Config, name: str) -> Any:
+    """The value of the ini file or ``None``. Raises UsageError for one of the wrong type."""
+    try:
+        return config.getini(name)
+    except (TypeError, ValueError) as error:
+        raise pytest.UsageError(f"{name}: {error}") from error
+
+
+def base(config: pytest.Config, name: str) -> Path:
+    """The folder that a relative path in option ``name`` is relative to."""
+    if config.getoption(name) is None and config.inipath is not None:
+        return config.inipath.parent
+    return config.invocation_params.dir
+
+
+def per_model(config: pytest.Config, name: str, count: int) -> list[str | None]:
+    """One value of option ``name`` a model."""
+    given = value(config, name) or []
+    if len(given) in (0, 1):
+        return [*(given or [None])] * count
+    if len(given) != count:
+        raise pytest.UsageError(
+            f"{_flag(name)} must be given once for all models or once a model in their order, "
+            f"given {len(given)} times for {count} model{'s'[: count != 1]}"
+        )
+    return list(given)
+
+
+def existing_path(config: pytest.Config, name: str, given: str | None) -> Path | None:
+    """The path in a value of option ``name``. Raises UsageError where nothing is there."""
+    if given is None:
+        return None
+    path = base(config, name) / Path(given).expanduser()
+    if not given or not path.exists():
+        raise pytest.UsageError(f"{_flag(name)}={given}: no such file or folder: {path}")
+    return path
+
+
+def task(given: str | None) -> str | None:
+    """The task that ``--tb-task`` names. Raises UsageError for an unknown one."""
+    try:
+        return None if given is None else canonical_task(given)
+    except SpecError as error:
+        raise pytest.UsageError(f"--tb-task: {error}") from error
+
+
+def check_device(name: str) -> None:
+    """Raises UsageError when the device is not there. Imports torch unless it is cpu or auto."""
+    if name in {"cpu", "auto"}:
+        return
+    import torch
+
+    seen = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        seen.append("mps")
+    known = {*seen, *(device.partition(":")[0] for device in seen)}
+    if name not in known:
+        raise pytest.UsageError(
+            f"--tb-device={name} is not here; devices seen: {', '.join(seen)}; "
+            "auto takes the best of them"
+        )
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _device(given: str) -> str:
+    kind, _, index = given.partition(":")
+    if kind not in {"cpu", "cuda", "mps", "auto"} or (index and not index.isdigit()):
+        raise pytest.UsageError(
+            f"--tb-device must be cpu, cuda, cuda:N, mps or auto, given {given!r}"
+        )
+    return given
+
+
+def _dtype(given: str | None) -> str | None:
+    if given is None:
+        return None
+    if given not in DTYPES:
+        raise pytest.UsageError(f"--tb-dtype must be one of {', '.join(DTYPES)}, given {given!r}")
+    return DTYPES[given]
+
+
+def _seed(given: str | int | None) -> int:
+    if given is None:
+        return 0
+    text = str(given).strip()
+    if not (text.isascii() and text.isdigit() and int(text) <= LARGEST_SEED):
+        raise pytest.UsageError(
+            f"--tb-seed must be a whole number from 0 to {LARGEST_SEED}, given {text!r}"
+        )
+    return int(text)
+
+
+def _timeout(given: str | float | None) -> float:
+    if given is None:
+        return Settings.timeout
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = math.nan
+    if not (math.isfinite(seconds) and seconds >= 0):
+        raise pytest.UsageError(
+            f"--tb-timeout must be a number of seconds, 0 for no limit, given {given!r}"
+        )
+    return seconds
+
+
+def _json(config: pytest.Config) -> Path | None:
+    given = value(config, "tb_json")
+    if given is None:
+        return None
+    path = base(config, "tb_json") / Path(given).expanduser()
+    if not given or path.is_dir() or not path.parent.is_dir():
+        raise pytest.UsageError(
+            f"--tb-json must name a file in a folder that is there, given {given!r} ({path})"
+        )
+    return path

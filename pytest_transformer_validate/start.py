@@ -1,0 +1,268 @@
+"""From the options to a Run: every mistake in what was typed is found here."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_transformer_validate import options
+from pytest_transformer_validate.errors import SpecError
+from pytest_transformer_validate.options import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from pytest_transformer_validate.checks.registry import Check
+    from pytest_transformer_validate.models import Run, RunModel
+    from pytest_transformer_validate.sources.base import Source
+
+_GLOBAL = ("tb_device", "tb_dtype", "tb_seed", "tb_timeout")
+_IN_FILE = "[tb_model in the ini file]"
+_IN_HOOK = "[pytest_tb_models]"
+
+
+def is_worker(config: pytest.Config) -> bool:
+    """Whether this process is a worker of pytest-xdist."""
+    return hasattr(config, "workerinput")
+
+
+def start(config: pytest.Config) -> Run | None:
+    """The run that the options ask for, ``None`` without a model. Raises UsageError.
+
+    Ids of checks are taken out of ``config.args``, where pytest would look for files.
+    """
+    from pytest_transformer_validate.checks.registry import all_checks
+    from pytest_transformer_validate.models import Run
+
+    settings = Settings.from_config(config)
+    try:
+        sources = list(_sources(config))
+        if not sources:
+            return None
+        checks = tuple(all_checks())
+        settings = _with_check_options(config, settings, checks)
+    except SpecError as error:
+        raise pytest.UsageError(str(error)) from error
+    if not is_worker(config):
+        options.check_device(settings.device)
+    models = tuple(_models(config, settings, sources, checks))
+    typed = config.args_source is pytest.Config.ArgsSource.ARGS
+    args, selected = _take_ids(config, models, checks) if typed else (config.args, {})
+    from_command_line = config.getoption("tb_model") is not None
+    config.args[:] = args
+    return Run(
+        settings=settings,
+        models=models,
+        checks=checks,
+        collect=bool(selected) or from_command_line or not typed,
+        selected={model: frozenset(names) for model, names in selected.items()},
+    )
+
+
+def _with_check_options(
+    config: pytest.Config, settings: Settings, checks: tuple[Check, ...]
+) -> Settings:
+    from pytest_transformer_validate.checks.selection import parse_expect_fail, parse_limits
+
+    limits = _named(
+        "tb_limits", lambda: parse_limits(options.ini(config, "tb_limits") or [], checks)
+    )
+    declared = _named(
+        "tb_expect_fail",
+        lambda: parse_expect_fail(options.ini(config, "tb_expect_fail") or [], checks),
+    )
+    return replace(settings, limits=limits, expect_fail=declared)
+
+
+def _named(key: str, parse: Callable[[], Any]) -> Any:
+    try:
+        return parse()
+    except SpecError as error:
+        raise SpecError(f"{key}: {error}") from error
+
+
+def _sources(config: pytest.Config) -> Iterator[tuple[Source, str]]:
+    """Every source of the run and who named it. Raises SpecError and UsageError."""
+    from pytest_transformer_validate.sources.parse import parse
+
+    root = config.rootpath
+    given = config.getoption("tb_model")
+    if given is not None:
+        for spec in given:
+            yield parse(spec, rootdir=root, cwd=config.invocation_params.dir), f"--tb-model={spec}"
+        return
+    for spec in options.ini(config, "tb_model") or []:
+        yield parse(spec, rootdir=root, cwd=options.base(config, "tb_model")), f"{spec} {_IN_FILE}"
+    for entry in _of_hook(config):
+        if isinstance(entry, str | os.PathLike):
+            spec = os.fspath(entry)
+            yield parse(spec, rootdir=root, cwd=root), f"{spec} {_IN_HOOK}"
+        else:
+            yield _live(entry), f"{entry[0]} {_IN_HOOK}"
+
+
+def _of_hook(config: pytest.Config) -> list[Any]:
+    try:
+        answers = config.hook.pytest_tb_models(config=config)
+        return [entry for answer in answers if answer is not None for entry in answer]
+    except Exception as error:
+        raise pytest.UsageError(
+            f"pytest_tb_models raised {type(error).__name__}: {error}"
+        ) from error
+
+
+def _live(entry: Any) -> Source:
+    from pytest_transformer_validate.sources.live import LiveSource
+
+    pair = isinstance(entry, tuple) and len(entry) == 2
+    if not (pair and isinstance(entry[0], str) and entry[0] and callable(entry[1])):
+        raise pytest.UsageError(
+            f"pytest_tb_models must give specs or (id, factory) pairs, given {entry!r}"
+        )
+    return LiveSource(entry[0], entry[1])
+
+
+def _models(
+    config: pytest.Config,
+    settings: Settings,
+    sources: list[tuple[Source, str]],
+    checks: tuple[Check, ...],
+) -> Iterator[RunModel]:
+    from pytest_transformer_validate.models import STOPS, RunModel
+    from pytest_transformer_validate.runner import ModelRun
+    from pytest_transformer_validate.sources.base import LoadOptions
+
+    _refuse_twins(sources)
+    columns = {n: options.per_model(config, n, len(sources)) for n in options.PER_MODEL}
+    for index, (source, origin) in enumerate(sources):
+        row = {name: column[index] for name, column in columns.items()}
+        paths = {
+            name.removeprefix("tb_"): options.existing_path(config, name, row[name])
+            for name in ("tb_config", "tb_tokenizer", "tb_weights")
+        }
+        again = _Again(config, source, origin, row)
+        yield RunModel(
+            source=source,
+            options=LoadOptions(**paths, seed=settings.seed),
+            settings=settings,
+            checks=checks,
+            path=_place(config, source),
+            origin=origin,
+            run=ModelRun(source.id, limits=settings.limits, again=again, stops=STOPS),
+            task=options.task(row["tb_task"]),
+            excuse=not config.getoption("runxfail"),
+        )
+
+
+def _refuse_twins(sources: list[tuple[Source, str]]) -> None:
+    seen: dict[str, str] = {}
+    for source, origin in sources:
+        if source.id in seen:
+            raise pytest.UsageError(
+                f"two models would both be called {source.id!r}: {seen[source.id]} and {origin}; "
+                "give each once"
+            )
+        seen[source.id] = origin
+
+
+def _place(config: pytest.Config, source: Source) -> Path:
+    """Where the model lies; the root folder for one that is no file here."""
+    path = Path(os.path.normpath(config.rootpath / source.id.partition("::")[0]))
+    try:
+        return path if path.exists() else config.rootpath
+    except (OSError, ValueError):
+        return config.rootpath
+
+
+class _Again:
+    """Makes the command that repeats a check from its ``tierN::name``."""
+
+    def __init__(
+        self, config: pytest.Config, source: Source, origin: str, row: dict[str, str | None]
+    ) -> None:
+        self.id = source.id
+        self.words = [*_where(config, source)]
+        if config.getoption("tb_model") is not None:
+            self.words.append(origin)
+        for name, given in row.items():
+            if config.getoption(name) is not None and given is not None:
+                self.words.append(f"--{name.replace('_', '-')}={given}")
+        for name in _GLOBAL:
+            if config.getoption(name) is not None:
+                self.words.append(f"--{name.replace('_', '-')}={config.getoption(name)}")
+        self.trains = bool(config.getoption("tb_train") or config.getoption("tier3"))
+
+    def __call__(self, name: str) -> str:
+        words = [*self.words]
+        if self.trains and name.startswith("tier3"):
+            words.append("--tb-train")
+        node = f"{self.id}::{name}"
+        quoted = shlex.quote(node) if "'" in node else f"'{node}'"
+        return " ".join(["pytest", *map(shlex.quote, words), quoted])
+
+
+def _where(config: pytest.Config, source: Source) -> Iterator[str]:
+    """Arguments that keep the root folder what it is, where the id alone would move it."""
+    outside = source.id.startswith("..") or Path(source.id.partition("::")[0]).is_absolute()
+    if config.getoption("inifilename") or (outside and config.inipath is not None):
+        yield f"--config-file={config.getoption('inifilename') or config.inipath}"
+    if config.getoption("rootdir") or outside:
+        yield f"--rootdir={config.getoption('rootdir') or config.rootpath}"
+
+
+def _take_ids(
+    config: pytest.Config, models: tuple[RunModel, ...], checks: tuple[Check, ...]
+) -> tuple[list[str], dict[str, set[str]]]:
+    """The arguments that are pytest's own, and the ids that were typed, by model."""
+    args: list[str] = []
+    selected: dict[str, set[str]] = {}
+    for arg in config.args:
+        model, rest = _split(config, arg, models)
+        if model is None:
+            args.append(arg)
+            continue
+        _refuse_unknown(arg, model, rest, checks)
+        selected.setdefault(model.id, set()).add(rest)
+    return args, selected
+
+
+def _split(
+    config: pytest.Config, arg: str, models: tuple[RunModel, ...]
+) -> tuple[RunModel | None, str]:
+    """The model that ``arg`` names and the rest of the id.
+
+    As an id is printed it is relative to the root folder; one typed relative to the current
+    folder, as pytest's own ids are typed, means the same.
+    """
+    head, colons, tail = arg.partition("::")
+    place = Path(os.path.normpath(config.invocation_params.dir / head))
+    forms = [arg]
+    forms += [
+        model.id.partition("::")[0] + colons + tail
+        for model in models
+        if place == model.path and place != config.rootpath
+    ]
+    for form in forms:
+        hits = [m for m in models if form == m.id or form.startswith(f"{m.id}::")]
+        if hits:
+            model = max(hits, key=lambda m: len(m.id))
+            return model, form[len(model.id) + 2 :]
+    return None, ""
+
+
+def _refuse_unknown(arg: str, model: RunModel, rest: str, checks: tuple[Check, ...]) -> None:
+    import difflib
+
+    known = {f"tier{check.tier}" for check in checks}
+    for check in checks:
+        names = [check.name, *check.ids()]
+        known |= {f"tier{check.tier}::{name}" for name in names}
+    if rest and rest not in known:
+        near = difflib.get_close_matches(rest, sorted(known), n=1)
+        hint = f"; did you mean {model.id}::{near[0]}?" if near else ""
+        raise pytest.UsageError(f"not found: {arg} (no such check of {model.id}{hint})")
