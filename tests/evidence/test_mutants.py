@@ -1,0 +1,80 @@
+"""Every mutant differs from its parent, and the check that it is made for catches it."""
+
+from __future__ import annotations
+
+import dataclasses
+import traceback
+
+import pytest
+
+from pytest_transformer_validate.checks.registry import all_checks
+from pytest_transformer_validate.evidence import table
+from pytest_transformer_validate.evidence.mutants import MUTANTS
+from pytest_transformer_validate.evidence.mutants.surgery import Mutant
+from pytest_transformer_validate.report.record import Record
+
+UNBUILDABLE = {"tied_before_it_exists", "argument_not_in_config"}
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mistake_applies(name: str) -> None:
+    mutant = MUTANTS[name]
+    parent = mutant.healthy.path.read_text(encoding="utf-8")
+    assert (mutant.source() != parent) == bool(mutant.edits)
+    assert mutant.edits or mutant.operate
+    if name not in UNBUILDABLE:
+        modules = dict(mutant.build().named_modules())
+        assert all(where in modules for where in mutant.where)
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_check_catches_it(name: str) -> None:
+    row = table.mutant_row(name)
+    assert row.parent_status == "passed"
+    assert row.caught, [(r.name, r.status, r.message) for r in row.records]
+
+
+def test_names_are_unique_and_checks_exist() -> None:
+    checks = {check.name for check in all_checks()}
+    assert {mutant.check for mutant in MUTANTS.values()} <= checks
+    assert all(name == mutant.name for name, mutant in MUTANTS.items())
+
+
+def test_a_lost_snippet_is_named() -> None:
+    mutant = dataclasses.replace(MUTANTS["mask_missing"], edits=(("no such line", ""),))
+    with pytest.raises(ValueError, match=r"mask_missing: 0 times in mha_decoder: 'no such line'"):
+        mutant.source()
+
+
+def test_a_traceback_shows_the_changed_line() -> None:
+    with pytest.raises(AttributeError) as caught:
+        MUTANTS["tied_before_it_exists"].build()
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "<tied_before_it_exists: sdpa_gpt.py>" in shown
+    assert "self.head.weight = self.wte.weight" in shown
+
+
+@pytest.mark.parametrize(
+    ("where", "expected"),
+    [("blocks.0.attn", True), ("blocks.0", True), ("blocks.1.attn", False), (None, False)],
+)
+def test_localised_is_the_module_or_its_parent(where: str | None, expected: bool) -> None:
+    assert MUTANTS["mask_in_training_only"].localises(where) is expected
+
+
+def _row(mutant: Mutant, *statuses: str, parent: str = "passed") -> table.MutantRow:
+    records = [
+        Record(model="m", tier=1, check=mutant.check, status=status, case=str(number))
+        for number, status in enumerate(statuses)
+    ]
+    return table.MutantRow(mutant, parent, tuple(records))
+
+
+def test_a_crash_is_a_catch_only_where_the_mistake_is_to_raise() -> None:
+    leak, raising = MUTANTS["mask_missing"], MUTANTS["position_table_one_short"]
+    assert _row(leak, "failed").caught
+    assert not _row(leak, "broken").caught
+    assert _row(raising, "passed", "broken").caught
+    assert not _row(raising, "blocked").caught
+    assert not _row(leak, "failed", parent="failed").caught
+    assert not _row(leak, "skipped").caught
