@@ -19,8 +19,12 @@ from pytest_transformer_validate.probe.lookup import TokenLookup
 from pytest_transformer_validate.probe.trace import first_to_differ, traced
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pytest_transformer_validate.probe.probe import Probe
     from pytest_transformer_validate.subject.subject import Batch
+
+    Moved = Callable[[torch.Tensor, torch.Tensor], bool]
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,13 @@ class RowSwaps:
     after: list[Batch]
 
 
-def position_swaps(probe: Probe, mask: str, length: int, starts: tuple[int, ...]) -> Swaps:
+def position_swaps(
+    probe: Probe,
+    mask: str,
+    length: int,
+    starts: tuple[int, ...],
+    which: str,  # noqa: ARG001 - tells runs with moved parameters apart
+) -> Swaps:
     """Replace single tokens, and whole suffixes, of one text; all experiments in one batch.
 
     ``mask`` is ``none`` or ``ones`` (an explicit attention mask that keeps everything); single
@@ -161,8 +171,23 @@ def locate_position(probe: Probe, swaps: Swaps, row: int) -> str | None:
 
 def locate_row(probe: Probe, swaps: RowSwaps, index: int) -> str | None:
     """The first module in which the kept row moves."""
-    rows, keep = swaps.before.rows, swaps.kept[index]
+    return _locate(
+        probe, swaps.before, swaps.after[index], _row_moved(swaps.before.rows, swaps.kept[index])
+    )
 
+
+def locate_row_gradient(probe: Probe, row: int, source: int) -> str | None:
+    """The first module in which a row moves when the ``source`` row alone is replaced."""
+    rows, length = probe.subject.sizes
+    before = probe.batch(rows, length, "rows")
+    fresh = probe.batch(rows, length, "other rows")
+    inputs = {role: tensor.clone() for role, tensor in before.inputs.items()}
+    for role, tensor in fresh.inputs.items():
+        inputs[role][source] = tensor[source]
+    return _locate(probe, before, before.with_(**inputs), _row_moved(rows, row))
+
+
+def _row_moved(rows: int, keep: int) -> Moved:
     def moved(a: torch.Tensor, b: torch.Tensor) -> bool:
         axis = _batch_axis(a, rows)
         if axis is None:
@@ -170,7 +195,7 @@ def locate_row(probe: Probe, swaps: RowSwaps, index: int) -> str | None:
         size = a.shape[axis] // rows
         return _over(a.narrow(axis, keep * size, size), b.narrow(axis, keep * size, size))
 
-    return _locate(probe, swaps.before, swaps.after[index], moved)
+    return moved
 
 
 def finite_logits(probe: Probe, batch: Batch, length: int | None = None) -> torch.Tensor:
@@ -185,7 +210,7 @@ def finite_logits(probe: Probe, batch: Batch, length: int | None = None) -> torc
     return logits
 
 
-def _locate(probe: Probe, before: Batch, after: Batch, moved) -> str | None:  # type: ignore[no-untyped-def]
+def _locate(probe: Probe, before: Batch, after: Batch, moved: Moved) -> str | None:
     runs = []
     for batch in (before, after):
         with probe.running("forward") as subject, traced(subject.model) as calls:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from pytest_transformer_validate.errors import NotApplicable
-from pytest_transformer_validate.probe.trace import first_not_finite, traced
+from pytest_transformer_validate.probe.trace import Call, first_not_finite, traced
 
 if TYPE_CHECKING:
     from pytest_transformer_validate.probe.probe import Probe
@@ -39,9 +39,7 @@ def shape_of(probe: Probe, case: str) -> Shape:
 def shortens(probe: Probe) -> bool:
     """Whether some module works on a shorter sequence than it is given (pooling, strides)."""
     length = probe.subject.sizes[1]
-    batch = probe.batch(1, length, "shortens")
-    with probe.running("shortens") as subject, traced(subject.model) as calls:
-        subject(batch)
+    calls = _trace(probe, probe.batch(1, length, "shortens"))
     return any(
         a.dim() == b.dim() == 3 and a.shape[1] == length and 1 < b.shape[1] < length
         for call in calls
@@ -167,6 +165,50 @@ def _judged(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
 
 
 def _first_bad(probe: Probe, batch: Batch) -> str | None:
+    return first_not_finite(_trace(probe, batch))
+
+
+def first_larger(probe: Probe, ceiling: float) -> str | None:
+    """The first module whose output exceeds ``ceiling`` in magnitude from inputs that do not."""
+    batch = probe.batch(*probe.subject.sizes, "samples")
+    for call in _trace(probe, batch):
+        if _largest(call.outputs) > ceiling >= _largest(call.inputs):
+            return call.name
+    return None
+
+
+def first_blind(probe: Probe, what: str) -> str | None:
+    """The first module whose output is the same for every row, position or output (the last word
+    of ``what``) although its input is not, with every parameter moved at random."""
+    rows, length = probe.subject.sizes
+    axis_of = {"input": (rows, 0), "position": (length, 1)}.get(what.split()[-1])
+    with probe.noised():
+        calls = _trace(probe, probe.batch(rows, length, "samples"))
+    for call in calls:
+        if call.outputs and _blind(call.outputs[0], axis_of) and not any(
+            _blind(t, axis_of) for t in call.inputs
+        ):
+            return call.name
+    return None
+
+
+def _blind(tensor: torch.Tensor, axis_of: tuple[int, int] | None) -> bool:
+    """Whether a tensor is constant along the axis of that size, or along its last axis."""
+    if axis_of is None:
+        axis = tensor.dim() - 1
+    else:
+        axis = next((i for i, n in enumerate(tensor.shape) if n == axis_of[0]), -1)
+    if axis < 0 or tensor.shape[axis] < 2:
+        return False
+    scale = float(tensor.abs().max())
+    return float((tensor - tensor.narrow(axis, 0, 1)).abs().max()) <= 1e-6 * scale
+
+
+def _largest(tensors: list[torch.Tensor]) -> float:
+    return max((float(t[t.isfinite()].abs().max()) for t in tensors if t.isfinite().any()), default=0.0)
+
+
+def _trace(probe: Probe, batch: Batch) -> list[Call]:
     with probe.running("forward") as subject, traced(subject.model) as calls:
         subject(batch)
-    return first_not_finite(calls)
+    return calls

@@ -10,13 +10,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from pytest_transformer_validate.errors import Blocked
-from pytest_transformer_validate.probe.trace import where_raised
+from pytest_transformer_validate.probe import dependency, forwards, gradients
+from pytest_transformer_validate.probe.trace import ROOT, where_raised
 from pytest_transformer_validate.subject.guard import derive_seed, guard
 from pytest_transformer_validate.subject.subject import Batch, Subject
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from pytest_transformer_validate.probe.dependency import RowSwaps, Swaps
+    from pytest_transformer_validate.probe.forwards import Samples, Shape
+    from pytest_transformer_validate.probe.gradients import Gradients
     from pytest_transformer_validate.subject.outputs import Output
 
 Result = TypeVar("Result")
@@ -82,6 +86,133 @@ class Probe:
         with guard(model, self.seed_for(*words)), torch.set_grad_enabled(grad):
             model.eval()
             yield self.subject
+
+    # Passes, each run once...
+
+    def shape_of(self, case: str) -> Shape:
+        """See ``forwards.shape_of``."""
+        return self.once(forwards.shape_of, case)
+
+    def shortens(self) -> bool:
+        """See ``forwards.shortens``."""
+        return self.once(forwards.shortens)
+
+    def samples(self, *, noised: bool = False) -> Samples:
+        """See ``forwards.samples``."""
+        return self.once(forwards.samples, noised)
+
+    def gradients(self, *, noised: bool = False) -> Gradients:
+        """See ``gradients.gradients``."""
+        return self.once(gradients.gradients, noised)
+
+    def swap_plans(self) -> list[tuple[str, str]]:
+        """The ways in which tokens are replaced: (mask, which tokens)."""
+        plans = [("none", "every")]
+        if self.subject.signature.takes("attention_mask"):
+            plans.append(("ones", "every"))
+        return [*plans, ("none", "long")]
+
+    def position_swaps(self, mask: str, which: str) -> Swaps:
+        """See ``dependency.position_swaps``: ``every`` token of a short text, some of a ``long``
+        one, or ``noised`` (every token; to be called inside ``noised()``)."""
+        length = self.subject.sizes[1]
+        starts = tuple(range(1, length))
+        if which == "long":
+            bound = 128 if self.subject.small else 32
+            length = min(self.subject.max_length or bound, bound)
+            starts = tuple(sorted({1, length // 4, length // 2, length - 2, length - 1} - {0, -1}))
+            if not self.subject.small:
+                starts = (length // 2,)
+        return self.once(dependency.position_swaps, mask, length, starts, which)
+
+    def single_swap(self, swaps: Swaps, row: int) -> torch.Tensor:
+        """See ``dependency.single_swap``."""
+        return dependency.single_swap(self, swaps, row)
+
+    def position_gradients(self) -> torch.Tensor | None:
+        """See ``dependency.position_gradients``."""
+        return self.once(dependency.position_gradients, self.subject.sizes[1])
+
+    def single_gradient(self, position: int) -> torch.Tensor:
+        """See ``dependency.single_gradient``."""
+        return self.once(dependency.single_gradient, self.subject.sizes[1], position)
+
+    def row_swaps(self) -> RowSwaps:
+        """See ``dependency.row_swaps``."""
+        return self.once(dependency.row_swaps, *self.subject.sizes)
+
+    def row_gradients(self) -> torch.Tensor | None:
+        """See ``dependency.row_gradients``."""
+        return self.once(dependency.row_gradients, *self.subject.sizes)
+
+    # ... and where in the model something happens, run on a failure only.
+
+    def locate_position(self, swaps: Swaps, row: int) -> str | None:
+        """See ``dependency.locate_position``."""
+        return dependency.locate_position(self, swaps, row)
+
+    def locate_row(self, swaps: RowSwaps, index: int) -> str | None:
+        """See ``dependency.locate_row``."""
+        return dependency.locate_row(self, swaps, index)
+
+    def locate_row_gradient(self, row: int, source: int) -> str | None:
+        """See ``dependency.locate_row_gradient``."""
+        return dependency.locate_row_gradient(self, row, source)
+
+    def first_larger(self, ceiling: float) -> str | None:
+        """See ``forwards.first_larger``."""
+        return self.once(forwards.first_larger, ceiling)
+
+    def first_blind(self, what: str) -> str | None:
+        """See ``forwards.first_blind``."""
+        return self.once(forwards.first_blind, what)
+
+    # Structure...
+
+    root = ROOT
+
+    @property
+    def eps(self) -> float:
+        """The spacing of floating point numbers at 1 in the model's dtype."""
+        return float(torch.finfo(self.subject.dtype).eps)
+
+    @property
+    def frozen(self) -> int:
+        """Number of parameters that ask for no gradient."""
+        return sum(not p.requires_grad for p in self.subject.model.parameters())
+
+    def dimensions(self, parameter: str) -> int:
+        """Number of axes of a parameter."""
+        return self.subject.model.get_parameter(parameter).dim()
+
+    def is_list(self, module: str) -> bool:
+        """Whether a module only holds others and has no forward."""
+        kinds = (torch.nn.ModuleList, torch.nn.ModuleDict)
+        return isinstance(self.subject.model.get_submodule(module), kinds)
+
+    def list_siblings(self, module: str) -> list[str]:
+        """Names of the other modules of the same class in the same list or sequence."""
+        above, _, own = module.rpartition(".")
+        holder = self.subject.model.get_submodule(above)
+        if not isinstance(holder, torch.nn.ModuleList | torch.nn.Sequential):
+            return []
+        kind = type(holder.get_submodule(own))
+        prefix = f"{above}." if above else ""
+        return [
+            prefix + name
+            for name, other in holder.named_children()
+            if name != own and type(other) is kind
+        ]
+
+    def idle_modules(self, ran: set[str]) -> list[str]:
+        """The outermost modules with parameters of which nothing ran."""
+        idle: list[str] = []
+        for name, module in self.subject.model.named_modules():
+            touched = any(other == name or other.startswith(f"{name}.") for other in ran)
+            inside = any(name.startswith(f"{other}.") for other in idle)
+            if name and not touched and not inside and next(module.parameters(), None) is not None:
+                idle.append(name)
+        return idle
 
     def forward(self, batch: Batch, **extra: Any) -> Output:
         """One forward in eval mode without gradients."""

@@ -1,0 +1,101 @@
+"""A row of a batch is alone in the world."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pytest_transformer_validate.checks.registry import check
+from pytest_transformer_validate.errors import CheckFailed
+from pytest_transformer_validate.measures.dependency import (
+    BatchIndependence,
+    other_row_leak,
+    worst_row,
+)
+from pytest_transformer_validate.measures.tolerance import same_shape_limit, settle
+
+if TYPE_CHECKING:
+    from pytest_transformer_validate.probe.dependency import RowSwaps
+    from pytest_transformer_validate.probe.probe import Probe
+
+RULE = "a row's logits must not depend on the other rows of the batch"
+
+
+@check(tier=1)
+def batch_independence(probe: Probe, *, factor: float = 16.0) -> BatchIndependence:
+    """The output of a row depends on no other row of its batch.
+
+    All rows but one are replaced, and the gradient of every row's output at every row's input is
+    read. B and T are different primes, because equal ones hide an exchanged axis. The expected
+    movement is exactly 0; ``factor`` u are allowed.
+    """
+    swaps = probe.row_swaps()
+    limit = same_shape_limit(swaps.reference, factor)
+    value, index = worst_row(swaps)
+    measured = BatchIndependence(
+        value=value,
+        limit=limit,
+        row=swaps.kept[index] if value > limit.value else None,
+        rows=swaps.before.rows,
+        own_effect=swaps.own_effect,
+    )
+    notes: list[str] = []
+    if not value <= limit.value:
+        verdict = settle(
+            value, limit, lambda: probe.repeated(lambda p: worst_row(p.row_swaps())[0])
+        )
+        notes.extend(verdict.notes)
+        if verdict.exceeded:
+            where = probe.locate_row(swaps, index)
+            raise CheckFailed(_text(measured, swaps, index, where, notes), measured, where=where)
+    return _judge_gradient(probe, measured, factor, notes)
+
+
+def _judge_gradient(
+    probe: Probe, measured: BatchIndependence, factor: float, notes: list[str]
+) -> BatchIndependence:
+    try:
+        matrix = probe.row_gradients()
+    except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
+        notes.append(f"no gradient could be read (decided by replacing rows): {error}"[:200])
+        matrix = None
+    if matrix is None:
+        return BatchIndependence(**{**vars(measured), "notes": tuple(notes)})
+    value, row, source = other_row_leak(matrix)
+    limit = factor * probe.eps * float(matrix.max())
+    result = BatchIndependence(
+        **{**vars(measured), "gradient": value, "gradient_limit": limit, "notes": tuple(notes)}
+    )
+    if not value <= limit:
+        where = probe.locate_row_gradient(row, source)
+        raise CheckFailed(
+            f"{RULE}\n"
+            f"the gradient of row {row} at the input of row {source} is {value:.2g} "
+            f"(limit {limit:.2g} = {factor:g} u), of at most {float(matrix.max()):.2g}\n"
+            f"first module to differ: {where or 'none stands out'}\n"
+            f"likely: {_likely()}",
+            result,
+            where=where,
+        )
+    return result
+
+
+def _text(
+    measured: BatchIndependence, swaps: RowSwaps, index: int, where: str | None, notes: list[str]
+) -> str:
+    return "\n".join(
+        [
+            RULE,
+            f"row {swaps.kept[index]} of {measured.rows} moved by {measured.value:.2g} "
+            f"(limit {measured.limit}) when the other rows were replaced",
+            f"first module to differ: {where or 'none stands out'}",
+            f"likely: {_likely()}",
+            *notes,
+        ]
+    )
+
+
+def _likely() -> str:
+    return (
+        "a view or reshape that exchanges the batch axis with another one, batch_first=False in "
+        "nn.MultiheadAttention, or a mean, softmax or norm over axis 0"
+    )

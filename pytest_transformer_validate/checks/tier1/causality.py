@@ -1,0 +1,171 @@
+"""No output of an autoregressive model knows a later token."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pytest_transformer_validate.checks.registry import check
+from pytest_transformer_validate.errors import CheckFailed, NotApplicable
+from pytest_transformer_validate.measures.dependency import (
+    Causality,
+    Leak,
+    context_effect,
+    upper_leak,
+    worst_leak,
+)
+from pytest_transformer_validate.measures.tolerance import (
+    same_shape_limit,
+    settle,
+)
+
+if TYPE_CHECKING:
+    from pytest_transformer_validate.measures.measurement import Limit
+    from pytest_transformer_validate.probe.dependency import Swaps
+    from pytest_transformer_validate.probe.probe import Probe
+
+RULE = "logits of a causal LM must not change when a later token changes"
+WAY_OUT = 'an encoder? declare it: --tb-task=masked_lm, or "task" in config.json'
+
+
+@check(tier=1, tasks=("causal_lm", "seq2seq"))
+def causality(probe: Probe, *, factor: float = 16.0) -> Causality:
+    """The output at a position depends on no later token.
+
+    Every token of a short text is replaced in turn, and whole suffixes, with and without an
+    explicit attention mask, then some tokens of a text of full length; and the gradient of every
+    output at every token vector is read in one backward. Shapes are the same throughout, so the
+    expected movement is exactly 0; ``factor`` u are allowed.
+    """
+    if probe.subject.sizes[1] < 2:
+        raise NotApplicable("the longest text is one token")
+    notes: list[str] = []
+    measured = None
+    for mask, which in probe.swap_plans():
+        swaps = probe.position_swaps(mask, which)
+        result = _judge_swaps(probe, swaps, (mask, which), factor, notes)
+        measured = measured or result
+    assert measured is not None
+    if measured.context == 0:
+        with probe.noised():
+            swaps = probe.position_swaps("none", "noised")
+            _judge_swaps(probe, swaps, ("none", "noised"), factor, notes)
+        notes.append("judged with every parameter moved: as loaded, no token reaches a later one")
+    return _judge_gradient(probe, measured, factor, notes)
+
+
+def _judge_swaps(
+    probe: Probe, swaps: Swaps, plan: tuple[str, str], factor: float, notes: list[str]
+) -> Causality:
+    limit = same_shape_limit(swaps.reference, factor)
+    leak = worst_leak(swaps, limit.value)
+    measured = Causality(
+        value=leak.value,
+        limit=limit,
+        position=leak.position if leak.value > limit.value else None,
+        replaced=leak.replaced if leak.value > limit.value else None,
+        ahead=leak.ahead,
+        looking=leak.looking,
+        length=swaps.reference.shape[1],
+        experiments=len(swaps.start),
+        context=context_effect(swaps),
+    )
+    if leak.value <= limit.value:
+        return measured
+    alone = float(probe.single_swap(swaps, leak.experiment)[: leak.replaced].max())
+    if alone <= limit.value:
+        notes.append("earlier outputs move only when other rows change: see batch_independence")
+        return measured
+    verdict = settle(
+        alone, limit, lambda: probe.repeated(lambda p: worst_leak(p.position_swaps(*plan), 0).value)
+    )
+    notes.extend(verdict.notes)
+    if verdict.exceeded:
+        where = probe.locate_position(swaps, leak.experiment)
+        text = _swap_text(measured, limit, leak, swaps, where, _likely(leak, swaps, plan), notes)
+        raise CheckFailed(text, measured, where=where)
+    return measured
+
+
+def _judge_gradient(
+    probe: Probe, measured: Causality, factor: float, notes: list[str]
+) -> Causality:
+    try:
+        matrix = probe.position_gradients()
+    except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
+        notes.append(f"no gradient could be read (decided by replacing tokens): {error}"[:200])
+        matrix = None
+    if matrix is None:
+        return Causality(**{**vars(measured), "notes": tuple(notes)})
+    value, position, token = upper_leak(matrix)
+    limit = factor * probe.eps * float(matrix.max())
+    result = Causality(
+        **{**vars(measured), "gradient": value, "gradient_limit": limit, "notes": tuple(notes)}
+    )
+    if not value <= limit and float(probe.single_gradient(position)[token]) > limit:
+        raise CheckFailed(
+            f"{RULE}\n"
+            f"the gradient of position {position} at token {token} is {value:.2g} "
+            f"(limit {limit:.2g} = {factor:g} u), of at most {float(matrix.max()):.2g}\n"
+            f"replacing tokens moved nothing: the dependency is weak or saturated\n{WAY_OUT}",
+            result,
+        )
+    return result
+
+
+def _swap_text(
+    measured: Causality,
+    limit: Limit,
+    leak: Leak,
+    swaps: Swaps,
+    where: str | None,
+    likely: str,
+    notes: list[str],
+) -> str:
+    what = f"token {leak.replaced}"
+    if swaps.suffix[leak.experiment]:
+        what = f"tokens {leak.replaced} to {measured.length - 1}"
+    reach = _reach(leak, measured.length)
+    return "\n".join(
+        [
+            RULE,
+            f"position {leak.position} moved by {leak.value:.2g} (limit {limit}) when {what} "
+            f"of {measured.length} was replaced{reach}",
+            f"first module to differ: {where or 'none stands out'}",
+            f"likely: {likely}",
+            *notes,
+            WAY_OUT,
+        ]
+    )
+
+
+def _reach(leak: Leak, length: int) -> str:
+    if not leak.ahead:
+        return ""
+    if leak.ahead == (leak.ahead[0],):
+        how = f"look {leak.ahead[0]} ahead"
+    elif len(leak.ahead) >= length - 2:
+        how = "look ahead over every distance"
+    else:
+        how = f"look up to {leak.ahead[-1]} ahead"
+    return f"; {leak.looking} of {length - 1} positions {how}"
+
+
+def _likely(leak: Leak, swaps: Swaps, plan: tuple[str, str]) -> str:
+    """The usual mistake behind a pattern of forbidden dependencies."""
+    mask, which = plan
+    length = swaps.reference.shape[1]
+    if mask == "ones":
+        return "the causal mask is dropped, or overwritten, when an attention mask is given"
+    if which == "long":
+        return "the mask (or a chunk, or a window) is right for short texts only"
+    if not leak.ahead:
+        return "a choice (routing, top-k, argmax) is made over the whole sequence"
+    if leak.ahead == (1,):
+        return "the mask is shifted by one (diagonal=2 instead of 1), or inputs are not shifted"
+    if leak.ahead[-1] <= length // 2:
+        return "a convolution or window that reaches to both sides"
+    if leak.value < 1e-2 * context_effect(swaps):
+        return "a statistic over the whole sequence (mean, maximum, norm) enters every position"
+    if leak.looking < length - 1:
+        return "some rows of the mask are open: built for another length, or filled the wrong way"
+    return "no causal mask is applied in at least one layer or head, or it is added after softmax"

@@ -1,0 +1,189 @@
+"""Training can change every parameter."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pytest_transformer_validate.checks.registry import check
+from pytest_transformer_validate.errors import CheckFailed
+from pytest_transformer_validate.measures.gradients import (
+    GradientFlow,
+    typical,
+    without_gradient,
+)
+
+if TYPE_CHECKING:
+    from pytest_transformer_validate.measures.gradients import Gradients
+    from pytest_transformer_validate.probe.probe import Probe
+
+RULE = "every parameter that takes part must get a gradient that training can use"
+_SHOWN = 6
+
+
+@check(tier=1)
+def gradient_flow(
+    probe: Probe, *, floor: float = 1e-6, ceiling: float = 1e6
+) -> GradientFlow:
+    """Every parameter of a module that runs gets a gradient, of a size that training can use.
+
+    The loss is a random projection of the logits, over batches of several lengths (a plain sum
+    has no gradient behind a LayerNorm). A gradient below ``floor`` times the median norm counts
+    as none if it stays there after every parameter was moved at random; one above ``ceiling``
+    times the median is exploding. Parameters that have no gradient for a structural reason are
+    named in the record.
+    """
+    found = probe.gradients()
+    if not found.norms:
+        raise CheckFailed(
+            f"{RULE}\nno parameter asks for a gradient (requires_grad=False everywhere)"
+        )
+    if found.not_finite:
+        name = found.not_finite[0]
+        raise CheckFailed(
+            f"{RULE}\n"
+            f"NaN or infinity in the gradient of {len(found.not_finite)} parameters, first: {name}\n"
+            "likely: sqrt, log, division or norm at zero, whose derivative is infinite",
+            _measure(probe, found, {}, set()),
+            where=_owner(name),
+        )
+    suspects = without_gradient(found, floor)
+    if suspects:
+        suspects &= without_gradient(probe.gradients(noised=True), floor)
+    explained = {name: reason for name in sorted(suspects) if (reason := _reason(probe, found, name))}
+    failing = {name for name in suspects if name not in explained}
+    measured = _measure(probe, found, explained, failing)
+    if failing:
+        where = _where(probe, found, failing)
+        raise CheckFailed(_text(found, measured, failing, where), measured, where=where)
+    if measured.largest > ceiling * measured.median:
+        name = max(found.norms, key=lambda n: found.norms[n] or 0.0)
+        raise CheckFailed(
+            f"{RULE}\n"
+            f"the gradient of {name} is {measured.largest:.2g}, "
+            f"{measured.largest / measured.median:.2g} times the median (limit {ceiling:g})\n"
+            "likely: a missing normalisation or scale, or a far too large initial weight",
+            measured,
+            where=_owner(name),
+        )
+    return measured
+
+
+def _reason(probe: Probe, found: Gradients, name: str) -> str | None:
+    """Why a healthy model may give this parameter no gradient, else ``None``."""
+    owner = _owner(name)
+    if name in found.reached_by_others:
+        return "only an output beside the logits depends on it"
+    if not _ran(found, owner):
+        return _why_idle(probe, found, owner, name)
+    if name not in found.used:
+        return "the forward of these inputs does not read it"
+    siblings = [n for n in found.norms if _owner(n) == owner and n != name]
+    if probe.dimensions(name) == 1 and any(found.norms[n] for n in siblings):
+        return "a constant that a softmax or a normalisation takes out again (a key bias)"
+    if any(_inside(owner, chosen) for chosen in found.selects):
+        return "it feeds a choice of indices, which has no gradient"
+    if _routed(found, owner):
+        return "its expert was given no token"
+    return None
+
+
+def _why_idle(probe: Probe, found: Gradients, owner: str, name: str) -> str | None:
+    """The module did not run: fine, unless others of its kind in the same list did."""
+    if name in found.used:
+        return None
+    module = owner
+    while module:
+        siblings = probe.list_siblings(module)
+        ran = [s for s in siblings if _ran(found, s)]
+        if ran and not _ran(found, module):
+            sizes = {tuple(found.tokens.get(s, ())) for s in ran}
+            return "its expert was given no token" if len(sizes) > 1 else None
+        module = module.rpartition(".")[0]
+    return "its module did not run for these inputs"
+
+
+def _routed(found: Gradients, owner: str) -> bool:
+    return any(0 in sizes for module, sizes in found.tokens.items() if _inside(owner, module))
+
+
+def _ran(found: Gradients, module: str) -> bool:
+    """Whether the module, or anything in it, was called."""
+    if module == "":
+        return True
+    return module in found.tokens or any(_inside(name, module) for name in found.tokens)
+
+
+def _inside(name: str, module: str) -> bool:
+    return name == module or name.startswith(f"{module}.")
+
+
+def _owner(parameter: str) -> str:
+    return parameter.rpartition(".")[0]
+
+
+def _where(probe: Probe, found: Gradients, failing: set[str]) -> str:
+    """The innermost module that runs as a whole and loses the gradient on the way.
+
+    The last failing parameter in execution order stands right before the break; the break is in
+    the first module around it in which something else is alive.
+    """
+    order = {name: index for index, name in enumerate(found.tokens)}
+    last = max(failing, key=lambda n: (order.get(_owner(n), -1), n))
+    module = _owner(last)
+    while module:
+        inside = [n for n in found.norms if _inside(_owner(n), module)]
+        if any(n not in failing and found.norms[n] for n in inside) and not probe.is_list(module):
+            return module
+        module = module.rpartition(".")[0]
+    return probe.root
+
+
+def _measure(
+    probe: Probe, found: Gradients, explained: dict[str, str], failing: set[str]
+) -> GradientFlow:
+    median, smallest, largest = typical(found)
+    return GradientFlow(
+        value=float(len(failing)),
+        parameters=len(found.norms),
+        frozen=probe.frozen,
+        median=median,
+        smallest=smallest,
+        largest=largest,
+        missing=tuple(sorted(failing)),
+        explained=explained,
+        idle=tuple(probe.idle_modules(set(found.tokens))),
+    )
+
+
+def _text(
+    found: Gradients, measured: GradientFlow, failing: set[str], where: str
+) -> str:
+    names = sorted(failing)
+    shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+    kinds = {_kind(found, name, measured.median) for name in failing}
+    return "\n".join(
+        [
+            RULE,
+            f"{len(failing)} of {measured.parameters} parameters get {' or '.join(sorted(kinds))}: {shown}",
+            f"first module in which the gradient is lost: {where}",
+            f"likely: {_likely(found, failing)}",
+            "frozen on purpose? set requires_grad=False, and the check leaves them alone",
+        ]
+    )
+
+
+def _kind(found: Gradients, name: str, median: float) -> str:
+    norm = found.norms[name]
+    if norm is None:
+        return "none at all"
+    if norm == 0.0:
+        return "exactly zero"
+    return f"less than a millionth of the median ({median:.2g})" if median else "almost none"
+
+
+def _likely(found: Gradients, failing: set[str]) -> str:
+    if any(not _ran(found, _owner(name)) for name in failing):
+        return "a layer of a list is skipped in the forward (range(n - 1), wrong index)"
+    if all(found.norms[name] is None for name in failing):
+        return "detach(), .data, no_grad, a rounding or argmax in the path, or a result not used"
+    return "a dead activation, a mask or factor that is always zero, or a far too small scale"

@@ -1,0 +1,31 @@
+"""The model is there and runs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pytest_transformer_validate.checks.registry import check
+from pytest_transformer_validate.errors import CheckFailed
+from pytest_transformer_validate.measures.outputs import Size
+
+if TYPE_CHECKING:
+    from pytest_transformer_validate.probe.probe import Probe
+
+
+@check(tier=1)
+def load(probe: Probe) -> Size:
+    """The model builds, has parameters, and a forward in eval mode gives logits."""
+    subject = probe.subject
+    if not subject.parameters:
+        raise CheckFailed(
+            "a model has parameters that training can change; this one has none\n"
+            "likely: layers in a plain list or dict (use nn.ModuleList, nn.ModuleDict), or tensors "
+            "that are no nn.Parameter"
+        )
+    facts = subject.facts
+    return Size(
+        value=float(subject.parameters),
+        parameters=subject.parameters,
+        buffers=sum(b.numel() for b in subject.model.buffers()),
+        output=f"{facts.kind}, logits in {facts.output_field!r}",
+    )

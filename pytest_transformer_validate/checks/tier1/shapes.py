@@ -1,0 +1,71 @@
+"""The model takes every shape that its task allows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pytest_transformer_validate.checks.registry import check
+from pytest_transformer_validate.errors import CheckFailed, NotApplicable
+from pytest_transformer_validate.measures.outputs import ShapeOf
+
+if TYPE_CHECKING:
+    from pytest_transformer_validate.probe.forwards import Shape
+    from pytest_transformer_validate.probe.probe import Probe
+
+CASES = ("single_token", "coprime", "typical", "full_length", "full_batch")
+
+
+@check(tier=1, cases=CASES)
+def shape_robustness(probe: Probe, case: str) -> ShapeOf:
+    """The logits have one row a text, one position a token, and the same width at every shape."""
+    shape = _run(probe, case)
+    expected = _expected(probe, shape)
+    measured = ShapeOf(
+        rows=shape.rows, length=shape.length, logits=shape.logits, expected=expected
+    )
+    if shape.logits != expected:
+        raise CheckFailed(_text(probe, case, shape, expected), measured)
+    return measured
+
+
+def _run(probe: Probe, case: str) -> Shape:
+    try:
+        return probe.shape_of(case)
+    except NotApplicable:
+        raise
+    except Exception as error:
+        if case == "single_token" and probe.shortens():
+            raise NotApplicable(
+                "the model pools its sequence to a shorter one, and cannot pool a single token: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        raise
+
+
+def _expected(probe: Probe, shape: Shape) -> tuple[int, ...]:
+    facts = probe.subject.facts
+    if facts.rank != 3 or probe.subject.vision:
+        return (shape.rows, *probe.shape_of("coprime").logits[1:])
+    return (shape.rows, shape.length, facts.width)
+
+
+def _text(probe: Probe, case: str, shape: Shape, expected: tuple[int, ...]) -> str:
+    given = f"{shape.rows} x {shape.length} ids" if not probe.subject.vision else f"{shape.rows} images"
+    return "\n".join(
+        [
+            "logits must have one row for each text and one position for each token",
+            f"{given} gave logits {shape.logits}, expected {expected}",
+            f"likely: {_likely(shape, expected)}",
+        ]
+    )
+
+
+def _likely(shape: Shape, expected: tuple[int, ...]) -> str:
+    got = shape.logits
+    if len(got) < len(expected):
+        return "squeeze() without a dimension removes the axes that happen to be 1"
+    if got[:1] != expected[:1]:
+        return "a view or reshape with a fixed or swapped batch axis"
+    if len(got) == 3 and got[1] != expected[1]:
+        return "the sequence is cut or padded to a multiple inside, or only the last token returned"
+    return "the width of the output depends on the shape of the input"

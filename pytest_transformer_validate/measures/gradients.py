@@ -1,0 +1,52 @@
+"""Numbers about gradients: which parameters get none, and how the sizes are spread."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from pytest_transformer_validate.measures.measurement import Measurement
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pytest_transformer_validate.probe.gradients import Gradients
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientFlow(Measurement):
+    """Gradient norms over parameters, as the largest over several batches.
+
+    ``value`` is the number of parameters without a gradient that have no structural reason;
+    ``median``, ``smallest`` and ``largest`` describe the non-zero norms of weights; ``missing``
+    names what fails, ``explained`` gives parameters without a gradient and the reason, and
+    ``idle`` the modules that did not run.
+    """
+
+    parameters: int = 0
+    frozen: int = 0
+    median: float = 0.0
+    smallest: float = 0.0
+    largest: float = 0.0
+    missing: tuple[str, ...] = ()
+    explained: Mapping[str, str] = field(default_factory=dict)
+    idle: tuple[str, ...] = ()
+
+
+def typical(found: Gradients) -> tuple[float, float, float]:
+    """Median, smallest and largest of the non-zero gradient norms (0 where there are none)."""
+    norms = sorted(norm for norm in found.norms.values() if norm)
+    if not norms:
+        return 0.0, 0.0, 0.0
+    return statistics.median(norms), norms[0], norms[-1]
+
+
+def without_gradient(found: Gradients, floor: float) -> set[str]:
+    """Parameters that no gradient reaches, or one below ``floor`` times the median norm."""
+    median, _, _ = typical(found)
+    return {
+        name
+        for name, norm in found.norms.items()
+        if norm is None or norm == 0.0 or norm < floor * median
+    }
