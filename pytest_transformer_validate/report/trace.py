@@ -9,6 +9,8 @@ _PACKAGE = str(Path(__file__).parent.parent)
 _EVIDENCE = str(Path(_PACKAGE) / "evidence")
 _LONGEST = 8 * 1024
 _FRAMES = 12
+_LAST_RESORT = 3
+_LIBRARIES = frozenset({"torch", "_pytest", "pluggy", "contextlib.py", "pytest_timeout.py"})
 
 
 def model_traceback(error: BaseException) -> str:
@@ -16,11 +18,9 @@ def model_traceback(error: BaseException) -> str:
 
     At most 12 frames and 8 KiB; an exception whose text cannot be made is said to be unprintable.
     """
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not _is_machinery(frame.filename)
-    ]
+    every = traceback.extract_tb(error.__traceback__)
+    frames = [frame for frame in every if not _is_machinery(frame.filename)]
+    frames = frames or list(every[-_LAST_RESORT:])
     text = "".join(traceback.format_list(frames[-_FRAMES:])) + exception_line(error)
     return text if len(text) <= _LONGEST else text[:_LONGEST] + "\n... (cut)"
 
@@ -39,4 +39,6 @@ def _is_machinery(filename: str) -> bool:
     if filename.startswith(_EVIDENCE):
         return False
     parts = Path(filename).parts
-    return filename.startswith(_PACKAGE) or "torch" in parts or filename.startswith("<frozen")
+    if filename.startswith((_PACKAGE, "<frozen")):
+        return True
+    return not _LIBRARIES.isdisjoint(parts)
