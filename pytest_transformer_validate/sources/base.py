@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from pytest_transformer_validate.sources.config import ModelConfig
 
 
+class SourceWarning(UserWarning):
+    """Something beside a model could not be used; the model itself was loaded."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class LoadOptions:
     """What the options say about loading one model.

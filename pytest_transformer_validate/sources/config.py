@@ -15,7 +15,7 @@ class ModelConfig(Mapping[str, Any]):
     """
 
     def __init__(self, raw: Any = None) -> None:
-        self.raw = {} if raw is None else raw.raw if isinstance(raw, ModelConfig) else raw
+        self.raw: Any = {} if raw is None else raw.raw if isinstance(raw, ModelConfig) else raw
 
     def __getitem__(self, key: str) -> Any:
         if isinstance(self.raw, Mapping):

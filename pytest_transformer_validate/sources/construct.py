@@ -1,0 +1,205 @@
+"""Calling a model's class or factory with arguments from a configuration."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import inspect
+import re
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pytest_transformer_validate.errors import SourceError
+from pytest_transformer_validate.sources.config import ModelConfig
+from pytest_transformer_validate.sources.entrypoint import is_module_class
+from pytest_transformer_validate.sources.wording import listed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pytest_transformer_validate.sources.settings import Settings
+
+CONFIG_NAMES = frozenset(
+    {"args", "cfg", "conf", "config", "configuration", "hparams", "hps", "params"}
+)
+_CONFIG_CLASS = re.compile(r"(config|configuration|args|arguments|hparams|params|settings)$", re.I)
+_NAMESPACES = (types.SimpleNamespace, argparse.Namespace)
+
+
+@dataclass
+class Call:
+    """The arguments of one call as they are put together.
+
+    ``configs`` are the configuration objects made on the way, ``missing`` the required
+    arguments that nothing gives.
+    """
+
+    positional: list[Any] = field(default_factory=list)
+    keywords: dict[str, Any] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    configs: list[Any] = field(default_factory=list)
+
+
+def call(target: Callable[..., Any], words: str, settings: Settings) -> tuple[Any, list[Any]]:
+    """What ``target`` returns when called with what the configuration gives it, and the
+    configuration objects made for it. Raises SourceError naming every missing argument."""
+    made = arguments(target, settings)
+    if made.missing:
+        raise SourceError(_missing(words, made.missing, settings))
+    return target(*made.positional, **made.keywords), made.configs
+
+
+def arguments(target: Callable[..., Any], settings: Settings) -> Call:
+    """The arguments for ``target``: by parameter name, and the whole configuration for a
+    parameter that asks for it."""
+    made = Call()
+    try:
+        parameters = list(inspect.signature(target).parameters.values())
+    except (TypeError, ValueError):
+        return made
+    named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    hints = _hints(target)
+    lone = _lone_required(target, named)
+    for parameter in named:
+        wanted = _config_class(parameter, hints.get(parameter.name), target)
+        whole = wanted is not None or parameter.name in CONFIG_NAMES or parameter is lone
+        if parameter.name in settings.config:
+            value = _given(settings.config[parameter.name], wanted, settings, made)
+        elif whole:
+            value = _whole(parameter, wanted, settings, made)
+        else:
+            value = _absent(parameter, made)
+        if value is inspect.Parameter.empty:
+            continue
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            made.positional.append(value)
+        else:
+            made.keywords[parameter.name] = value
+    return made
+
+
+def _lone_required(
+    target: Callable[..., Any], named: list[inspect.Parameter]
+) -> inspect.Parameter | None:
+    """A factory's only required parameter takes the configuration whatever it is called."""
+    required = [p for p in named if p.default is p.empty]
+    return required[0] if len(required) == 1 and not isinstance(target, type) else None
+
+
+def _absent(parameter: inspect.Parameter, made: Call) -> Any:
+    if parameter.default is parameter.empty:
+        made.missing.append(parameter.name)
+    elif parameter.kind is parameter.POSITIONAL_ONLY:
+        return parameter.default
+    return inspect.Parameter.empty
+
+
+def _given(value: Any, wanted: type | None, settings: Settings, made: Call) -> Any:
+    """A value of the configuration; an object in it becomes the class that is asked for."""
+    if wanted is None or not isinstance(value, Mapping):
+        return value
+    inner = dataclasses.replace(settings, config=ModelConfig(value), whole=value)
+    return _make_config(wanted, inner, made)
+
+
+def _whole(
+    parameter: inspect.Parameter, wanted: type | None, settings: Settings, made: Call
+) -> Any:
+    if settings.empty and parameter.default is not parameter.empty:
+        if wanted is not None and isinstance(parameter.default, wanted):
+            made.configs.append(parameter.default)
+        return _absent(parameter, made)
+    if wanted is not None:
+        value = _make_config(wanted, settings, made)
+        if value is not inspect.Parameter.empty:
+            made.configs.append(value)
+        return value
+    return _absent(parameter, made) if settings.empty else settings.whole
+
+
+def _make_config(wanted: type, settings: Settings, made: Call) -> Any:
+    """A configuration of the class that the model asks for, or ``empty`` with what misses."""
+    if isinstance(settings.whole, wanted):
+        return settings.whole
+    if issubclass(wanted, dict):
+        return wanted(settings.config)
+    if issubclass(wanted, _NAMESPACES):
+        return wanted(**settings.config)
+    from_dict = getattr(wanted, "from_dict", None)
+    if callable(from_dict):
+        return from_dict(dict(settings.config))
+    inner = arguments(wanted, settings)
+    if inner.missing:
+        made.missing += [f"{wanted.__name__}.{name}" for name in inner.missing]
+        return inspect.Parameter.empty
+    return wanted(*inner.positional, **inner.keywords)
+
+
+def _config_class(
+    parameter: inspect.Parameter, hint: Any, target: Callable[..., Any]
+) -> type | None:
+    """The class of the configuration that a parameter takes, if it takes one: annotated, or of
+    its default, or the only such class in the file."""
+    annotated = _only_class(hint)
+    if annotated is not None and _is_config_class(annotated):
+        return annotated
+    if parameter.name not in CONFIG_NAMES:
+        default = type(parameter.default)
+        return default if annotated is None and _is_config_class(default) else None
+    if annotated is not None:
+        plain = (dict, *_NAMESPACES)
+        return annotated if annotated in plain else dict if annotated is Mapping else None
+    if _is_config_class(type(parameter.default)):
+        return type(parameter.default)
+    return _file_config_class(target)
+
+
+def _only_class(hint: Any) -> type | None:
+    """The class in ``X``, ``X | None`` or ``dict[str, int]``."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        members = [item for item in typing.get_args(hint) if item is not type(None)]
+        hint = members[0] if len(members) == 1 else None
+    hint = typing.get_origin(hint) or hint
+    return hint if isinstance(hint, type) and hint is not object else None
+
+
+def _is_config_class(cls: type) -> bool:
+    if cls.__module__ == "builtins" or is_module_class(cls):
+        return False
+    return dataclasses.is_dataclass(cls) or bool(_CONFIG_CLASS.search(cls.__name__))
+
+
+def _file_config_class(target: Callable[..., Any]) -> type | None:
+    namespace = getattr(getattr(target, "__init__", None), "__globals__", None)
+    namespace = getattr(target, "__globals__", namespace) or {}
+    found = {
+        value
+        for value in namespace.values()
+        if isinstance(value, type)
+        and value.__module__ == namespace.get("__name__")
+        and _is_config_class(value)
+        and _CONFIG_CLASS.search(value.__name__)
+    }
+    return found.pop() if len(found) == 1 else None
+
+
+def _hints(target: Callable[..., Any]) -> dict[str, Any]:
+    function = target.__init__ if isinstance(target, type) else target  # type: ignore[misc]
+    try:
+        return typing.get_type_hints(function)
+    except Exception:  # noqa: BLE001 - annotations are foreign code
+        found = getattr(function, "__annotations__", {})
+        return {name: hint for name, hint in found.items() if not isinstance(hint, str)}
+
+
+def _missing(words: str, missing: list[str], settings: Settings) -> str:
+    there = [key for key in settings.config if isinstance(key, str)]
+    count = f"{len(missing)} arguments" if len(missing) > 1 else "an argument"
+    return (
+        f"{words} requires {count} that the configuration does not give: {listed(missing)}\n"
+        f"  looked in: {settings.place}; keys there: {listed(there)}\n"
+        "  add them there, name another file with --tb-config, or give them defaults"
+    )

@@ -1,0 +1,186 @@
+"""Keeps what lies beside a model importable while its code runs, and out of the way otherwise."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+import warnings
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+
+_OWN_PACKAGE = __name__.partition(".")[0]
+_INSTALLED = frozenset({"site-packages", "dist-packages"})
+
+
+class PathScope:
+    """Puts a folder first on ``sys.path`` while entered; can be entered again, also nested.
+
+    ``sys.path`` is as before afterwards. What the code that ran inside added to it comes back
+    with the next entry.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._depth = 0
+        self._outside: list[str] = []
+        self._added: list[str] = []
+
+    def __enter__(self) -> Self:
+        self._depth += 1
+        if self._depth == 1:
+            self._open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._depth -= 1
+        if self._depth == 0:
+            self._close()
+
+    def _open(self) -> None:
+        self._outside = list(sys.path)
+        sys.path[:] = [str(self.folder), *self._added, *self._outside]
+
+    def _close(self) -> None:
+        known = {str(self.folder), *self._outside}
+        self._added = [entry for entry in sys.path if entry not in known]
+        sys.path[:] = self._outside
+
+
+class ModuleScope(PathScope):
+    """A PathScope whose modules leave ``sys.modules`` with it and come back with it.
+
+    A module belongs to the scope if it was imported inside and its top-level module lies
+    directly in the folder (or in one that the code inside put on ``sys.path``). So a virtual
+    environment below the folder is not touched, nor what was imported from the folder before.
+
+    A module beside the model wins over one of the same name that was imported from elsewhere,
+    except over the standard library and installed packages: those stay where they are, because
+    everything else in the process counts on them. No bytecode is read late or written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._own: dict[str, ModuleType] = {}
+        self._before: dict[str, ModuleType] = {}
+        self._aside: set[str] = set()
+        self._write_bytecode = True
+
+    def _open(self) -> None:
+        self._load_standard_modules()
+        super()._open()
+        self._write_bytecode = not sys.dont_write_bytecode
+        sys.dont_write_bytecode = True
+        importlib.invalidate_caches()
+        self._before = dict(sys.modules)
+        own = {_top(name) for name in self._own}
+        self._aside = {
+            top
+            for top in own | self._neighbours()
+            if top in sys.modules
+            and not _stays(top)
+            and (top in own or not self._holds(sys.modules[top]))
+        }
+        _take_out(self._aside)
+        present = own & set(sys.modules)
+        for name, module in self._own.items():
+            if _top(name) not in present:
+                sys.modules[name] = module
+
+    def _close(self) -> None:
+        changed = {
+            _top(name)
+            for name, module in list(sys.modules.items())
+            if self._before.get(name) is not module
+        }
+        super()._close()
+        tops = {top for top in changed if self._belongs(top)}
+        kept_out = {name: own for name, own in self._own.items() if _top(name) not in tops}
+        self._own = {**kept_out, **_take_out(tops)}
+        _take_out(self._aside)
+        for name, module in self._before.items():
+            if _top(name) in tops | self._aside:
+                sys.modules[name] = module
+        self._before = {}
+        sys.dont_write_bytecode = not self._write_bytecode
+
+    def _belongs(self, top: str) -> bool:
+        module = sys.modules.get(top)
+        if module is None or module is self._before.get(top) or _stays(top):
+            return False
+        return self._holds(module)
+
+    def _holds(self, module: ModuleType) -> bool:
+        folders = {Path(entry).resolve() for entry in (str(self.folder), *self._added)}
+        return any(folder.resolve() in folders for folder in _homes(module))
+
+    def _neighbours(self) -> set[str]:
+        """The top-level names that the folder itself gives."""
+        found: set[str] = set()
+        with suppress(OSError):
+            for entry in self.folder.iterdir():
+                if entry.suffix in {".py", ".so", ".pyd"}:
+                    found.add(_top(entry.name))
+                elif (entry / "__init__.py").is_file():
+                    found.add(entry.name)
+        return {name for name in found if not name.startswith("__")}
+
+    def _load_standard_modules(self) -> None:
+        """Import the standard modules that a neighbour has the name of, so that a ``random.py``
+        in the folder is not what the rest of the process gets for ``import random``."""
+        for name in self._neighbours() & sys.stdlib_module_names:
+            with suppress(ImportError), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                importlib.import_module(name)
+
+
+def is_taken(name: str) -> bool:
+    """Whether a top-level name means a standard or an installed module."""
+    if name in sys.stdlib_module_names or name == _OWN_PACKAGE or name.startswith("__"):
+        return True
+    with suppress(ImportError, ValueError):
+        spec = importlib.util.find_spec(name)
+        return spec is not None and any(_is_installed(place) for place in _places(spec))
+    return False
+
+
+def _stays(top: str) -> bool:
+    if top in sys.stdlib_module_names or top in {_OWN_PACKAGE, "__main__"}:
+        return True
+    return any(_is_installed(home) for home in _homes(sys.modules[top]))
+
+
+def _homes(module: ModuleType) -> list[Path]:
+    """The folders in which a top-level module or package lies."""
+    names: dict[str, Any] = getattr(module, "__dict__", {})
+    if "__path__" in names:
+        return [Path(entry).parent for entry in _texts(names["__path__"])]
+    return [Path(file).parent for file in _texts([names.get("__file__")])]
+
+
+def _places(spec: ModuleSpec) -> list[Path]:
+    return [
+        Path(place) for place in _texts([spec.origin, *(spec.submodule_search_locations or ())])
+    ]
+
+
+def _texts(values: Iterable[Any]) -> list[str]:
+    return [value for value in values if isinstance(value, str)]
+
+
+def _is_installed(path: Path) -> bool:
+    return not _INSTALLED.isdisjoint(path.parts)
+
+
+def _take_out(tops: set[str]) -> dict[str, ModuleType]:
+    return {name: sys.modules.pop(name) for name in list(sys.modules) if _top(name) in tops}
+
+
+def _top(name: str) -> str:
+    return name.partition(".")[0]

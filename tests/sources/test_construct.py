@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import pytest
+
+from pytest_transformer_validate.errors import SourceError
+
+HEAD = """\
+from __future__ import annotations
+from argparse import Namespace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any, Dict, Optional
+from torch import nn
+"""
+DATACLASS = """
+@dataclass
+class NetConfig:
+    vocab_size: int = 5
+    width: int = 4
+"""
+
+
+def net(signature, extra=""):
+    return f"""{HEAD}{extra}
+class Net(nn.Module):
+    def __init__(self, {signature}):
+        super().__init__()
+        self.got = {{k: v for k, v in locals().items() if k not in ("self", "__class__")}}
+"""
+
+
+def got(load, spec="m.py"):
+    return load(spec).model.got
+
+
+def test_arguments_come_by_name(write, load):
+    write("m.py", net("vocab_size, *, d_model, dropout=0.5, **kwargs"))
+    write("config.json", {"vocab_size": 5, "d_model": 4, "other": 3})
+    assert got(load) == {"vocab_size": 5, "d_model": 4, "dropout": 0.5, "kwargs": {}}
+
+
+def test_positional_only_arguments(write, load):
+    write("m.py", net("vocab_size, width=3, /, depth=2"))
+    write("config.json", {"vocab_size": 5, "depth": 7})
+    assert got(load) == {"vocab_size": 5, "width": 3, "depth": 7}
+
+
+def test_every_missing_argument_is_named_at_once(write, load):
+    write("m.py", net("vocab_size, d_model, nhead"))
+    path = write("config.json", {"d_model": 4, "other": 1})
+    with pytest.raises(SourceError) as caught:
+        load("m.py")
+    for word in ("2 arguments", "vocab_size, nhead", str(path), "keys there: d_model, other"):
+        assert word in str(caught.value)
+
+
+def test_without_a_config_the_place_to_put_one_is_named(write, load):
+    write("m.py", net("config"))
+    with pytest.raises(SourceError, match="no config.json in .*"):
+        load("m.py")
+
+
+@pytest.mark.parametrize("name", ["config", "cfg", "args", "hparams"])
+def test_the_whole_config_goes_to_a_parameter_that_asks_for_it(write, load, name):
+    write("m.py", net(name))
+    write("config.json", {"vocab_size": 5})
+    given = got(load)[name]
+    assert given.vocab_size == given["vocab_size"] == 5
+    assert getattr(given, "missing", 3) == 3
+
+
+@pytest.mark.parametrize(
+    ("annotation", "kind"),
+    [
+        ("dict", "dict"),
+        ("Dict[str, Any]", "dict"),
+        ("Mapping", "dict"),
+        ("Optional[dict]", "dict"),
+        ("SimpleNamespace", "SimpleNamespace"),
+        ("Namespace", "Namespace"),
+        ("Any", "ModelConfig"),
+    ],
+)
+def test_the_whole_config_has_the_type_that_is_asked_for(write, load, annotation, kind):
+    write("m.py", net(f"config: {annotation}"))
+    write("config.json", {"vocab_size": 5})
+    assert type(got(load)["config"]).__name__ == kind
+
+
+@pytest.mark.parametrize(
+    "signature",
+    ["config", "config: NetConfig", "c: NetConfig", "config: NetConfig | None", "x: 'NetConfig'"],
+)
+def test_a_config_class_of_the_file_is_built(write, load, signature):
+    write("m.py", net(signature, DATACLASS))
+    [config] = got(load).values()
+    assert (type(config).__name__, config.vocab_size) == ("NetConfig", 5)
+    assert load("m.py").config["vocab_size"] == 5
+    write("config.json", {"width": 9, "other": 1})
+    [config] = got(load).values()
+    assert (config.vocab_size, config.width) == (5, 9)
+    assert dict(load("m.py").config) == {"vocab_size": 5, "width": 9, "other": 1}
+
+
+def test_a_default_config_is_used_and_known(write, load):
+    write("m.py", net("c=NetConfig(vocab_size=6)", DATACLASS))
+    assert got(load)["c"].vocab_size == 6
+    assert load("m.py").config.vocab_size == 6
+    write("config.json", {"vocab_size": 7})
+    assert got(load)["c"].vocab_size == 7
+
+
+def test_an_optional_config_is_left_out_without_values(write, load):
+    write("m.py", net("config=None"))
+    assert got(load) == {"config": None}
+
+
+def test_missing_fields_of_a_config_class_are_named(write, load):
+    text = "@dataclass\nclass Args:\n    vocab_size: int\n    depth: int\n"
+    write("m.py", net("args: Args", text))
+    with pytest.raises(SourceError, match=r"2 arguments .*: Args.vocab_size, Args.depth"):
+        load("m.py")
+
+
+def test_nested_config_classes_come_from_nested_objects(write, load):
+    text = f"{DATACLASS}\n@dataclass\nclass TopConfig:\n    inner: NetConfig\n    depth: int = 1\n"
+    write("m.py", net("config: TopConfig", text))
+    write("config.json", {"inner": {"width": 3}, "depth": 2})
+    config = got(load)["config"]
+    assert (type(config.inner).__name__, config.inner.width, config.depth) == ("NetConfig", 3, 2)
+
+
+def test_a_config_class_with_from_dict_is_made_with_it(write, load):
+    text = """
+class NetConfig:
+    @classmethod
+    def from_dict(cls, values):
+        made = cls()
+        made.values = values
+        return made
+"""
+    write("m.py", net("config: NetConfig", text))
+    write("config.json", {"a": 1})
+    assert got(load)["config"].values == {"a": 1}
+
+
+def test_annotations_that_cannot_be_read_are_ignored(write, load):
+    write("m.py", net("vocab_size: Nowhere"))
+    write("config.json", {"vocab_size": 5})
+    assert got(load) == {"vocab_size": 5}
+
+
+@pytest.mark.parametrize(
+    ("signature", "expected"),
+    [
+        ("", None),
+        ("config", 5),
+        ("whatever", 5),
+        ("config=None", 5),
+        ("vocab_size", 5),
+        ("vocab_size=1, depth=2", 5),
+        ("**kwargs", None),
+    ],
+)
+def test_factories_take_a_config_or_nothing(write, load, signature, expected):
+    body = f"""
+class Net(nn.Module): pass
+def build_model({signature}):
+    model = Net()
+    first = next(iter(locals().values()))
+    model.got = getattr(first, "vocab_size", first)
+    return model
+"""
+    write("m.py", HEAD + body)
+    write("config.json", {"vocab_size": 5})
+    model = load("m.py").model
+    assert expected is None or model.got == expected
