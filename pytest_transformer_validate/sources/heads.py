@@ -37,7 +37,7 @@ def choose_class(transformers: ModuleType, values: Mapping[str, Any], place: Pat
     config = _checked(kind, values, place)
     for order in _mapping_order(transformers, kind, config):
         mapping = getattr(transformers.models.auto.modeling_auto, order)
-        found = mapping.get(kind)
+        found = mapping.get(kind, None)
         if found is not None:
             return found[0] if isinstance(found, tuple) else found
     raise SourceError(

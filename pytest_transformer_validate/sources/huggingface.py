@@ -17,8 +17,8 @@ from pytest_transformer_validate.sources.jsonfile import read_object
 from pytest_transformer_validate.sources.seeding import seeded
 from pytest_transformer_validate.sources.settings import check_numbers, read_expect_fail
 from pytest_transformer_validate.sources.tokenizer import find_tokenizer, load_tokenizer
-from pytest_transformer_validate.sources.weights import difference, load_weights
-from pytest_transformer_validate.sources.wording import listed, reason, shown
+from pytest_transformer_validate.sources.weights import difference, load_weights, refusal
+from pytest_transformer_validate.sources.wording import listed, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -104,7 +104,7 @@ class HuggingFaceSource(Source):
                 output_loading_info=True,
             )
         except Exception as error:  # noqa: BLE001 - foreign code on foreign files
-            raise SourceError(f"{place} cannot be loaded: {reason(error)}") from error
+            raise SourceError(f"{place} cannot be loaded: {refusal(error)}") from error
         missing, unexpected = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
         shapes = [
             f"{key} {_shape(one)} for {_shape(two)}" for key, one, two in _mismatched(report)

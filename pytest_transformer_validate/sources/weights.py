@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_transformer_validate.errors import SourceError
 from pytest_transformer_validate.optional import require
-from pytest_transformer_validate.sources.wording import listed, reason, shown
+from pytest_transformer_validate.sources.wording import clipped, listed, reason, shown
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -82,7 +82,7 @@ def _read_pickled(file: Path) -> dict[str, torch.Tensor]:
         value = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - foreign code on a foreign file
         raise SourceError(
-            f"{shown(file)} cannot be read as plain tensors: {reason(error)}\n"
+            f"{shown(file)} cannot be read as plain tensors: {refusal(error)}\n"
             "  only tensors are read, because a pickle can run code; save model.state_dict(), "
             "best as safetensors"
         ) from error
@@ -93,6 +93,16 @@ def _read_pickled(file: Path) -> dict[str, torch.Tensor]:
         f"{shown(file)} holds {type(value).__name__}, no dict of tensors by name, nor one under "
         f"{', '.join(_INSIDE)}"
     )
+
+
+def refusal(error: Exception) -> str:
+    """Why a file was not read; torch's advice to trust a pickle is left out."""
+    text = str(error)
+    if not text.startswith("Weights only load failed"):
+        return reason(error)
+    _, found, refused = text.partition("WeightsUnpickler error: ")
+    parts = [part for part in text.split("\n\n") if part.strip() and "weights_only" not in part]
+    return clipped(refused if found else parts[0] if parts else "no plain tensors")
 
 
 def _is_state(value: Any) -> bool:

@@ -230,6 +230,5 @@ def test_a_read_only_folder(write, load, tmp_path):
 
 
 def test_a_model_without_a_config_keeps_its_own(write, load):
-    text = "    def __init__(self):\n        super().__init__()\n        self.config = {'vocab_size': 3}"
-    write("net.py", f"{NET_LINE}\n{text}\n")
+    write("net.py", f"{NET_LINE}\n    config = {{'vocab_size': 3}}\n")
     assert load("net.py").config["vocab_size"] == 3
