@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LiveSource(Source):
     """A model object, its class, or a factory that takes a config or nothing.
 

@@ -23,7 +23,7 @@ class PathScope:
     """Puts a folder first on ``sys.path`` while entered; can be entered again, also nested.
 
     ``sys.path`` is as before afterwards. What the code that ran inside added to it comes back
-    with the next entry.
+    with the next entry. Different scopes are left in the reverse order of entering.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -76,3 +76,7 @@ def test_weights_go_into_a_copy(tmp_path):
 def test_what_is_no_model():
     with pytest.raises(SourceError, match="an object of type int"):
         load(3)
+
+
+def test_sources_of_objects_can_be_keys():
+    assert len({LiveSource("net", Net(), {"width": 3}), LiveSource("net", Net())}) == 2
