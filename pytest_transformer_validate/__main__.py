@@ -26,7 +26,7 @@ def evidence() -> int:
     healthy = [table.healthy_row(name) for name in ZOO]
     mutants = [table.mutant_row(name) for name in MUTANTS]
     print("\n".join([*table.zoo_table(healthy), "", *table.mutant_table(mutants)]))
-    return int(any(row.alarms for row in healthy) or not all(row.caught for row in mutants))
+    return int(any(row.alarms for row in healthy) or any(row.missed for row in mutants))
 
 
 if __name__ == "__main__":

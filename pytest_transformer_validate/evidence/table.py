@@ -69,14 +69,19 @@ class MutantRow:
         return self.evidence is not None and self.parent_status == "passed"
 
     @property
-    def localised(self) -> bool:
+    def missed(self) -> bool:
+        """Whether a mistake that can be found was not."""
+        return not self.caught and not self.mutant.undetectable
+
+    @property
+    def localised(self) -> bool | None:
         """Whether the catch names the changed module or its parent, or the traceback shows the
-        changed source."""
+        changed source; ``None`` where nothing was caught or no module can be named."""
         record = self.evidence
-        if record is None:
-            return False
-        if record.status == "broken":
-            return self.mutant.localises(record.where) or self.mutant.filename in record.message
+        if record is None or not self.mutant.where:
+            return None
+        if record.status == "broken" and self.mutant.filename in record.message:
+            return True
         return self.mutant.localises(record.where)
 
 
@@ -156,7 +161,7 @@ def mutant_table(rows: Sequence[MutantRow]) -> list[str]:
             row.mutant.parent,
             row.status,
             (row.evidence.where or "-") if row.evidence else "-",
-            "yes" if row.localised else "no",
+            {True: "yes", False: "no", None: "-"}[row.localised],
         ]
         for row in rows
     ]
@@ -165,17 +170,21 @@ def mutant_table(rows: Sequence[MutantRow]) -> list[str]:
 
 
 def _totals(rows: Sequence[MutantRow]) -> list[str]:
-    made, caught, placed = (
-        Counter(row.mutant.check for row in rows),
-        Counter(row.mutant.check for row in rows if row.caught),
-        Counter(row.mutant.check for row in rows if row.caught and row.localised),
-    )
-    cells = [[check, str(made[check]), str(caught[check]), str(placed[check])] for check in made]
-    total = ["all", *(str(counter.total()) for counter in (made, caught, placed))]
+    counters = [
+        Counter(row.mutant.check for row in rows if counts(row))
+        for counts in (
+            lambda row: True,
+            lambda row: row.caught,
+            lambda row: row.localised is not None,
+            lambda row: row.localised,
+        )
+    ]
+    cells = [[check, *(str(c[check]) for c in counters)] for check in counters[0]]
+    total = ["all", *(str(counter.total()) for counter in counters)]
     families = len({row.mutant.family for row in rows})
     parents = len({row.mutant.parent for row in rows})
     return [
-        *_aligned([["check", "mutants", "caught", "localised"], *cells, total]),
+        *_aligned([["check", "mutants", "caught", "to localise", "localised"], *cells, total]),
         "",
         f"{len(rows)} mutants in {families} families over {parents} models",
     ]
@@ -186,7 +195,11 @@ def _misses(rows: Sequence[MutantRow]) -> list[str]:
         f"  missed: {row.mutant.name} ({row.mutant.check} {row.status}, "
         f"parent {row.parent_status})"
         for row in rows
-        if not row.caught
+        if row.missed
+    ] + [
+        f"  declared undetectable: {row.mutant.name} ({row.mutant.undetectable})"
+        for row in rows
+        if row.mutant.undetectable
     ]
 
 

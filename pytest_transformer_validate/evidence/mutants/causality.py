@@ -259,7 +259,7 @@ MUTANTS = (
         name="states_centred_over_time",
         family="pooled_leak",
         parent="mha_decoder",
-        where=("norm", "lm_head"),
+        where=("",),
         why="centring before the head to help optimisation",
         edits=(
             (
@@ -325,7 +325,7 @@ MUTANTS = (
         name="conv_centred",
         family="convolution",
         parent="conv_gpt",
-        where=("blocks.0.conv",),
+        where=("blocks.0.conv", "blocks.0.conv.conv"),
         why="'same' padding looks ahead by half the kernel",
         edits=(("(self.left, 0)", "(self.left // 2, self.left - self.left // 2)"),),
     ),

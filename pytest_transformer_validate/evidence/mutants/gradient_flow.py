@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 
 _dead = partial(Mutant, check="gradient_flow")
 
+IDLE = (
+    "published models carry modules that do not run for these inputs (poolers, towers, global "
+    "projections); the record lists them as idle"
+)
+
 
 def _negative_bias(model: nn.Module) -> None:
     with torch.no_grad():
@@ -25,7 +30,7 @@ MUTANTS = (
         name="attention_detached",
         family="cut_graph",
         parent="llama",
-        where=("layers.0.self_attn", "layers.0.input_layernorm"),
+        where=("layers.*.self_attn",),
         why="detach left over from an experiment",
         edits=(("x = x + attended\n", "x = x + attended.detach()\n"),),
     ),
@@ -33,7 +38,7 @@ MUTANTS = (
         name="encoder_memory_detached",
         family="cut_graph",
         parent="seq2seq",
-        where=("encoder_positions", "encoder_layers.0", "encoder_layers.0.self_attn"),
+        where=("",),
         why="memory treated as a fixed input of the decoder",
         edits=(
             (
@@ -46,7 +51,7 @@ MUTANTS = (
         name="head_on_detached_states",
         family="cut_graph",
         parent="torch_encoder",
-        where=("embedding", "embedding.token"),
+        where=("",),
         why="probing head trained on frozen features",
         edits=(("self.mlm_head(hidden)", "self.mlm_head(hidden.detach())"),),
     ),
@@ -54,7 +59,7 @@ MUTANTS = (
         name="weight_data",
         family="cut_graph",
         parent="nanogpt",
-        where=("transformer.h.0.mlp.c_fc",),
+        where=("transformer.h.*.mlp",),
         why=".data gives the weight without its graph",
         edits=(("self.gelu(self.c_fc(x))", "self.gelu(F.linear(x, self.c_fc.weight.data))"),),
     ),
@@ -75,7 +80,7 @@ MUTANTS = (
         name="no_grad_in_feed_forward",
         family="cut_graph",
         parent="text_classifier",
-        where=("blocks.0.norm2", "blocks.0.fc1"),
+        where=("blocks.*",),
         why="no_grad to save memory",
         edits=(
             (
@@ -88,7 +93,7 @@ MUTANTS = (
         name="no_grad_in_embeddings",
         family="cut_graph",
         parent="bert",
-        where=("embeddings", "embeddings.word_embeddings", "embeddings.token_type_embeddings"),
+        where=("embeddings",),
         why="embedding sum under no_grad copied from an inference script",
         edits=(
             (
@@ -103,7 +108,7 @@ MUTANTS = (
         name="router_without_weights",
         family="hard_decision",
         parent="moe",
-        where=("layers.0.moe.gate",),
+        where=("layers.*.moe",),
         why="experts are summed without their router weights, so only argmax sees the router",
         edits=(
             (
@@ -116,7 +121,7 @@ MUTANTS = (
         name="hard_gate",
         family="hard_decision",
         parent="llama",
-        where=("layers.0.mlp.gate_proj",),
+        where=("layers.*.mlp",),
         why="a threshold instead of a smooth gate",
         edits=(
             (
@@ -129,7 +134,7 @@ MUTANTS = (
         name="activations_rounded",
         family="hard_decision",
         parent="sliding_window",
-        where=("layers.0.norm2", "layers.0.fc_in"),
+        where=("layers.*",),
         why="quantised activations without a straight-through gradient",
         edits=(
             (
@@ -142,7 +147,7 @@ MUTANTS = (
         name="last_layer_skipped",
         family="skipped_layer",
         parent="sdpa_gpt",
-        where=("blocks.2", "blocks.2.ln_1"),
+        where=("", "blocks.2"),
         why="range(n - 1)",
         edits=(("for block in self.blocks:", "for block in self.blocks[:-1]:"),),
     ),
@@ -150,7 +155,7 @@ MUTANTS = (
         name="first_layer_skipped",
         family="skipped_layer",
         parent="bert",
-        where=("encoder.0", "encoder.0.attention"),
+        where=("", "encoder.0"),
         why="index from 1",
         edits=(("for layer in self.encoder:", "for layer in self.encoder[1:]:"),),
     ),
@@ -158,7 +163,7 @@ MUTANTS = (
         name="same_layer_twice",
         family="skipped_layer",
         parent="mha_decoder",
-        where=("layers.1", "layers.1.norm1"),
+        where=("", "layers.1"),
         why="constant index in the loop",
         edits=(
             (
@@ -171,7 +176,7 @@ MUTANTS = (
         name="layer_result_dropped",
         family="lost_result",
         parent="sliding_window",
-        where=("layers.0", "layers.0.norm1"),
+        where=("",),
         why="assignment forgotten",
         edits=(("x = layer(x)", "layer(x)"),),
     ),
@@ -179,7 +184,7 @@ MUTANTS = (
         name="attention_result_dropped",
         family="lost_result",
         parent="conv_gpt",
-        where=("blocks.0.attn", "blocks.0.attn_norm"),
+        where=("blocks.*",),
         why="the sum is computed and assigned to nothing",
         edits=(
             (
@@ -192,7 +197,7 @@ MUTANTS = (
         name="conv_result_overwritten",
         family="lost_result",
         parent="conv_gpt",
-        where=("blocks.0.conv", "blocks.0.conv_norm"),
+        where=("blocks.*",),
         why="second sublayer starts from the block's input",
         edits=(
             (
@@ -205,12 +210,13 @@ MUTANTS = (
         name="builder_output_unused",
         family="lost_result",
         parent="builder_attention",
-        where=("ffn_1", "ffn_1.0", "layernorm_2"),
+        where=("", "ffn_1"),
         why="the second feed-forward's residual was wired to the first",
         edits=(("self.layernorm_3(x + ffn_1_output)", "self.layernorm_3(x + ffn_0_output)"),),
     ),
     _dead(
         name="transform_unused",
+        undetectable=IDLE,
         family="unused_module",
         parent="bert",
         where=("transform",),
@@ -219,6 +225,7 @@ MUTANTS = (
     ),
     _dead(
         name="final_norm_unused",
+        undetectable=IDLE,
         family="unused_module",
         parent="text_classifier",
         where=("norm",),
@@ -227,9 +234,10 @@ MUTANTS = (
     ),
     _dead(
         name="second_norm_unused",
+        undetectable=IDLE,
         family="unused_module",
         parent="vit",
-        where=("blocks.0.norm2",),
+        where=("blocks.*.norm2",),
         why="norm1 typed twice",
         edits=(("self.mlp(self.norm2(x))", "self.mlp(self.norm1(x))"),),
     ),
@@ -245,7 +253,7 @@ MUTANTS = (
         name="gate_saturated",
         family="saturated",
         parent="recurrent",
-        where=("mixer.gate",),
+        where=("mixer",),
         why="gate opened by a large constant instead of a bias that can be learned",
         edits=(
             (
@@ -262,7 +270,7 @@ MUTANTS = (
         name="softmax_over_one",
         family="zero_effect",
         parent="vit",
-        where=("score",),
+        where=("",),
         why="softmax over the last dimension, which has size one, instead of over the tokens",
         edits=(
             (
@@ -280,7 +288,7 @@ MUTANTS = (
         name="branch_subtracted_again",
         family="zero_effect",
         parent="alibi",
-        where=("blocks.0.attention", "blocks.0.norm_attention"),
+        where=("blocks.*",),
         why="both halves of a rewritten residual kept, so the branch cancels",
         edits=(
             (
@@ -294,7 +302,7 @@ MUTANTS = (
         name="branch_scaled_away",
         family="vanishing",
         parent="torch_encoder",
-        where=("encoder", "embedding", "embedding.token"),
+        where=("", "encoder"),
         why="eps multiplied where it should be added",
         edits=(
             (
@@ -308,15 +316,15 @@ MUTANTS = (
         name="layer_scale_too_small",
         family="vanishing",
         parent="sdpa_gpt",
-        where=("blocks.0.attn", "blocks.0.ln_1"),
-        why="the norm's eps passed as the initial layer scale",
-        edits=(("x = x + self.attn(self.ln_1(x))", "x = x + 1e-12 * self.attn(self.ln_1(x))"),),
+        where=("blocks.*.attn",),
+        why="a layer scale of 1e-8 where 1e-1 was meant",
+        edits=(("x = x + self.attn(self.ln_1(x))", "x = x + 1e-8 * self.attn(self.ln_1(x))"),),
     ),
     _dead(
         name="no_norm_and_unit_weights",
         family="exploding",
         parent="alibi",
-        where=("blocks", "blocks.0", "token_embedding"),
+        where=("token_embedding", "blocks.*"),
         why="norms taken out and weights drawn with unit variance",
         edits=(
             ("self.attention(self.norm_attention(x))", "self.attention(x)"),
@@ -340,7 +348,7 @@ MUTANTS = (
         name="sqrt_under_where",
         family="nan_gradient",
         parent="mha_decoder",
-        where=("layers.0.ffn", "layers.0.ffn.up", "layers.1.ffn", "layers.1.ffn.up"),
+        where=("layers.*.ffn",),
         why="where() hides the NaN of the square root from the output, not from the gradient",
         edits=(
             (

@@ -40,7 +40,7 @@ MUTANTS = (
         name="tied_before_it_exists",
         family="constructor",
         parent="sdpa_gpt",
-        where=("",),
+        where=(),
         why="weights tied one line too early",
         edits=(
             (
@@ -56,7 +56,7 @@ MUTANTS = (
         name="argument_not_in_config",
         family="constructor",
         parent="mha_decoder",
-        where=("",),
+        where=(),
         why="new required argument, old config",
         edits=(
             (
@@ -70,7 +70,7 @@ MUTANTS = (
         name="attribute_misspelt",
         family="forward",
         parent="torch_encoder",
-        where=("",),
+        where=(),
         why="typing mistake on a line that only forward runs",
         edits=(("return self.mlm_head(hidden)", "return self.mlm_haed(hidden)"),),
         raises=True,
@@ -79,7 +79,7 @@ MUTANTS = (
         name="wrapped_in_a_list",
         family="no_parameters",
         parent="conv_gpt",
-        where=("",),
+        where=(),
         why="a module in a plain list is not registered",
         operate=_hold,
     ),
@@ -87,7 +87,7 @@ MUTANTS = (
         name="all_weights_buffers",
         family="no_parameters",
         parent="recurrent",
-        where=("",),
+        where=(),
         why="weights registered as buffers, so there is nothing to train",
         operate=_frozen_tables,
     ),

@@ -102,6 +102,7 @@ MUTANTS = (
     ),
     _unstable(
         name="head_of_zeros",
+        undetectable="a head that starts at zero is a known choice and learns at the first step",
         family="collapsed",
         parent="mha_decoder",
         where=("lm_head",),
@@ -123,10 +124,24 @@ MUTANTS = (
         ),
     ),
     _unstable(
+        name="pooled_for_every_position",
+        family="collapsed",
+        parent="torch_encoder",
+        where=("",),
+        why="states averaged for a classifier and expanded again for the token head",
+        edits=(
+            (
+                "return self.mlm_head(hidden)",
+                "pooled = hidden.mean(dim=1, keepdim=True)\n"
+                "        return self.mlm_head(pooled.expand_as(hidden))",
+            ),
+        ),
+    ),
+    _unstable(
         name="norm_over_single_feature",
         family="collapsed",
         parent="vit",
-        where=("norm", "head"),
+        where=("",),
         why="layer norm of a tensor with a trailing axis of size one gives zeros",
         edits=(
             (
@@ -148,7 +163,7 @@ MUTANTS = (
         name="temperature_is_eps",
         family="huge",
         parent="sdpa_gpt",
-        where=("head",),
+        where=("",),
         why="logits divided by eps instead of a temperature",
         edits=(("self.head(x)}", "self.head(x) / 1e-8}"),),
     ),
@@ -156,7 +171,7 @@ MUTANTS = (
         name="logits_scaled_up_twice",
         family="huge",
         parent="seq2seq",
-        where=("generator",),
+        where=("",),
         why="inverse of a tiny initialiser applied to the logits",
         edits=(("return self.generator(y)", "return self.generator(y) * 1e7"),),
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import linecache
 import sys
 from dataclasses import dataclass, field
@@ -17,16 +18,19 @@ if TYPE_CHECKING:
 
     Operation = Callable[[torch.nn.Module], torch.nn.Module | None]
 
+ROOT = "(model)"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Mutant:
     """One mistake in one zoo model.
 
     ``check`` must catch it; ``where`` are the modules whose behaviour it changes (more than one
-    where the mistake sits between siblings; empty for a model that cannot be built); ``why`` says
-    how people come to make it. ``edits`` are (snippet, replacement) pairs, each snippet found
-    exactly once in the parent's source; ``operate`` changes the built model. ``raises`` marks
-    mistakes that consist in raising at something the task allows.
+    where the mistake sits between siblings, ``*`` for any layer, empty for a model that cannot be
+    built or called); ``why`` says how people come to make it. ``edits`` are (snippet,
+    replacement) pairs, each snippet found exactly once in the parent's source; ``operate``
+    changes the built model. ``raises`` marks mistakes that consist in raising at something the
+    task allows; ``undetectable`` is the reason why no check can tell it from a healthy model.
     """
 
     name: str
@@ -38,6 +42,7 @@ class Mutant:
     edits: tuple[tuple[str, str], ...] = ()
     operate: Operation | None = field(default=None, compare=False)
     raises: bool = False
+    undetectable: str = ""
 
     @property
     def healthy(self) -> Healthy:
@@ -82,5 +87,12 @@ class Mutant:
         return self.operate(model) or model
 
     def localises(self, where: str | None) -> bool:
-        """Whether ``where`` names a changed module or its parent."""
-        return where in {*self.where, *(name.rpartition(".")[0] for name in self.where)}
+        """Whether ``where`` names a changed module or its parent (``(model)`` is the root)."""
+        if where is None:
+            return False
+        name = "" if where == ROOT else where
+        changed = {*self.where, *(module.rpartition(".")[0] for module in self.where)}
+        return any(
+            fnmatch.fnmatchcase(name, pattern) and name.count(".") == pattern.count(".")
+            for pattern in changed
+        )

@@ -109,7 +109,7 @@ _table.add(
 _table.add(
     "alibi",
     "AlibiLM",
-    {"vocab_size": 113, "dim": 32, "depth": 3, "heads": 4, "max_length": 48},
+    {"vocab_size": 113, "dim": 32, "depth": 3, "heads": 4, "max_seq_len": 48},
 )
 _table.add(
     "bert",
