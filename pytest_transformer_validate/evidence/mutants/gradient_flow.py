@@ -51,7 +51,7 @@ MUTANTS = (
         name="head_on_detached_states",
         family="cut_graph",
         parent="torch_encoder",
-        where=("",),
+        where=("", "encoder"),
         why="probing head trained on frozen features",
         edits=(("self.mlm_head(hidden)", "self.mlm_head(hidden.detach())"),),
     ),
@@ -59,7 +59,7 @@ MUTANTS = (
         name="weight_data",
         family="cut_graph",
         parent="nanogpt",
-        where=("transformer.h.*.mlp",),
+        where=("transformer.h.*.mlp", "transformer.h.*.mlp.c_fc"),
         why=".data gives the weight without its graph",
         edits=(("self.gelu(self.c_fc(x))", "self.gelu(F.linear(x, self.c_fc.weight.data))"),),
     ),
@@ -270,7 +270,7 @@ MUTANTS = (
         name="softmax_over_one",
         family="zero_effect",
         parent="vit",
-        where=("",),
+        where=("", "score"),
         why="softmax over the last dimension, which has size one, instead of over the tokens",
         edits=(
             (
@@ -302,7 +302,7 @@ MUTANTS = (
         name="branch_scaled_away",
         family="vanishing",
         parent="torch_encoder",
-        where=("", "encoder"),
+        where=("", "embedding"),
         why="eps multiplied where it should be added",
         edits=(
             (
@@ -324,7 +324,7 @@ MUTANTS = (
         name="no_norm_and_unit_weights",
         family="exploding",
         parent="alibi",
-        where=("token_embedding", "blocks.*"),
+        where=("token_embedding", "blocks.*", "blocks.*.attention"),
         why="norms taken out and weights drawn with unit variance",
         edits=(
             ("self.attention(self.norm_attention(x))", "self.attention(x)"),
