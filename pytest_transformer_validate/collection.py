@@ -116,7 +116,7 @@ class CheckItem(pytest.Function):
         speak(outcome)
 
     def reportinfo(self) -> tuple[os.PathLike[str] | str, int | None, str]:
-        return self.path, None, f"{self.name} on {self.model.id}"
+        return self.path, 0, f"{self.name} on {self.model.id}"
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         record = self.stash.get(RECORD, None)

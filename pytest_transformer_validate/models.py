@@ -130,6 +130,10 @@ class RunModel:
     ) -> Subject:
         """The Subject of ``model``, which is the loaded one or what replaces it in a conftest."""
         self._note_change()
+        loaded = self._loaded
+        self.shared.weights = "as given"
+        if loaded is not None and loaded.model is model:
+            self.shared.weights = loaded.weights
         subject = self.shared.subject(model, config, tokenizer, device)
         self._take_print()
         return subject
@@ -159,7 +163,6 @@ class RunModel:
             raise SourceError(f'"expect_fail" in the config.json: {error}') from error
         if self.excuse:
             self.run.declared.update(declared)
-        self.shared.weights = loaded.weights
         self._loaded = loaded
         self._take_print()
         return loaded

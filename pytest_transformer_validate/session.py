@@ -160,7 +160,7 @@ class Results:
         lines = [] if quiet else terminal.summary(list(self.records.values()))
         if held_back:
             noun = "check" if held_back == 1 else "checks"
-            lines.append(f"tier 3: {held_back} {noun} not run; {collection.TIER3_HINT}")
+            lines.append(f"{collection.TIER3_HINT} ({held_back} {noun} not run)")
         lines += self.unjudged
         if lines:
             terminalreporter.section("transformer validation")

@@ -10,7 +10,9 @@ _EVIDENCE = str(Path(_PACKAGE) / "evidence")
 _LONGEST = 8 * 1024
 _FRAMES = 12
 _LAST_RESORT = 3
-_LIBRARIES = frozenset({"torch", "_pytest", "pluggy", "contextlib.py", "pytest_timeout.py"})
+_LIBRARIES = frozenset(
+    {"torch", "_pytest", "pluggy", "contextlib.py", "functools.py", "pytest_timeout.py"}
+)
 
 
 def model_traceback(error: BaseException) -> str:

@@ -6,6 +6,8 @@ any check is collected, run and reported, at no cost.
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 
 from pytest_transformer_validate import validate
@@ -67,6 +69,8 @@ PASSING = CHECKS.replace('if case == "bad"', "if False")
 @pytest.fixture(scope="session", autouse=True)
 def warm(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Import what a run imports late: pytester forgets modules, and torch bears it only once."""
+    for name in ("session", "start", "fixtures"):
+        importlib.import_module(f"pytest_transformer_validate.{name}")
     path = tmp_path_factory.mktemp("warm") / "model.py"
     path.write_text(MODEL)
     str(validate(path, checks="load"))
@@ -78,7 +82,6 @@ def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     registry.all_checks()
     monkeypatch.setattr(registry, "_registry", dict(registry._registry))
     monkeypatch.setattr(registry, "_BUNDLED", registry._BUNDLED)
-
 
 
 @pytest.fixture

@@ -34,7 +34,12 @@ def test_every_check_is_an_item(project: pytest.Pytester) -> None:
 def test_the_tree_is_a_file_with_a_module_a_tier(project: pytest.Pytester) -> None:
     result = project.runpytest_inprocess("--co", "-v", "--tb-model=model.py")
     result.stdout.fnmatch_lines(
-        ["<ModelFile model.py>", "  <Tier tier1>", "    <CheckItem cased?good?>", "*One case holds*"]
+        [
+            "<ModelFile model.py>",
+            "  <Tier tier1>",
+            "    <CheckItem cased?good?>",
+            "*One case holds*",
+        ]
     )
 
 
@@ -99,7 +104,10 @@ def test_what_pytest_collects_without_us_it_still_collects(project: pytest.Pytes
     assert listed(project, "--tb-model=model.py") == [own, *ALL]
     assert listed(project, "--tb-model=model.py", "test_own.py") == [own, *ALL]
     assert listed(project, "--tb-model=model.py", "model.py::tier2") == ALL[4:]
-    assert listed(project, "--tb-model=model.py", "model.py::tier2", "test_own.py") == [own, ALL[4]]
+    assert listed(project, "--tb-model=model.py", "model.py::tier2", "test_own.py") == [
+        own,
+        ALL[4],
+    ]
 
 
 def test_models_of_the_ini_file_are_like_testpaths(project: pytest.Pytester) -> None:
@@ -156,7 +164,9 @@ def test_names_with_spaces_unicode_and_brackets(project: pytest.Pytester, name: 
         result.assert_outcomes(passed=1)
 
 
-def test_a_model_outside_rootdir(project: pytest.Pytester, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_model_outside_rootdir(
+    project: pytest.Pytester, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     outside = tmp_path_factory.mktemp("outside") / "model.py"
     (project.path / "model.py").rename(outside)
     result = project.runpytest_inprocess(f"--tb-model={outside}")
@@ -245,9 +255,12 @@ def test_hooks_of_the_root_conftest_see_the_items_and_others_do_not(
 
 
 @pytest.mark.parametrize(
-    "args", [("-p", "no:cacheprovider"), ("-p", "no:terminal"), ("--strict-markers", "--strict-config")]
+    "args",
+    [("-p", "no:cacheprovider"), ("-p", "no:terminal"), ("--strict-markers", "--strict-config")],
 )
-def test_with_parts_of_pytest_off_or_strict(project: pytest.Pytester, args: tuple[str, ...]) -> None:
+def test_with_parts_of_pytest_off_or_strict(
+    project: pytest.Pytester, args: tuple[str, ...]
+) -> None:
     result = project.runpytest_inprocess("--tb-model=model.py", *args)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
 

@@ -1,0 +1,106 @@
+"""Where the records go: JSON, JUnit, pytest-html, the record hook."""
+
+from __future__ import annotations
+
+import json
+from xml.etree import ElementTree
+
+import pytest
+
+MODEL = "--tb-model=model.py"
+
+
+def test_json_holds_the_run_the_models_and_the_records(project: pytest.Pytester) -> None:
+    project.runpytest_inprocess(MODEL, "--tb-json=out.json", "--tb-seed=4")
+    data = json.loads((project.path / "out.json").read_text(encoding="utf-8"))
+    assert data["schema_version"] == 1
+    assert data["run"]["seed"] == 4
+    assert data["run"]["exit"] == 1
+    assert set(data["run"]["packages"]) == {"pytest-transformer-validate", "pytest", "torch"}
+    (model,) = data["models"]
+    assert model["id"] == model["spec"] == "model.py"
+    assert model["passed"] is False
+    assert model["context"]["parameters"] == 544
+    record = next(r for r in data["records"] if r["status"] == "failed")
+    assert (record["check"], record["case"], record["tier"]) == ("cased", "bad", 1)
+    assert record["where"] == "head"
+    assert record["numbers"]["value"] == 2.0
+    assert record["message"].startswith("cased[bad] (tier 1): two must be one")
+    assert len(data["records"]) == 5
+
+
+def test_json_is_written_where_a_check_could_not_speak(project: pytest.Pytester) -> None:
+    args = ("--tb-json=out.json", "model.py::tier3::learns")
+    project.runpytest_inprocess(MODEL, *args)
+    (record,) = json.loads((project.path / "out.json").read_text())["records"]
+    assert record["status"] == "skipped"
+    assert "--tb-train" in record["message"]
+
+
+def test_foreign_numbers_become_plain_ones(healthy: pytest.Pytester) -> None:
+    conftest = healthy.path / "conftest.py"
+    conftest.write_text(
+        conftest.read_text()
+        + """
+import torch
+@check(tier=1)
+def odd(probe):
+    return Measurement(value=float("nan"), notes=(torch.tensor(1.5), torch.float32))
+"""
+    )
+    result = healthy.runpytest_inprocess(MODEL, "-k", "odd", "--tb-json=out.json")
+    assert result.ret == pytest.ExitCode.OK
+    (record,) = json.loads((healthy.path / "out.json").read_text())["records"]
+    assert record["numbers"]["value"] == "nan"
+    assert record["numbers"]["notes"] == ["tensor(1.5000)", "torch.float32"]
+
+
+def test_junit_has_the_numbers_as_properties(project: pytest.Pytester) -> None:
+    project.runpytest_inprocess(MODEL, "--junitxml=out.xml")
+    cases = {
+        c.get("name"): c for c in ElementTree.parse(project.path / "out.xml").iter("testcase")
+    }
+    assert set(cases) == {"cased[good]", "cased[bad]", "load", "sound", "unpromised"}
+    values = {p.get("name"): p.get("value") for p in cases["sound"].iter("property")}
+    assert values == {
+        "status": "passed",
+        "value": "0.25",
+        "limit.value": "0.5",
+        "limit.rule": "16 u",
+    }
+    failure = cases["cased[bad]"].find("failure")
+    assert failure is not None
+    assert failure.get("message", "").startswith("cased[bad] (tier 1): two must be one")
+    assert cases["cased[bad]"].get("classname") == "model.tier1"
+    assert next(cases["unpromised"].iter("skipped")).get("message") == "no cache"
+
+
+def test_html_has_columns_and_escapes(project: pytest.Pytester) -> None:
+    pytest.importorskip("pytest_html")
+    project.makepyfile(test_own="def test_one(): pass")
+    name = "a<b>&.py"
+    (project.path / "model.py").rename(project.path / name)
+    project.runpytest_inprocess(f"--tb-model={name}", "--html=out.html", "--self-contained-html")
+    text = (project.path / "out.html").read_text(encoding="utf-8")
+    for title in ("Model", "Tier", "Measured", "Limit"):
+        assert f"<th>{title}</th>" in text
+    assert "a&amp;lt;b&amp;gt;&amp;amp;.py" in text
+    assert "0.5 = 16 u" in text
+    assert "<td>a<b>" not in text
+
+
+def test_the_record_hook_is_called_once_a_check(healthy: pytest.Pytester) -> None:
+    conftest = healthy.path / "conftest.py"
+    conftest.write_text(
+        conftest.read_text()
+        + "\ndef pytest_tb_record(record): print('\\nheard', record.name, record.status)\n"
+    )
+    result = healthy.runpytest_inprocess(MODEL, "-s")
+    heard = [line for line in result.outlines if line.startswith("heard")]
+    assert heard == [
+        "heard cased[good] passed",
+        "heard cased[bad] passed",
+        "heard load passed",
+        "heard sound passed",
+        "heard unpromised skipped",
+    ]
