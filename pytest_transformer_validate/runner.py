@@ -94,6 +94,7 @@ class ModelRun:
         context: dict[str, Any],
     ) -> _Verdict:
         """What the check says; ``context`` is filled as soon as there is a model."""
+        probe = None
         try:
             probe = self._loaded(get_probe)
             context.update(probe.context())
@@ -107,7 +108,8 @@ class ModelRun:
             text = self._failure_text(check, case, blocked.place)
             return _Verdict("blocked", text, error=blocked)
         except self._caught() as raised:
-            return self._raised(check, case, raised)
+            where = None if probe is None else probe.where_raised(raised)
+            return self._raised(check, case, raised, where)
 
     def _caught(self) -> tuple[type[BaseException], ...]:
         return (Exception, *self.stops)
@@ -128,12 +130,16 @@ class ModelRun:
         arguments = [probe] if case is None else [probe, case]
         return check.function(*arguments, **self.limits.get(check.name, {}))
 
-    def _raised(self, check: Check, case: str | None, raised: BaseException) -> _Verdict:
+    def _raised(
+        self, check: Check, case: str | None, raised: BaseException, where: str | None
+    ) -> _Verdict:
         own_words = isinstance(raised, SourceError | SubjectError)
         text = str(raised) if own_words else model_traceback(raised)
         if raised is not self._load_error:
-            text = text if own_words else f"the model raised\n{text}"
-            return _Verdict("broken", self._failure_text(check, case, text), error=raised)
+            place = "" if where is None else f" in {where}"
+            text = text if own_words else f"the model raised{place}\n{text}"
+            text = self._failure_text(check, case, text)
+            return _Verdict("broken", text, error=raised, where=where)
         shown, self._load_shown = self._load_shown, True
         if check.name == LOAD:
             text = f"the model does not load\n{text}"
