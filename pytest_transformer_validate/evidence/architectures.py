@@ -15,7 +15,13 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pytest_transformer_validate.evidence.shrink import LABELS, VOCABULARY, Sizes, tiny_config
+from pytest_transformer_validate.evidence.shrink import (
+    LABELS,
+    VOCABULARY,
+    Sizes,
+    shrink_special_ids,
+    tiny_config,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,6 +36,7 @@ MAPPINGS = {
     "vision_classification": "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
 }
 MOST_PARAMETERS = 3_000_000
+_LENGTHS = (11, 48)
 
 _TEXT_SIZES = (
     Sizes(),
@@ -38,12 +45,12 @@ _TEXT_SIZES = (
     Sizes(hidden=96),
     Sizes(hidden=128, feed_forward=256),
 )
+# Large enough that the last stage of a pyramid still has several tokens to attend to.
 _IMAGE_SIZES = (
-    Sizes(),
-    Sizes(image=64, patch=16, window=4, stage_depth=2),
-    Sizes(image=64, patch=16, stage_depth=3),
+    Sizes(image=128, patch=32, window=4),
     Sizes(image=128, patch=16, window=4, stage_depth=2),
-    Sizes(image=256, patch=32, stage_depth=2),
+    Sizes(image=128, patch=16, window=4, stage_depth=3),
+    Sizes(image=64, patch=16),
 )
 
 # What no name can tell: fields whose default does not make a model that runs.
@@ -52,6 +59,7 @@ _EXTRA: dict[str, dict[str, Any]] = {
     "cohere_compass_text": {
         "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}
     },
+    "canine": {"vocab_size": VOCABULARY},
     "causal_lm:reformer": {"is_decoder": True},
     "dbrx": {"attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0}},
     "efficientnet": {"hidden_dim": 640},
@@ -134,8 +142,10 @@ def build(architecture: Architecture, seed: int = 0) -> torch.nn.Module:
         return _construct(architecture, _sizes(architecture), seed)
 
 
-def example_inputs(architecture: Architecture, model: torch.nn.Module) -> dict[str, Any]:
-    """Plain inputs for ``model``: two rows of eleven ids, or two images, under its names."""
+def example_inputs(
+    architecture: Architecture, model: torch.nn.Module, length: int = 11
+) -> dict[str, Any]:
+    """Plain inputs for ``model``: two rows of ``length`` ids, or two images, under its names."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
@@ -149,12 +159,12 @@ def example_inputs(architecture: Architecture, model: torch.nn.Module) -> dict[s
         return {"pixel_values": torch.randn(shape, generator=generator)}
     vocabulary = getattr(config.get_text_config(), "vocab_size", None) or VOCABULARY
     low, high = vocabulary // 4, vocabulary // 2
-    ids = torch.randint(low, high, (2, 11), generator=generator)
+    ids = torch.randint(low, high, (2, length), generator=generator)
     inputs: dict[str, Any] = {"input_ids": ids}
     if "use_cache" in inspect.signature(model.forward).parameters:
         inputs["use_cache"] = False
     if architecture.task == "seq2seq":
-        inputs["decoder_input_ids"] = torch.randint(low, high, (2, 11), generator=generator)
+        inputs["decoder_input_ids"] = ids.flip(1)
     elif config.is_encoder_decoder and isinstance(config.eos_token_id, int):
         ids[:, -1] = config.eos_token_id
     return inputs
@@ -185,7 +195,8 @@ def _try(architecture: Architecture, sizes: Sizes) -> None:
         raise NotBuildable(f"{parameters} parameters")
     model = _construct(architecture, sizes, 0)
     with torch.no_grad():
-        model(**example_inputs(architecture, model))
+        for length in _LENGTHS:
+            model(**example_inputs(architecture, model, length))
 
 
 def _construct(architecture: Architecture, sizes: Sizes, seed: int) -> torch.nn.Module:
@@ -208,10 +219,11 @@ def _config(architecture: Architecture, config_class: type[Any], sizes: Sizes) -
     config.architectures = [architecture.class_name]
     if config.is_encoder_decoder and not hasattr(config, "decoder_start_token_id"):
         config.decoder_start_token_id = 0
-    if architecture.task == "classification" or sizes.fill:
-        for part in (config, config.get_text_config()):
-            if getattr(part, "pad_token_id", None) is None:
-                part.pad_token_id = 0
+    padded = architecture.task == "classification" or sizes.fill
+    for part in (config, config.get_text_config()):
+        if padded and getattr(part, "pad_token_id", None) is None:
+            part.pad_token_id = 0
+        shrink_special_ids(part)
     return config
 
 

@@ -31,6 +31,7 @@ class Sizes:
     """
 
     hidden: int = 64
+    narrow: int = 32
     feed_forward: int = 128
     heads: int = 4
     few_heads: int = 2
@@ -96,6 +97,15 @@ def tiny_config(config_class: type[Any], sizes: Sizes, overrides: Mapping[str, A
     An override may be a mapping where the field is itself a configuration.
     """
     return _Shrinker(config_class, sizes, {}).config(overrides)
+
+
+def shrink_special_ids(config: Any) -> None:
+    """Bring ids that a configuration derives by itself into the small vocabulary."""
+    for name, value in list(vars(config).items()):
+        if name.endswith("token_id") and _is_int(value):
+            setattr(config, name, _shrunk_token(value))
+        elif name.endswith("token_id") and _is_ints(value):
+            setattr(config, name, [_shrunk_token(v) for v in value])
 
 
 class _Shrinker:
@@ -169,11 +179,17 @@ class _Shrinker:
             cap = "heads"
         if cap == "heads":
             return self._shrunk_heads(name, value)
+        if cap == "hidden" and value < self._hidden():
+            cap = "narrow"
         return min(value, getattr(self.sizes, cap) if isinstance(cap, str) else cap)
 
     def _heads(self) -> int:
         names = ("num_attention_heads", "n_head", "n_heads", "num_heads")
         return next((self.defaults[n] for n in names if _is_int(self.defaults.get(n))), 0)
+
+    def _hidden(self) -> int:
+        value = self.defaults.get("hidden_size")
+        return value if _is_int(value) else 0
 
     def _shrunk_heads(self, name: str, value: int) -> int:
         """As many heads as make up the same multiple of the hidden size, where they made one."""

@@ -104,3 +104,8 @@ def test_parts_of_a_composite_are_shrunk_and_overridden() -> None:
     assert config.text_config.hidden_size == config.vision_config.hidden_size == 64
     assert (config.vision_config.patch_size, config.vision_config.image_size) == (4, 32)
     assert 0 <= config.text_config.eos_token_id < VOCABULARY
+
+
+def test_special_ids_lie_inside_the_vocabulary() -> None:
+    config: Any = build(pair("classification", "glm")).config
+    assert all(0 <= i < VOCABULARY for i in (*config.eos_token_id, config.pad_token_id))
