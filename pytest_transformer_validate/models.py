@@ -74,6 +74,28 @@ class Shared:
         self._model = self._subject = self._probe = None
 
 
+class AsLoaded:
+    """How a model was when it was loaded, cheap to compare with how it is."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        from pytest_transformer_validate.subject.guard import fingerprint
+
+        self._fingerprint = fingerprint
+        self._print = fingerprint(model)
+        self._buffers = [
+            (buffer, buffer._version, buffer.detach().clone())
+            for buffer in model.buffers()
+            if not buffer.is_meta
+        ]
+
+    def describes(self, model: torch.nn.Module) -> bool:
+        """Whether nothing of the model has changed."""
+        return self._fingerprint(model) == self._print and all(
+            buffer._version == version or buffer.equal(value)
+            for buffer, version, value in self._buffers
+        )
+
+
 @dataclass(eq=False)
 class RunModel:
     """One model of the run.
@@ -98,7 +120,7 @@ class RunModel:
     shared: Shared = field(init=False)
     waiting: int = 0
     _loaded: Loaded | None = None
-    _print: object = None
+    _as_loaded: AsLoaded | None = None
     _changed: bool = False
     _error: BaseException | None = None
     _traceback: TracebackType | None = None
@@ -151,7 +173,7 @@ class RunModel:
     def release(self) -> None:
         """Let go of the model and of everything made from it."""
         self.shared.clear()
-        self._loaded = None
+        self._loaded = self._as_loaded = None
         self._changed = False
 
     def _load(self) -> Loaded:
@@ -169,15 +191,11 @@ class RunModel:
 
     def _take_print(self) -> None:
         if self._loaded is not None:
-            from pytest_transformer_validate.subject.guard import fingerprint
-
-            self._print = fingerprint(self._loaded.model)
+            self._as_loaded = AsLoaded(self._loaded.model)
 
     def _note_change(self) -> None:
-        if self._loaded is not None:
-            from pytest_transformer_validate.subject.guard import fingerprint
-
-            self._changed |= fingerprint(self._loaded.model) != self._print
+        if self._loaded is not None and self._as_loaded is not None:
+            self._changed |= not self._as_loaded.describes(self._loaded.model)
 
 
 @dataclass(frozen=True)

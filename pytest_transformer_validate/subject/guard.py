@@ -32,12 +32,16 @@ def derive_seed(seed: int, *words: object) -> int:
 def fingerprint(model: torch.nn.Module) -> tuple[Any, ...]:
     """What tells that a model is no longer as loaded, without reading its weights.
 
-    Identity and version counter of every parameter and buffer, whether it asks for a gradient
-    and has one, mode and number of hooks of every module.
+    Identity of every parameter and buffer, version counter of the parameters, whether they ask
+    for a gradient and have one, mode and number of hooks of every module. Values of buffers are
+    compared elsewhere: ``guard`` gives them back, which their version counter does not show.
     """
-    tensors = tuple(
-        (name, id(tensor), tensor._version, tensor.requires_grad, tensor.grad is None)
-        for name, tensor in (*model.named_parameters(), *model.named_buffers())
+    tensors = (
+        *(
+            (n, id(p), p._version, p.requires_grad, p.grad is None)
+            for n, p in model.named_parameters()
+        ),
+        *((name, id(buffer)) for name, buffer in model.named_buffers()),
     )
     modules = tuple(
         (name, module.training, tuple(len(getattr(module, hooks, ())) for hooks in _HOOKS))

@@ -20,7 +20,10 @@ def loads(project: pytest.Pytester) -> int:
 def logged(healthy: pytest.Pytester) -> pytest.Pytester:
     """The healthy project, whose model notes every time that it is built."""
     model = healthy.path / "model.py"
-    model.write_text(model.read_text() + LOGGING)
+    text = model.read_text().replace(
+        "self.head =", "self.register_buffer('scale', torch.ones(2)); self.head ="
+    )
+    model.write_text(text + LOGGING)
     return healthy
 
 
@@ -65,6 +68,7 @@ def test_every_fixture_has_what_it_says(healthy: pytest.Pytester) -> None:
         "tb_model.head.register_forward_hook(lambda *a: None)",
         "tb_model.head = torch.nn.Linear(8, 32)",
         "tb_model.embed.weight.requires_grad_(False)",
+        "tb_model.scale.add_(1)",
     ],
 )
 def test_a_test_that_changes_the_model_changes_it_for_itself(
@@ -77,7 +81,7 @@ def test_a_test_that_changes_the_model_changes_it_for_itself(
         def state(model):
             head = model.head
             return (head.weight.sum().item(), model.training, len(head._forward_hooks),
-                    model.embed.weight.requires_grad)
+                    model.embed.weight.requires_grad, model.scale.sum().item())
         def test_one(tb_model):
             seen.append(state(tb_model))
             with torch.no_grad():
@@ -255,3 +259,21 @@ def test_a_hook_that_raises_is_a_usage_error(healthy: pytest.Pytester) -> None:
     result = healthy.runpytest_inprocess()
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["*pytest_tb_models raised ZeroDivisionError*"])
+
+
+def test_a_buffer_that_a_forward_changes_costs_no_reload(logged: pytest.Pytester) -> None:
+    model = logged.path / "model.py"
+    model.write_text(model.read_text().replace("return self", "self.scale.add_(1); return self"))
+    logged.makepyfile(
+        test_own="""
+        from pytest_transformer_validate.subject.guard import guard
+        def test_one(tb_subject, tb_batch):
+            with guard(tb_subject.model):
+                tb_subject(tb_batch)
+        def test_two(tb_model): assert tb_model.scale.sum() == 2
+        """
+    )
+    logged.runpytest_inprocess("--tb-model=model.py").assert_outcomes(
+        passed=6, skipped=1, deselected=1
+    )
+    assert loads(logged) == 1
