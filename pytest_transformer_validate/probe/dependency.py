@@ -122,10 +122,17 @@ def single_gradient(probe: Probe, length: int, position: int) -> torch.Tensor:
         return lookup.gradient()[0]
 
 
-def row_swaps(probe: Probe, rows: int, length: int) -> RowSwaps:
-    """Replace every row but the first, then every row but the last."""
+def row_swaps(probe: Probe, rows: int, length: int, padded: bool) -> RowSwaps:
+    """Replace every row but the first, then every row but the last.
+
+    ``padded`` gives the rows that are replaced another padding too (both times some, so that the
+    same kernels run), by an attention mask; the first and the last row have none.
+    """
     before = probe.batch(rows, length, "rows")
     fresh = probe.batch(rows, length, "other rows")
+    if padded:
+        before = _pad_between(probe, before, 2)
+        fresh = _pad_all(probe, fresh, 3)
     reference = finite_logits(probe, before)
     effect, after = [], []
     own = 0.0
@@ -185,6 +192,26 @@ def locate_row_gradient(probe: Probe, row: int, source: int) -> str | None:
     for role, tensor in fresh.inputs.items():
         inputs[role][source] = tensor[source]
     return _locate(probe, before, before.with_(**inputs), _row_moved(rows, row))
+
+
+def _pad_between(probe: Probe, batch: Batch, by: int) -> Batch:
+    """Pad all rows but the first and the last by ``by`` tokens on the right."""
+    keep = torch.ones_like(batch["input_ids"])
+    keep[1:-1, -by:] = 0
+    return _masked(probe, batch, keep)
+
+
+def _pad_all(probe: Probe, batch: Batch, by: int) -> Batch:
+    keep = torch.ones_like(batch["input_ids"])
+    keep[:, -by:] = 0
+    return _masked(probe, batch, keep)
+
+
+def _masked(probe: Probe, batch: Batch, keep: torch.Tensor) -> Batch:
+    pad = probe.subject.pad_id
+    ids = batch["input_ids"]
+    ids = ids if pad is None else ids.masked_fill(keep == 0, pad)
+    return batch.with_(input_ids=ids, attention_mask=keep)
 
 
 def _row_moved(rows: int, keep: int) -> Moved:

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from pytest_transformer_validate.errors import NotApplicable
-from pytest_transformer_validate.probe.trace import Call, first_not_finite, traced
+from pytest_transformer_validate.probe.trace import ROOT, Call, first_not_finite, traced
 
 if TYPE_CHECKING:
     from pytest_transformer_validate.probe.probe import Probe
     from pytest_transformer_validate.subject.subject import Batch
 
-SHAPE_CASES = ("single_token", "coprime", "typical", "full_length", "full_batch")
+# The length that stands for "any" where nothing declares or shows a limit.
+_UNBOUNDED = 64
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,44 @@ def shortens(probe: Probe) -> bool:
         for call in calls
         for a in call.inputs
         for b in call.outputs
+    )
+
+
+def first_misshapen(probe: Probe, case: str) -> str | None:
+    """The first module that keeps rows and positions at another shape, and not at this one.
+
+    Both runs are traced; an axis that is B or T in the other run has to be so here.
+    """
+    rows, length = _case_shape(probe, case)
+    other = probe.subject.sizes if case != "coprime" else probe.subject.other_sizes
+    good = _trace(probe, probe.batch(*other, "misshapen"))
+    bad = _trace(probe, probe.batch(rows, length, "misshapen", full=case == "full_length"))
+    sizes = {other[0]: rows, other[1]: length}
+    for call, reference in zip(bad, good, strict=False):
+        if call.name != reference.name:
+            break
+        if _follows(call.inputs, reference.inputs, sizes) and not _follows(
+            call.outputs, reference.outputs, sizes
+        ):
+            return call.name
+    return next(
+        (
+            call.name
+            for call in bad
+            if call.inputs
+            and call.inputs[0].shape[:2] == (rows, length)
+            and call.outputs[0].shape[:2] != (rows, length)
+        ),
+        ROOT,
+    )
+
+
+def _follows(
+    tensors: list[torch.Tensor], reference: list[torch.Tensor], sizes: dict[int, int]
+) -> bool:
+    return all(
+        tuple(t.shape) == tuple(sizes.get(n, n) for n in r.shape)
+        for t, r in zip(tensors, reference, strict=False)
     )
 
 
@@ -93,9 +132,9 @@ def _case_shape(probe: Probe, case: str) -> tuple[int, int]:
     rows, length = subject.sizes
     longest = subject.max_length
     if subject.vision:
-        counts = {"coprime": 3, "typical": 2, "full_batch": subject.full_batch}
+        counts = {"single_token": 1, "coprime": 3, "typical": 2, "full_batch": subject.full_batch}
         if case not in counts:
-            raise NotApplicable("an image is one size: there is no shortest or longest one")
+            raise NotApplicable("an image has one size: there is no longest one")
         return counts[case], 1
     if case == "single_token":
         return 1, 1
@@ -105,14 +144,7 @@ def _case_shape(probe: Probe, case: str) -> tuple[int, int]:
         return 2, min(32 if subject.small else 16, longest or 32)
     if case == "full_batch":
         return subject.full_batch, min(16, longest or 16)
-    if longest is None:
-        raise NotApplicable(
-            'no length limit is declared ("max_seq_len" in config.json) and no table shows one'
-        )
-    return 1, min(longest, _AFFORDABLE) if subject.small else min(longest, 1024)
-
-
-_AFFORDABLE = 4096
+    return 1, min(longest or _UNBOUNDED, 4096 if subject.small else 1024)
 
 
 def _straining(probe: Probe, rows: int, length: int) -> dict[str, Batch]:

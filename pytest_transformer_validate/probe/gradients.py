@@ -111,9 +111,10 @@ def _watched(model: torch.nn.Module, found: Gradients) -> Iterator[None]:
 
     def hook(name: str) -> Callable[..., None]:
         def record(_module: Any, args: Any, kwargs: Any, output: Any) -> None:
+            sizes = found.tokens.setdefault(name, [])
             given = floating((args, kwargs))
-            size = given[0].numel() // max(1, given[0].shape[-1]) if given and given[0].dim() else 0
-            found.tokens.setdefault(name, []).append(size)
+            if given and given[0].dim():
+                sizes.append(given[0].numel() // max(1, given[0].shape[-1]))
             if isinstance(output, torch.Tensor) and not output.is_floating_point():
                 found.selects.add(name)
 

@@ -12,6 +12,7 @@ import torch
 from pytest_transformer_validate.errors import Blocked
 from pytest_transformer_validate.probe import dependency, forwards, gradients
 from pytest_transformer_validate.probe.trace import ROOT, where_raised
+from pytest_transformer_validate.subject.declared import is_read
 from pytest_transformer_validate.subject.guard import derive_seed, guard
 from pytest_transformer_validate.subject.subject import Batch, Subject
 
@@ -93,6 +94,10 @@ class Probe:
         """See ``forwards.shape_of``."""
         return self.once(forwards.shape_of, case)
 
+    def first_misshapen(self, case: str) -> str | None:
+        """See ``forwards.first_misshapen``."""
+        return self.once(forwards.first_misshapen, case)
+
     def shortens(self) -> bool:
         """See ``forwards.shortens``."""
         return self.once(forwards.shortens)
@@ -137,9 +142,9 @@ class Probe:
         """See ``dependency.single_gradient``."""
         return self.once(dependency.single_gradient, self.subject.sizes[1], position)
 
-    def row_swaps(self) -> RowSwaps:
+    def row_swaps(self, padded: bool = False) -> RowSwaps:
         """See ``dependency.row_swaps``."""
-        return self.once(dependency.row_swaps, *self.subject.sizes)
+        return self.once(dependency.row_swaps, *self.subject.sizes, padded)
 
     def row_gradients(self) -> torch.Tensor | None:
         """See ``dependency.row_gradients``."""
@@ -189,6 +194,18 @@ class Probe:
         """Whether a module only holds others and has no forward."""
         kinds = (torch.nn.ModuleList, torch.nn.ModuleDict)
         return isinstance(self.subject.model.get_submodule(module), kinds)
+
+    def is_read(self, module: str) -> bool:
+        """See ``declared.is_read``."""
+        return is_read(self.subject.model, module)
+
+    def where_raised(self, error: BaseException) -> str:
+        """The innermost module whose code was running when ``error`` was raised."""
+        return where_raised(self.subject.model, error)
+
+    def holds_modules(self, module: str) -> bool:
+        """Whether a module has submodules."""
+        return next(self.subject.model.get_submodule(module).children(), None) is not None
 
     def list_siblings(self, module: str) -> list[str]:
         """Names of the other modules of the same class in the same list or sequence."""

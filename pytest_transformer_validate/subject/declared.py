@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import inspect
+import linecache
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -120,6 +123,28 @@ def _registered_task(config: ModelConfig) -> str | None:
         if kind in registry:
             return task
     return None
+
+
+def is_read(model: nn.Module, name: str) -> bool:
+    """Whether a submodule is read anywhere in the source that defines the module around it.
+
+    Assigning it (``self.norm2 = ...``) is not reading. Where the source cannot be had, or the
+    submodule has no name of its own (an element of a list), the answer is yes.
+    """
+    above, _, own = name.rpartition(".")
+    if not own.isidentifier():
+        return True
+    for kind in type(model.get_submodule(above)).__mro__[:-1]:
+        if kind is nn.Module:
+            break
+        if "forward" not in vars(kind):
+            continue
+        source = "".join(linecache.getlines(inspect.unwrap(kind.forward).__code__.co_filename))
+        if not source or "getattr(" in source or "children(" in source or "_modules" in source:
+            return True
+        if re.search(rf"\.{own}\b(?!\s*(:[^=\n]+)?=[^=])", source) or f'"{own}"' in source:
+            return True
+    return False
 
 
 def _head(model: nn.Module, config: ModelConfig) -> str | None:

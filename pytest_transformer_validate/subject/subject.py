@@ -228,8 +228,7 @@ class Subject:
         tables = min(self.facts.limits, default=None)
         if named is None or tables is None:
             return named or tables
-        offset = named - tables
-        return tables if 0 < offset <= 4 and self._offset_table(named) else named
+        return tables if self._offset(named) == named - tables else named
 
     @functools.cached_property
     def small(self) -> bool:
@@ -248,6 +247,15 @@ class Subject:
         length = lengths[0] if lengths else 1
         rows = next((p for p in free if p != length), 3)
         return rows, length
+
+    @functools.cached_property
+    def other_sizes(self) -> tuple[int, int]:
+        """A second (B, T), different from ``sizes`` in both."""
+        rows, length = self.sizes
+        longest = self.max_length or _PRIMES[-1]
+        taken = {size for p in self.model.parameters() for size in p.shape}
+        free = [p for p in (3, *_PRIMES) if p not in taken | {rows, length} and p <= longest]
+        return (free[0], free[1]) if len(free) > 1 else (rows + 1, max(1, length - 1))
 
     def batch(self, rows: int, length: int, *, seed: int = 0, full: bool = False) -> Batch:
         """Random inputs: ids (rows, length) without special ids, or images.
@@ -368,12 +376,12 @@ class Subject:
             self._call(batch, {}, time_major=False)
         return bool(by_rows.limits)
 
-    def _offset_table(self, rows: int) -> bool:
-        """Whether a table with that many rows exists: then positions start behind an offset."""
-        return any(
-            isinstance(m, torch.nn.Embedding) and m.num_embeddings == rows
-            for m in self.model.modules()
-        )
+    def _offset(self, rows: int) -> int | None:
+        """Rows that positions skip in a table of ``rows``: all up to its padding row."""
+        for module in self.model.modules():
+            if isinstance(module, torch.nn.Embedding) and module.num_embeddings == rows:
+                return None if module.padding_idx is None else module.padding_idx + 1
+        return None
 
     def _with_needed(self, batch: Batch, *, labels: bool = True) -> Batch:
         """Add what forward requires: masks that keep everything, positions, labels."""

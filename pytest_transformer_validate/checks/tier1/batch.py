@@ -28,7 +28,16 @@ def batch_independence(probe: Probe, *, factor: float = 16.0) -> BatchIndependen
     read. B and T are different primes, because equal ones hide an exchanged axis. The expected
     movement is exactly 0; ``factor`` u are allowed.
     """
-    swaps = probe.row_swaps()
+    measured = _judge_swaps(probe, False, factor, notes := [])
+    if probe.subject.signature.takes("attention_mask") and probe.subject.sizes[1] > 4:
+        _judge_swaps(probe, True, factor, notes)
+    return _judge_gradient(probe, measured, factor, notes)
+
+
+def _judge_swaps(
+    probe: Probe, padded: bool, factor: float, notes: list[str]
+) -> BatchIndependence:
+    swaps = probe.row_swaps(padded)
     limit = same_shape_limit(swaps.reference, factor)
     value, index = worst_row(swaps)
     measured = BatchIndependence(
@@ -38,16 +47,17 @@ def batch_independence(probe: Probe, *, factor: float = 16.0) -> BatchIndependen
         rows=swaps.before.rows,
         own_effect=swaps.own_effect,
     )
-    notes: list[str] = []
     if not value <= limit.value:
         verdict = settle(
-            value, limit, lambda: probe.repeated(lambda p: worst_row(p.row_swaps())[0])
+            value, limit, lambda: probe.repeated(lambda p: worst_row(p.row_swaps(padded))[0])
         )
         notes.extend(verdict.notes)
         if verdict.exceeded:
             where = probe.locate_row(swaps, index)
-            raise CheckFailed(_text(measured, swaps, index, where, notes), measured, where=where)
-    return _judge_gradient(probe, measured, factor, notes)
+            what = "were replaced and padded differently" if padded else "were replaced"
+            text = _text(measured, swaps, index, where, what, notes)
+            raise CheckFailed(text, measured, where=where)
+    return measured
 
 
 def _judge_gradient(
@@ -59,6 +69,9 @@ def _judge_gradient(
         notes.append(f"no gradient could be read (decided by replacing rows): {error}"[:200])
         matrix = None
     if matrix is None:
+        return BatchIndependence(**{**vars(measured), "notes": tuple(notes)})
+    if not float(matrix.sum()) < float("inf"):
+        notes.append("the gradient holds NaN (see gradient_flow): decided by replacing rows")
         return BatchIndependence(**{**vars(measured), "notes": tuple(notes)})
     value, row, source = other_row_leak(matrix)
     limit = factor * probe.eps * float(matrix.max())
@@ -80,18 +93,27 @@ def _judge_gradient(
 
 
 def _text(
-    measured: BatchIndependence, swaps: RowSwaps, index: int, where: str | None, notes: list[str]
+    measured: BatchIndependence,
+    swaps: RowSwaps,
+    index: int,
+    where: str | None,
+    what: str,
+    notes: list[str],
 ) -> str:
     return "\n".join(
         [
             RULE,
             f"row {swaps.kept[index]} of {measured.rows} moved by {measured.value:.2g} "
-            f"(limit {measured.limit}) when the other rows were replaced",
+            f"(limit {measured.limit}) when the other rows {what}",
             f"first module to differ: {where or 'none stands out'}",
-            f"likely: {_likely()}",
+            f"likely: {_likely_mask() if 'padded' in what else _likely()}",
             *notes,
         ]
     )
+
+
+def _likely_mask() -> str:
+    return "one row's mask is used for every row (mask[:1], mask[0], or a mask that was cached)"
 
 
 def _likely() -> str:

@@ -44,13 +44,15 @@ def gradient_flow(
             f"NaN or infinity in the gradient of {len(found.not_finite)} parameters, first: {name}\n"
             "likely: sqrt, log, division or norm at zero, whose derivative is infinite",
             _measure(probe, found, {}, set()),
-            where=_owner(name),
+            where=_where(probe, found, set(found.not_finite), last=True),
         )
-    suspects = without_gradient(found, floor)
+    suspects, alive = without_gradient(found, floor), found
     if suspects:
-        suspects &= without_gradient(probe.gradients(noised=True), floor)
-    explained = {name: reason for name in sorted(suspects) if (reason := _reason(probe, found, name))}
-    failing = {name for name in suspects if name not in explained}
+        alive = probe.gradients(noised=True)
+        suspects &= without_gradient(alive, floor)
+    reasons = {name: _reason(probe, found, alive, name) for name in sorted(suspects)}
+    explained = {name: reason for name, reason in reasons.items() if reason}
+    failing = suspects - set(explained)
     measured = _measure(probe, found, explained, failing)
     if failing:
         where = _where(probe, found, failing)
@@ -68,8 +70,11 @@ def gradient_flow(
     return measured
 
 
-def _reason(probe: Probe, found: Gradients, name: str) -> str | None:
-    """Why a healthy model may give this parameter no gradient, else ``None``."""
+def _reason(probe: Probe, found: Gradients, alive: Gradients, name: str) -> str | None:
+    """Why a healthy model may give this parameter no gradient, else ``None``.
+
+    ``alive`` holds the gradients after every parameter was moved.
+    """
     owner = _owner(name)
     if name in found.reached_by_others:
         return "only an output beside the logits depends on it"
@@ -77,8 +82,8 @@ def _reason(probe: Probe, found: Gradients, name: str) -> str | None:
         return _why_idle(probe, found, owner, name)
     if name not in found.used:
         return "the forward of these inputs does not read it"
-    siblings = [n for n in found.norms if _owner(n) == owner and n != name]
-    if probe.dimensions(name) == 1 and any(found.norms[n] for n in siblings):
+    siblings = [n for n in alive.norms if _owner(n) == owner and n != name]
+    if probe.dimensions(name) == 1 and any(alive.norms[n] for n in siblings):
         return "a constant that a softmax or a normalisation takes out again (a key bias)"
     if any(_inside(owner, chosen) for chosen in found.selects):
         return "it feeds a choice of indices, which has no gradient"
@@ -98,6 +103,8 @@ def _why_idle(probe: Probe, found: Gradients, owner: str, name: str) -> str | No
         if ran and not _ran(found, module):
             sizes = {tuple(found.tokens.get(s, ())) for s in ran}
             return "its expert was given no token" if len(sizes) > 1 else None
+        if not _ran(found, module) and not probe.is_read(module):
+            return None
         module = module.rpartition(".")[0]
     return "its module did not run for these inputs"
 
@@ -121,21 +128,48 @@ def _owner(parameter: str) -> str:
     return parameter.rpartition(".")[0]
 
 
-def _where(probe: Probe, found: Gradients, failing: set[str]) -> str:
-    """The innermost module that runs as a whole and loses the gradient on the way.
+def _where(probe: Probe, found: Gradients, failing: set[str], *, last: bool = False) -> str:
+    """The first module, in execution order, that loses the gradient on the way.
 
-    The last failing parameter in execution order stands right before the break; the break is in
-    the first module around it in which something else is alive.
+    A part of the model in which everything fails stands next to the break, and the break is in
+    the module around it: named is that module, unless it is the whole model or has one such part
+    only. ``last`` takes the last such module: trouble that starts late spoils everything before.
     """
     order = {name: index for index, name in enumerate(found.tokens)}
-    last = max(failing, key=lambda n: (order.get(_owner(n), -1), n))
-    module = _owner(last)
+    owners = sorted({_owner(n) for n in failing}, key=lambda o: (order.get(o, -1), o))
+    idle = [n for n in failing if n not in found.used and not _ran(found, _owner(n))]
+    if idle:
+        return _dead_part(probe, found, failing, _owner(min(idle)))
+    parts: dict[str, list[str]] = {}
+    for owner in owners:
+        part = _dead_part(probe, found, failing, owner)
+        around = parts.setdefault(_around(probe, part), [])
+        if part not in around:
+            around.append(part)
+    inner = [module for module in parts if module] or [""]
+    module = inner[-1] if last else inner[0]
+    only = parts[module][0]
+    whole = len(parts[module]) == 1 and (not module or probe.holds_modules(only))
+    return (only if whole else module) or probe.root
+
+
+def _dead_part(probe: Probe, found: Gradients, failing: set[str], owner: str) -> str:
+    """The outermost module around ``owner`` all of whose parameters fail."""
+    module, best = owner, owner
     while module:
         inside = [n for n in found.norms if _inside(_owner(n), module)]
-        if any(n not in failing and found.norms[n] for n in inside) and not probe.is_list(module):
-            return module
+        if all(n in failing for n in inside) and not probe.is_list(module):
+            best = module
         module = module.rpartition(".")[0]
-    return probe.root
+    return best
+
+
+def _around(probe: Probe, module: str) -> str:
+    """The nearest module around it that has a forward."""
+    above = module.rpartition(".")[0]
+    while above and probe.is_list(above):
+        above = above.rpartition(".")[0]
+    return above
 
 
 def _measure(
@@ -183,7 +217,7 @@ def _kind(found: Gradients, name: str, median: float) -> str:
 
 def _likely(found: Gradients, failing: set[str]) -> str:
     if any(not _ran(found, _owner(name)) for name in failing):
-        return "a layer of a list is skipped in the forward (range(n - 1), wrong index)"
+        return "a layer that the forward skips (range(n - 1), a wrong index) or forgets to call"
     if all(found.norms[name] is None for name in failing):
         return "detach(), .data, no_grad, a rounding or argmax in the path, or a result not used"
     return "a dead activation, a mask or factor that is always zero, or a far too small scale"

@@ -24,7 +24,8 @@ def shape_robustness(probe: Probe, case: str) -> ShapeOf:
         rows=shape.rows, length=shape.length, logits=shape.logits, expected=expected
     )
     if shape.logits != expected:
-        raise CheckFailed(_text(probe, case, shape, expected), measured)
+        where = probe.first_misshapen(case)
+        raise CheckFailed(_text(probe, shape, expected, where), measured, where=where)
     return measured
 
 
@@ -49,12 +50,14 @@ def _expected(probe: Probe, shape: Shape) -> tuple[int, ...]:
     return (shape.rows, shape.length, facts.width)
 
 
-def _text(probe: Probe, case: str, shape: Shape, expected: tuple[int, ...]) -> str:
-    given = f"{shape.rows} x {shape.length} ids" if not probe.subject.vision else f"{shape.rows} images"
+def _text(probe: Probe, shape: Shape, expected: tuple[int, ...], where: str | None) -> str:
+    vision = probe.subject.vision
+    given = f"{shape.rows} images" if vision else f"{shape.rows} x {shape.length} ids"
     return "\n".join(
         [
             "logits must have one row for each text and one position for each token",
             f"{given} gave logits {shape.logits}, expected {expected}",
+            f"first module with another shape than at other sizes: {where}",
             f"likely: {_likely(shape, expected)}",
         ]
     )

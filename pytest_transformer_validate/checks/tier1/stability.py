@@ -77,7 +77,8 @@ def _collapsed(probe: Probe, measured: Stability, floor: float) -> list[str]:
     found = []
     if measured.between_inputs <= floor:
         found.append("the logits are the same for every input")
-    if probe.subject.task.per_token and (measured.between_positions or 1.0) <= floor:
+    positions = measured.between_positions
+    if probe.subject.task.per_token and positions is not None and positions <= floor:
         found.append("the logits are the same at every position")
     if measured.between_outputs <= floor:
         found.append("the logits are the same for every output")
