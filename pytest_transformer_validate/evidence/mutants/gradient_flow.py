@@ -14,11 +14,6 @@ if TYPE_CHECKING:
 
 _dead = partial(Mutant, check="gradient_flow")
 
-IDLE = (
-    "published models carry modules that do not run for these inputs (poolers, towers, global "
-    "projections); the record lists them as idle"
-)
-
 
 def _negative_bias(model: nn.Module) -> None:
     with torch.no_grad():
@@ -216,7 +211,6 @@ MUTANTS = (
     ),
     _dead(
         name="transform_unused",
-        undetectable=IDLE,
         family="unused_module",
         parent="bert",
         where=("transform",),
@@ -225,7 +219,6 @@ MUTANTS = (
     ),
     _dead(
         name="final_norm_unused",
-        undetectable=IDLE,
         family="unused_module",
         parent="text_classifier",
         where=("norm",),
@@ -234,7 +227,6 @@ MUTANTS = (
     ),
     _dead(
         name="second_norm_unused",
-        undetectable=IDLE,
         family="unused_module",
         parent="vit",
         where=("blocks.*.norm2",),
