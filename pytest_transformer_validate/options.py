@@ -13,7 +13,7 @@ from pytest_transformer_validate.errors import SpecError
 from pytest_transformer_validate.task import canonical_task
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 DTYPES = {"float64": "float64", "float32": "float32", "float16": "float16", "bfloat16": "bfloat16"}
 DTYPES |= {"fp64": "float64", "fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -152,8 +152,8 @@ def existing_path(config: pytest.Config, name: str, given: str | None) -> Path |
     """The path in a value of option ``name``. Raises UsageError where nothing is there."""
     if given is None:
         return None
-    path = base(config, name) / Path(given).expanduser()
-    if not given or not path.exists():
+    path = _path(config, name, given)
+    if not given or not _holds(path.exists):
         raise pytest.UsageError(f"{_flag(name)}={given}: no such file or folder: {path}")
     return path
 
@@ -181,6 +181,21 @@ def check_device(name: str) -> None:
             f"--tb-device={name} is not here; devices seen: {', '.join(seen)}; "
             "auto takes the best of them"
         )
+
+
+def _path(config: pytest.Config, name: str, given: str) -> Path:
+    try:
+        return base(config, name) / Path(given).expanduser()
+    except RuntimeError as error:
+        raise pytest.UsageError(f"{_flag(name)}={given}: {error}") from error
+
+
+def _holds(test: Callable[[], bool]) -> bool:
+    """What a question about a path answers; a name that no file can have names nothing."""
+    try:
+        return test()
+    except (OSError, ValueError):
+        return False
 
 
 def _flag(name: str) -> str:
@@ -233,8 +248,8 @@ def _json(config: pytest.Config) -> Path | None:
     given = value(config, "tb_json")
     if given is None:
         return None
-    path = base(config, "tb_json") / Path(given).expanduser()
-    if not given or path.is_dir() or not path.parent.is_dir():
+    path = _path(config, "tb_json", given)
+    if not given or _holds(path.is_dir) or not _holds(path.parent.is_dir):
         raise pytest.UsageError(
             f"--tb-json must name a file in a folder that is there, given {given!r} ({path})"
         )

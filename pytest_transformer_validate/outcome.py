@@ -25,6 +25,8 @@ class Verdict(Exception):
 
 def keep(item: CheckItem, record: Record) -> None:
     """Remember the record with the item, and its numbers as the item's properties."""
+    if RECORD in item.stash:
+        item.user_properties.clear()
     item.stash[RECORD] = record
     item.user_properties.extend(properties(record))
 

@@ -11,9 +11,11 @@ from pytest_transformer_validate.collection import CheckItem, OwnReports
 from pytest_transformer_validate.report import html, terminal
 from pytest_transformer_validate.report import json as json_report
 from pytest_transformer_validate.report.record import Record
+from pytest_transformer_validate.report.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Generator
+    from pathlib import Path
 
     from pytest_transformer_validate.models import Run, RunModel
 
@@ -112,17 +114,15 @@ class Results:
         self.run = run
         self.models = models
         self.records: dict[str, Record] = {}
-        self.unjudged: list[str] = []
+        self.remarks: list[str] = []
         self.held_back = 0
 
     def pytest_report_header(self) -> str:
         settings = self.run.settings
         names = ", ".join(model.id for model in self.run.models)
         dtype = f", {settings.dtype}" if settings.dtype else ""
-        return (
-            f"transformer-validate {__version__}: {names} "
-            f"({settings.device}{dtype}, seed {settings.seed})"
-        )
+        about = f"{settings.device}{dtype}, seed {settings.seed}"
+        return printable(f"transformer-validate {__version__}: {names} ({about})")
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         data: dict[str, Any] | None = getattr(report, "tb_record", None)
@@ -139,20 +139,24 @@ class Results:
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         if not self.run.settings.allow_skipped:
-            self.unjudged = terminal.unjudged(list(self.records.values()))
-        if exitstatus == pytest.ExitCode.OK and self.unjudged:
+            self.remarks += terminal.unjudged(list(self.records.values()))
+        if exitstatus == pytest.ExitCode.OK and self.remarks:
             session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
         if self.run.settings.json is not None:
-            json_report.write(
-                self.run.settings.json,
-                list(self.records.values()),
-                models=[(m.id, m.source.spec) for m in self.run.models],
-                run={
-                    "arguments": [str(arg) for arg in self.config.invocation_params.args],
-                    "exit": int(session.exitstatus),
-                    "seed": self.run.settings.seed,
-                },
-            )
+            self._write_json(session, self.run.settings.json)
+
+    def _write_json(self, session: pytest.Session, path: Path) -> None:
+        run = {
+            "arguments": [str(arg) for arg in self.config.invocation_params.args],
+            "exit": int(session.exitstatus),
+            "seed": self.run.settings.seed,
+        }
+        models = [(model.id, model.source.spec) for model in self.run.models]
+        try:
+            json_report.write(path, list(self.records.values()), models=models, run=run)
+        except OSError as error:
+            self.remarks.append(f"--tb-json: the file could not be written: {error}")
+            session.exitstatus = pytest.ExitCode.USAGE_ERROR
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         held_back = max(self.held_back, self.models.held_back)
@@ -161,7 +165,7 @@ class Results:
         if held_back:
             noun = "check" if held_back == 1 else "checks"
             lines.append(f"{collection.TIER3_HINT} ({held_back} {noun} not run)")
-        lines += self.unjudged
+        lines += self.remarks
         if lines:
             terminalreporter.section("transformer validation")
             for line in lines:

@@ -256,7 +256,14 @@ def test_hooks_of_the_root_conftest_see_the_items_and_others_do_not(
 
 @pytest.mark.parametrize(
     "args",
-    [("-p", "no:cacheprovider"), ("-p", "no:terminal"), ("--strict-markers", "--strict-config")],
+    [
+        ("-p", "no:cacheprovider"),
+        ("-p", "no:terminal"),
+        ("-p", "no:timeout"),
+        ("-p", "no:xdist"),
+        ("-p", "no:html"),
+        ("--strict-markers", "--strict-config"),
+    ],
 )
 def test_with_parts_of_pytest_off_or_strict(
     project: pytest.Pytester, args: tuple[str, ...]

@@ -29,6 +29,9 @@ WRONG = [
     ),
     (["--tb-model=model.py", "--tb-config=no.json"], "*--tb-config=no.json: no such*"),
     (["--tb-model=model.py", "--tb-weights=no.pt"], "*--tb-weights=no.pt: no such*"),
+    (["--tb-model=model.py", "--tb-config=" + "x" * 300], "*no such*"),
+    (["--tb-model=model.py", "--tb-json=" + "x" * 300 + "/a"], "*--tb-json must name a file*"),
+    (["--tb-model=" + "x" * 300], "*"),
     (["--tb-model=model.py", "--tb-json=no/such/x.json"], "*--tb-json must name a file*"),
     (
         ["--tb-model=model.py", "--tb-task=lm", "--tb-task=lm"],

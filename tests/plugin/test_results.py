@@ -37,6 +37,12 @@ def test_json_is_written_where_a_check_could_not_speak(project: pytest.Pytester)
     assert "--tb-train" in record["message"]
 
 
+def test_json_that_cannot_be_written_is_no_internal_error(healthy: pytest.Pytester) -> None:
+    result = healthy.runpytest_inprocess(MODEL, "--tb-json=" + "x" * 300)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stdout.fnmatch_lines(["--tb-json: the file could not be written: *"])
+
+
 def test_foreign_numbers_become_plain_ones(healthy: pytest.Pytester) -> None:
     conftest = healthy.path / "conftest.py"
     conftest.write_text(
