@@ -171,13 +171,12 @@ def hold_back_tier3(config: pytest.Config, items: list[pytest.Item], run: Run) -
     """Deselect tier 3, or skip what was asked for by name; the number of deselected checks."""
     if run.settings.train:
         return 0
-    by_word = "tier3" in config.getoption("markexpr") or bool(config.getoption("keyword"))
     kept: list[pytest.Item] = []
     held: list[pytest.Item] = []
     for item in items:
         if not (isinstance(item, CheckItem) and item.tier == 3):
             kept.append(item)
-        elif by_word or run.asks_by_id(item.model, 3):
+        elif run.asks_by_id(item.model, 3) or _asked_by_word(config, item):
             item.add_marker(pytest.mark.skip(reason=TIER3_HINT))
             kept.append(item)
         else:
@@ -186,6 +185,14 @@ def hold_back_tier3(config: pytest.Config, items: list[pytest.Item], run: Run) -
         config.hook.pytest_deselected(items=held)
         items[:] = kept
     return len(held)
+
+
+def _asked_by_word(config: pytest.Config, item: CheckItem) -> bool:
+    """Whether ``-m`` names tier 3, or a word of ``-k`` the tier or the check."""
+    words = set(re.findall(r"[^\s()]+", config.getoption("keyword").lower()))
+    words -= {"and", "or", "not"}
+    name = f"tier3 {item.name}".lower()
+    return "tier3" in config.getoption("markexpr") or any(word in name for word in words)
 
 
 def _function(check: Check) -> Callable[..., None]:

@@ -165,6 +165,14 @@ class TestTier3:
         result.stdout.fnmatch_lines(["SKIPPED *: tier 3 trains the model; add --tb-train"])
         assert result.ret == pytest.ExitCode.OK
 
+    @pytest.mark.parametrize("args", [("-m", "not tier2"), ("-k", "not cased")])
+    def test_is_deselected_when_only_not_excluded(
+        self, healthy: pytest.Pytester, args: tuple[str, ...]
+    ) -> None:
+        result = healthy.runpytest_inprocess(MODEL, *args)
+        result.stdout.fnmatch_lines(["tier 3 trains the model; add --tb-train (1 check not run)"])
+        assert result.ret == pytest.ExitCode.OK
+
     @pytest.mark.parametrize("args", [("-m", "tier3", "--tb-train"), ("--tier3",)])
     def test_runs_when_training_is_allowed(
         self, healthy: pytest.Pytester, args: tuple[str, ...]
