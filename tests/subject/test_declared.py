@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import pytest
+from torch import nn
+
+from pytest_transformer_validate.errors import SpecError
+from pytest_transformer_validate.sources.config import ModelConfig
+from pytest_transformer_validate.subject.declared import (
+    declared_size,
+    declared_task,
+    is_read,
+    special_ids,
+)
+from tests.models import Decoder
+
+
+@pytest.mark.parametrize(
+    ("config", "task"),
+    [
+        ({"task": "lm"}, "causal_lm (config.json)"),
+        ({"architectures": ["GPT2LMHeadModel"]}, "causal_lm (architectures: GPT2LMHeadModel)"),
+        ({"architectures": ["BertForMaskedLM"]}, "masked_lm (architectures: BertForMaskedLM)"),
+        (
+            {"architectures": ["BertLMHeadModel"], "is_decoder": False},
+            "masked_lm (config: is_decoder=False)",
+        ),
+        ({"architectures": ["XLNetLMHeadModel"], "attn_type": "bi"}, "masked_lm (config: attn_type='bi')"),
+        (
+            {"architectures": ["BertLMHeadModel"], "is_decoder": True},
+            "causal_lm (architectures: BertLMHeadModel)",
+        ),
+        (
+            {"architectures": ["T5ForConditionalGeneration"], "is_encoder_decoder": True, "is_decoder": False},
+            "seq2seq (architectures: T5ForConditionalGeneration)",
+        ),
+        (
+            {"architectures": ["ViTForImageClassification"]},
+            "vision_classification (architectures: ViTForImageClassification)",
+        ),
+    ],
+)
+def test_task_from_declarations(config, task):
+    assert str(declared_task(Decoder(), ModelConfig(config), None)) == task
+
+
+def test_the_option_wins():
+    found = declared_task(Decoder(), ModelConfig({"task": "lm"}), "classification")
+    assert str(found) == "classification (declared by --tb-task)"
+
+
+def test_nothing_declared():
+    assert declared_task(Decoder(), ModelConfig({"vocab_size": 9}), None) is None
+
+
+def test_an_unknown_task_names_the_nearest():
+    with pytest.raises(SpecError, match="did you mean causal_lm"):
+        declared_task(Decoder(), ModelConfig({"task": "casual_lm"}), None)
+
+
+@pytest.mark.parametrize("value", [0, -1, True, "12", 1.5, None])
+def test_only_a_positive_whole_number_is_a_size(value):
+    assert declared_size(ModelConfig({"vocab_size": value}), ("vocab_size",)) is None
+
+
+def test_sizes_and_ids_of_a_part():
+    config = ModelConfig({"text_config": {"vocab_size": 7, "bos_token_id": 2}, "pad_token_id": 1})
+    assert declared_size(config, ("vocab_size",)) == 7
+    assert special_ids(config) == {1, 2}
+
+
+class Reads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.used = nn.Linear(2, 2)
+        self.never_again = nn.Linear(2, 2)
+        self.elsewhere = nn.Linear(2, 2)
+
+    def forward(self, x):
+        return self.used(x)
+
+    def other(self, x):
+        return self.elsewhere(x)
+
+
+@pytest.mark.parametrize(("number", "read"), [(0, True), (1, False), (2, True)])
+def test_a_submodule_is_read_or_only_assigned(number, read):
+    model = Reads()
+    name = [name for name, _ in model.named_children()][number]
+    assert is_read(model, name) is read
+
+
+def test_an_element_of_a_list_counts_as_read():
+    assert is_read(nn.Sequential(nn.Linear(2, 2)), "0")

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import pytest
+import torch
+
+from pytest_transformer_validate.errors import SubjectError
+from pytest_transformer_validate.subject.outputs import describe, read_output
+from tests.models import Result, Scores
+
+LOGITS, HIDDEN, LOSS = torch.rand(2, 3, 7), torch.rand(2, 3, 4), torch.tensor(1.5)
+
+
+@pytest.mark.parametrize(
+    ("raw", "field"),
+    [
+        (LOGITS, "tensor"),
+        ((LOGITS, LOSS), "0"),
+        ((LOSS, LOGITS), "1"),
+        ([LOGITS, None], "0"),
+        ({"hidden_states": (HIDDEN,), "logits": LOGITS}, "logits"),
+        ({"encoding": LOGITS, "mask": torch.ones(2, 3, dtype=torch.bool)}, "encoding"),
+        (OrderedDict(last_hidden_state=LOGITS, pooler_output=torch.rand(2, 4)), "last_hidden_state"),
+        (Scores(LOGITS, None), "scores"),
+        (Result(LOGITS, HIDDEN), "logits"),
+    ],
+)
+def test_logits_are_found(raw, field):
+    output = read_output(raw)
+    assert output.logits is LOGITS
+    assert output.field == field
+
+
+def test_loss_cache_and_others():
+    cache = object()
+    output = read_output({"loss": LOSS, "logits": LOGITS, "past_key_values": cache, "h": (HIDDEN,)})
+    assert (output.loss, output.cache) == (LOSS, cache)
+    assert output.others == (LOSS, HIDDEN)
+
+
+@pytest.mark.parametrize("raw", [None, "text", [], {}, torch.ones(2, 3, dtype=torch.long), LOSS])
+def test_what_came_back_is_said(raw):
+    with pytest.raises(SubjectError, match="forward must return logits") as caught:
+        read_output(raw)
+    assert describe(raw) in str(caught.value)

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pytest_transformer_validate.errors import SubjectError
+from pytest_transformer_validate.subject.signature import Signature, read_signature
+
+
+def signature_of(forward, *, vision: bool = False) -> Signature:
+    model = type("Model", (nn.Module,), {"forward": forward})()
+    return read_signature(model, vision=vision)
+
+
+def test_usual_names_become_roles():
+    def forward(self, idx, targets=None, attention_mask=None, use_cache=False): ...
+
+    names = signature_of(forward).names
+    assert names == {
+        "input_ids": "idx",
+        "attention_mask": "attention_mask",
+        "labels": "targets",
+        "use_cache": "use_cache",
+    }
+
+
+def test_an_unknown_first_name_is_the_main_input():
+    def forward(self, sentence, mask=None): ...
+
+    assert signature_of(forward).names["input_ids"] == "sentence"
+
+
+def test_x_is_the_image_of_a_vision_model():
+    def forward(self, x): ...
+
+    assert signature_of(forward, vision=True).names == {"pixel_values": "x"}
+
+
+def test_source_and_target():
+    def forward(self, src, tgt): ...
+
+    assert signature_of(forward).names == {"input_ids": "src", "decoder_input_ids": "tgt"}
+
+
+def test_a_required_target_is_what_the_decoder_reads():
+    def forward(self, source, target): ...
+
+    assert signature_of(forward).names["decoder_input_ids"] == "target"
+
+
+def test_intermediates_of_a_builder_export():
+    def forward(self, input_0_tokens, mhsa_0_output, residual_0_output, ffn_1_output): ...
+
+    signature = signature_of(forward)
+    assert signature.names == {"input_ids": "input_0_tokens"}
+    assert signature.intermediates == ("mhsa_0_output", "residual_0_output", "ffn_1_output")
+
+
+def test_positional_only():
+    def forward(self, x, /, attention_mask=None): ...
+
+    assert signature_of(forward).positional == {"input_ids"}
+
+
+def test_an_unknown_required_input_is_named_with_the_signature():
+    def forward(self, input_ids, graph_edges): ...
+
+    with pytest.raises(SubjectError, match=r"requires graph_edges(.|\n)*forward\(.*graph_edges"):
+        signature_of(forward)
+
+
+def test_a_wrapper_is_read_through():
+    class Inner(nn.Module):
+        def forward(self, token_ids: Tensor) -> Tensor: ...
+
+    class Wrapper(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Inner()
+
+        def forward(self, *args, **kwargs):
+            return self.inner(*args, **kwargs)
+
+    assert read_signature(Wrapper(), vision=False).names == {"input_ids": "token_ids"}
+    compiled = torch.compile(Inner(), backend="eager")
+    assert read_signature(compiled, vision=False).names == {"input_ids": "token_ids"}

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from pytest_transformer_validate.errors import SubjectError, TaskError
+from pytest_transformer_validate.subject.subject import Subject
+from tests import models
+from tests.models import VOCAB
+
+
+@pytest.mark.parametrize(
+    ("model", "task", "vocabulary", "longest"),
+    [
+        (models.Decoder, "causal_lm (assumed; declare with --tb-task)", VOCAB, 48),
+        (models.Lecture, "causal_lm (assumed; declare with --tb-task)", VOCAB, 48),
+        (models.OneHot, "causal_lm (assumed; declare with --tb-task)", VOCAB, 40),
+        (models.Indexed, "causal_lm (assumed; declare with --tb-task)", VOCAB, 40),
+        (models.TimeMajor, "causal_lm (assumed; declare with --tb-task)", VOCAB, None),
+        (models.Translator, "seq2seq (found: tgt)", VOCAB, 50),
+    ],
+)
+def test_facts_come_from_structure(model, task, vocabulary, longest):
+    subject = Subject(model())
+    assert (str(subject.task), subject.vocab_size, subject.max_length) == (task, vocabulary, longest)
+
+
+@pytest.mark.parametrize(
+    "model", [models.Decoder, models.LastLogits, models.StartPosition, models.TimeMajor]
+)
+def test_every_call_gives_rows_and_positions(model):
+    subject = Subject(model().eval())
+    assert subject(subject.batch(3, 5)).logits.shape == (3, 5, VOCAB)
+
+
+def test_a_vision_model_without_a_configuration():
+    subject = Subject(models.Patches())
+    assert subject.task.task_type == "vision_classification"
+    assert subject.batch(3, 1)["pixel_values"].shape == (3, 3, 32, 32)
+    assert subject.facts.width == 10
+
+
+def test_an_image_size_that_cannot_be_found_is_asked_for():
+    class Flat(nn.Module):
+        def forward(self, pixel_values):
+            return pixel_values.flatten(1)
+
+    with pytest.raises(TaskError, match='"image_size"'):
+        Subject(Flat()).batch(1, 1)
+
+
+def test_a_vocabulary_that_cannot_be_found_is_asked_for():
+    class Hashed(nn.Module):
+        def forward(self, input_ids):
+            return (input_ids * 7 % 5).unsqueeze(-1).float().expand(-1, -1, 3)
+
+    with pytest.raises(TaskError, match='declare it: "vocab_size"'):
+        _ = Subject(Hashed()).vocab_size
+
+
+@pytest.mark.parametrize(
+    "config", [{"vocab_size": 90, "max_seq_len": 20}, SimpleNamespace(vocab_size=90, block_size=20)]
+)
+def test_a_configuration_of_any_kind_wins_over_structure(config):
+    subject = Subject(models.Decoder(), config)
+    assert (subject.vocab_size, subject.max_length) == (90, 20)
+    assert int(subject.batch(8, 20)["input_ids"].max()) < 90
+
+
+def test_positions_behind_a_padding_row_shorten_the_maximum():
+    class Offset(models.Decoder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.positions = nn.Embedding(48, 32, padding_idx=1)
+
+        def hidden(self, ids):
+            return self.tokens(ids) + self.positions(torch.arange(ids.size(1)) + 2)
+
+    assert Subject(Offset(), {"max_position_embeddings": 48}).max_length == 46
+
+
+def test_positions_from_one_by_mistake_do_not():
+    class Mistake(models.Decoder):
+        def hidden(self, ids):
+            return self.tokens(ids) + self.positions(torch.arange(ids.size(1)) + 1)
+
+    assert Subject(Mistake(), {"max_position_embeddings": 48}).max_length == 48
+
+
+def test_ids_avoid_what_has_a_meaning():
+    config = {"pad_token_id": 0, "eos_token_id": [3], "image_token_id": 5, "vocab_size": VOCAB}
+    ids = Subject(models.Decoder(), config).batch(40, 40)["input_ids"]
+    assert not {0, 3, 5} & set(ids.flatten().tolist())
+
+
+def test_sizes_are_primes_that_no_weight_has():
+    rows, length = Subject(models.Decoder()).sizes
+    assert rows != length
+    assert not {rows, length} & {n for p in models.Decoder().parameters() for n in p.shape}
+
+
+def test_the_seed_decides_the_batch():
+    subject = Subject(models.Decoder())
+    one, same, other = (subject.batch(2, 8, seed=s)["input_ids"] for s in (1, 1, 2))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+def test_dtype_and_device_are_taken():
+    subject = Subject(models.Decoder(), dtype=torch.bfloat16)
+    assert subject(subject.batch(1, 3)).logits.dtype == torch.bfloat16
+    assert subject.device.type == "cpu"
+
+
+def test_a_result_without_logits_is_a_subject_error():
+    class Nothing(models.Decoder):
+        def forward(self, input_ids):
+            return None
+
+    with pytest.raises(SubjectError, match="it returned NoneType"):
+        _ = Subject(Nothing()).facts
