@@ -224,6 +224,15 @@ def first_blind(probe: Probe, what: str) -> str | None:
     return None
 
 
+def dead_input(probe: Probe) -> str | None:
+    """The first module, where no module at all tells the rows of a random batch apart."""
+    rows, length = probe.subject.sizes
+    calls = _trace(probe, probe.batch(rows, length, "samples"))
+    seen = [(call.name, t) for call in calls for t in call.outputs if rows in t.shape]
+    blind = all(_blind(t, (rows, 0)) for _, t in seen)
+    return seen[0][0] if seen and blind else None
+
+
 def _blind(tensor: torch.Tensor, axis_of: tuple[int, int] | None) -> bool:
     """Whether a tensor is constant along the axis of that size, or along its last axis."""
     if axis_of is None:

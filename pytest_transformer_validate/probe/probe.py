@@ -172,6 +172,10 @@ class Probe:
         """See ``forwards.first_blind``."""
         return self.once(forwards.first_blind, what)
 
+    def dead_input(self) -> str | None:
+        """See ``forwards.dead_input``."""
+        return self.once(forwards.dead_input)
+
     # Structure...
 
     root = ROOT

@@ -225,6 +225,8 @@ class Subject:
         """The longest input: declared, less what an offset of its table takes; else what the
         tables read by position allow; ``None`` where nothing bounds it."""
         named = declared_size(self.config, LENGTH)
+        if named is None and self.config.get("model_type") is None:
+            named = declared_size(self.config, ("max_length",))
         tables = min(self.facts.limits, default=None)
         if named is None or tables is None:
             return named or tables
@@ -301,6 +303,8 @@ class Subject:
         signature = self.signature
         if signature.takes("use_cache"):
             extra = {"use_cache": False, **extra}
+        if "start" in signature.required:
+            extra = {"start": 0, **extra}
         given = {**batch.inputs, **extra}
         if time_major:
             given = {
@@ -394,7 +398,6 @@ class Subject:
             "padding_mask": torch.zeros_like(ids, dtype=torch.bool),
             "position_ids": torch.arange(length).expand(rows, length),
             "token_type_ids": torch.zeros_like(ids),
-            "start": torch.tensor(0),
         }
         target = batch.inputs.get("decoder_input_ids", ids)
         if "decoder_attention_mask" in signature.required:
@@ -425,9 +428,13 @@ class Subject:
 
     def _structural_image_size(self) -> tuple[int, int]:
         """From a table with one row a patch, else any size: convolutions bound none."""
-        stride = next(
-            (m.stride[0] for m in self.model.modules() if isinstance(m, torch.nn.Conv2d)), 1
-        )
+        convolutions = [m for m in self.model.modules() if isinstance(m, torch.nn.Conv2d)]
+        if not convolutions:
+            raise TaskError(
+                "the size of the image cannot be found: no config key, and no convolution reads it"
+                '\n  declare it: "image_size" and "num_channels" in config.json'
+            )
+        stride = convolutions[0].stride[0]
         for parameter in self.model.parameters():
             if parameter.dim() == 3 and parameter.shape[0] == 1:
                 side = math.isqrt(parameter.shape[1])

@@ -20,7 +20,8 @@ _LOOKUPS = {
 }
 _SLICE = torch.ops.aten.slice.Tensor
 _INDEX = torch.ops.aten.index.Tensor
-_ONE_HOT = torch.ops.aten.one_hot.default
+# What a one-hot encoding is made of.
+_SCATTERS = {torch.ops.aten.scatter.value, torch.ops.aten.scatter_.value}
 
 
 class TableReader(TorchDispatchMode):
@@ -49,6 +50,8 @@ class TableReader(TorchDispatchMode):
         if func in _LOOKUPS:
             table, index = (args[i] for i in _LOOKUPS[func])
             self._lookup(table, index)
+        elif func in _SCATTERS and self.ids is not None and _same_values(args[2], self.ids):
+            self._found(args[0].shape[args[1]])
         elif func is _INDEX and len(args[1]) == 1 and args[1][0] is not None:
             self._lookup(args[0], args[1][0])
         elif func is _SLICE and isinstance(args[0], torch.Tensor):
@@ -59,12 +62,14 @@ class TableReader(TorchDispatchMode):
         if not isinstance(index, torch.Tensor) or index.dtype not in (torch.int64, torch.int32):
             return
         if self.ids is not None and _same_values(index, self.ids):
-            rows = table.shape[0]
-            self.vocabulary = rows if self.vocabulary is None else min(rows, self.vocabulary)
+            self._found(table.shape[0])
             return
         first = _consecutive(index, self.length)
         if first is not None and table.shape[0] > 1:
             self.limits.append(table.shape[0] - first)
+
+    def _found(self, rows: int) -> None:
+        self.vocabulary = rows if self.vocabulary is None else min(rows, self.vocabulary)
 
     def _sliced(
         self,

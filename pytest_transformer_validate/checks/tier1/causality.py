@@ -121,15 +121,15 @@ def _swap_text(
     likely: str,
     notes: list[str],
 ) -> str:
-    what = f"token {leak.replaced}"
-    if swaps.suffix[leak.experiment]:
-        what = f"tokens {leak.replaced} to {measured.length - 1}"
+    what = f"token {leak.replaced} of {measured.length} was"
+    if swaps.suffix[leak.experiment] and leak.replaced < measured.length - 1:
+        what = f"tokens {leak.replaced} to {measured.length - 1} of {measured.length} were"
     reach = _reach(leak, measured.length)
     return "\n".join(
         [
             RULE,
             f"position {leak.position} moved by {leak.value:.2g} (limit {limit}) when {what} "
-            f"of {measured.length} was replaced{reach}",
+            f"replaced{reach}",
             f"first module to differ: {where or 'none stands out'}",
             f"likely: {likely}",
             *notes,

@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pytest_transformer_validate.checks.registry import check
-from pytest_transformer_validate.errors import CheckFailed, NotApplicable
+from pytest_transformer_validate.errors import CheckFailed, NotApplicable, SubjectError, TaskError
 from pytest_transformer_validate.measures.outputs import ShapeOf
 
 if TYPE_CHECKING:
     from pytest_transformer_validate.probe.forwards import Shape
     from pytest_transformer_validate.probe.probe import Probe
 
+RULE = "logits must have one row for each text and one position for each token"
+_SQUEEZE = "squeeze() without a dimension removes the axes that happen to be 1"
 CASES = ("single_token", "coprime", "typical", "full_length", "full_batch")
 
 
@@ -32,8 +34,12 @@ def shape_robustness(probe: Probe, case: str) -> ShapeOf:
 def _run(probe: Probe, case: str) -> Shape:
     try:
         return probe.shape_of(case)
-    except NotApplicable:
+    except (NotApplicable, TaskError):
         raise
+    except SubjectError as error:
+        where = probe.where_raised(error)
+        text = f"{RULE}\n{case}: {error}\nlikely: {_SQUEEZE}"
+        raise CheckFailed(text, where=where) from error
     except Exception as error:
         if case == "single_token" and probe.shortens():
             raise NotApplicable(
@@ -55,7 +61,7 @@ def _text(probe: Probe, shape: Shape, expected: tuple[int, ...], where: str | No
     given = f"{shape.rows} images" if vision else f"{shape.rows} x {shape.length} ids"
     return "\n".join(
         [
-            "logits must have one row for each text and one position for each token",
+            RULE,
             f"{given} gave logits {shape.logits}, expected {expected}",
             f"first module with another shape than at other sizes: {where}",
             f"likely: {_likely(shape, expected)}",
@@ -66,7 +72,7 @@ def _text(probe: Probe, shape: Shape, expected: tuple[int, ...], where: str | No
 def _likely(shape: Shape, expected: tuple[int, ...]) -> str:
     got = shape.logits
     if len(got) < len(expected):
-        return "squeeze() without a dimension removes the axes that happen to be 1"
+        return _SQUEEZE
     if got[:1] != expected[:1]:
         return "a view or reshape with a fixed or swapped batch axis"
     if len(got) == 3 and got[1] != expected[1]:

@@ -46,6 +46,15 @@ def output_stability(
     if still:
         where = probe.first_blind(still[0])
         raise CheckFailed(_blind(still[0], measured, where), measured, where=where)
+    dead = probe.dead_input()
+    if dead is not None:
+        raise CheckFailed(
+            "logits must depend on the input\n"
+            f"no module gives another output for another input, from the first one on: {dead}\n"
+            "likely: the embedding starts at zero, or its weights were never loaded",
+            measured,
+            where=dead,
+        )
     return Stability(
         **{
             **vars(measured),
