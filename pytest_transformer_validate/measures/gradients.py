@@ -19,7 +19,8 @@ class GradientFlow(Measurement):
     """Gradient norms over parameters, as the largest over several batches.
 
     ``value`` is the number of parameters without a gradient that have no structural reason;
-    ``median``, ``smallest`` and ``largest`` describe the non-zero norms of weights; ``missing``
+    ``median``, ``smallest`` and ``largest`` describe the non-zero norms, ``at_output`` is the
+    largest one in the last module; ``missing``
     names what fails, ``explained`` gives parameters without a gradient and the reason, and
     ``idle`` the modules that did not run.
     """
@@ -29,6 +30,7 @@ class GradientFlow(Measurement):
     median: float = 0.0
     smallest: float = 0.0
     largest: float = 0.0
+    at_output: float = 0.0
     missing: tuple[str, ...] = ()
     explained: Mapping[str, str] = field(default_factory=dict)
     idle: tuple[str, ...] = ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -25,15 +26,16 @@ class Gradients:
     """The union over several batches.
 
     ``norms`` holds, for each parameter that asks for a gradient, the largest gradient norm seen,
-    ``None`` where autograd never reached it; ``reached_by_others`` those that only an output
-    beside the logits reaches; ``used`` the parameters that some operation read; ``tokens`` for
+    ``None`` where autograd never reached it; ``beside`` those that get one from a result which is
+    returned beside the one that is used: by the model beside its logits, or by a module with
+    several results (a pooled state that this head does not read); ``used`` the parameters that some operation read; ``tokens`` for
     each module that ran, how many vectors each of its calls was given; ``selects`` the modules
     that return whole numbers only (indices of a choice); ``not_finite`` parameters whose gradient
     held NaN or infinity.
     """
 
     norms: dict[str, float | None] = field(default_factory=dict)
-    reached_by_others: set[str] = field(default_factory=set)
+    beside: set[str] = field(default_factory=set)
     used: set[str] = field(default_factory=set)
     tokens: dict[str, list[int]] = field(default_factory=dict)
     selects: set[str] = field(default_factory=set)
@@ -43,18 +45,41 @@ class Gradients:
 def gradients(probe: Probe, noised: bool = False) -> Gradients:
     """Backward passes of a random projection of the logits over batches of several lengths.
 
-    ``noised`` moves every parameter at random first, so that what starts at zero (gates,
-    residual projections) passes gradients on.
+    In eval mode, so that nothing is dropped; a model that can only be differentiated in training
+    mode (reversible layers) is, without its dropout and at full length. ``noised`` moves every
+    parameter at random first, so that what starts at zero (gates, residual projections) passes
+    gradients on.
     """
-    found = Gradients()
     with probe.noised() if noised else contextlib.nullcontext():
-        for number, (rows, length) in enumerate(_shapes(probe)):
-            batch = probe.batch(rows, length, "gradients", number)
-            with probe.running("gradients", number, grad=True) as subject:
-                with _watched(subject.model, found), _Reads(subject.model, found.used):
-                    output = subject(batch)
-                _backward(probe, output, found)
+        try:
+            return _gradients(probe, _shapes(probe), training=False)
+        except Exception:
+            longest = probe.subject.max_length
+            if longest is None:
+                raise
+            with contextlib.suppress(Exception):  # the first exception tells more
+                return _gradients(probe, [(2, longest)], training=True)
+            raise
+
+
+def _gradients(probe: Probe, shapes: list[tuple[int, int]], *, training: bool) -> Gradients:
+    found = Gradients()
+    for number, (rows, length) in enumerate(shapes):
+        batch = probe.batch(rows, length, "gradients", number, full=training)
+        with probe.running("gradients", number, grad=True) as subject:
+            if training:
+                _train_without_dropout(subject.model)
+            with _watched(subject.model, found) as results, _Reads(subject.model, found.used):
+                output = subject(batch)
+            _backward(probe, output, results, found)
     return found
+
+
+def _train_without_dropout(model: torch.nn.Module) -> None:
+    model.train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.dropout._DropoutNd):
+            module.eval()
 
 
 def _shapes(probe: Probe) -> list[tuple[int, int]]:
@@ -64,50 +89,74 @@ def _shapes(probe: Probe) -> list[tuple[int, int]]:
     return [(rows, length), (max(2, rows - 2), max(1, length - 3)), (2, longest)]
 
 
-def _backward(probe: Probe, output: Output, found: Gradients) -> None:
+def _backward(
+    probe: Probe, output: Output, results: list[list[torch.Tensor]], found: Gradients
+) -> None:
     model = probe.subject.model
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    _record(probe, named, [output.logits], found, lambda name: None)
-    for name in named:
-        found.norms.setdefault(name, None)
-    left = {name: p for name, p in named.items() if found.norms[name] is None}
-    others = [t for t in output.others if t.requires_grad]
-    if left and others:
-        _record(probe, left, others, found, found.reached_by_others.add)
-
-
-def _record(
-    probe: Probe,
-    named: Mapping[str, torch.nn.Parameter],
-    outputs: list[torch.Tensor],
-    found: Gradients,
-    reached: Callable[[str], None],
-) -> None:
-    if not named or not any(t.requires_grad for t in outputs):
-        return
-    generator = torch.Generator().manual_seed(probe.seed_for("gradient projection"))
-    loss = sum(
-        (torch.where(t.isfinite(), t, 0) * torch.randn(t.shape, generator=generator).to(t)).sum()
-        for t in outputs
-        if t.requires_grad
-    )
-    values = torch.autograd.grad(
-        loss, list(named.values()), allow_unused=True, retain_graph=True
-    )
-    for name, value in zip(named, values, strict=True):
-        if value is None:
+    _differentiate(probe, model, [output.logits])
+    for name, parameter in named.items():
+        norm = _norm(parameter)
+        if norm is None:
+            found.norms.setdefault(name, None)
             continue
-        reached(name)
-        value = value.coalesce().values() if value.is_sparse else value
-        norm = float(value.detach().double().norm())
-        if norm != norm or norm == float("inf"):
+        if not math.isfinite(norm):
             found.not_finite.append(name)
         found.norms[name] = max(found.norms.get(name) or 0.0, norm)
+    left = {name: p for name, p in named.items() if not found.norms[name]}
+    unused = [*output.others, *_unused(results)]
+    if left and unused:
+        _differentiate(probe, model, unused)
+        found.beside.update(name for name, parameter in left.items() if _norm(parameter))
+
+
+def _unused(results: list[list[torch.Tensor]]) -> list[torch.Tensor]:
+    """Results without a gradient of modules another result of which has one."""
+    unused = []
+    for group in results:
+        reached = [bool(_norm(t)) for t in group]
+        if any(reached):
+            unused += [t for t, has in zip(group, reached, strict=True) if not has]
+    return unused
+
+
+def _differentiate(
+    probe: Probe, model: torch.nn.Module, outputs: list[torch.Tensor]
+) -> None:
+    """Put the gradient of a random projection of ``outputs`` into ``.grad``.
+
+    By ``backward()``, since ``autograd.grad`` does not see through reversible layers and
+    reentrant checkpoints.
+    """
+    for parameter in model.parameters():
+        parameter.grad = None
+    generator = torch.Generator().manual_seed(probe.seed_for("gradient projection"))
+    parts = [
+        (torch.where(t.isfinite(), t, 0) * torch.randn(t.shape, generator=generator).to(t))
+        .sum()
+        .double()
+        for t in outputs
+        if t.requires_grad
+    ]
+    if parts:
+        torch.stack(parts).sum().backward(retain_graph=True)
+
+
+def _norm(tensor: torch.Tensor) -> float | None:
+    grad = tensor.grad
+    if grad is None:
+        return None
+    grad = grad.coalesce().values() if grad.is_sparse else grad
+    return float(grad.detach().double().norm())
 
 
 @contextlib.contextmanager
-def _watched(model: torch.nn.Module, found: Gradients) -> Iterator[None]:
-    """Note which modules run, on how many vectors, and which return whole numbers only."""
+def _watched(model: torch.nn.Module, found: Gradients) -> Iterator[list[list[torch.Tensor]]]:
+    """Note which modules run, on how many vectors, and which return whole numbers only.
+
+    Gives the results of modules that return several.
+    """
+    results: list[list[torch.Tensor]] = []
 
     def hook(name: str) -> Callable[..., None]:
         def record(_module: Any, args: Any, kwargs: Any, output: Any) -> None:
@@ -117,6 +166,11 @@ def _watched(model: torch.nn.Module, found: Gradients) -> Iterator[None]:
                 sizes.append(given[0].numel() // max(1, given[0].shape[-1]))
             if isinstance(output, torch.Tensor) and not output.is_floating_point():
                 found.selects.add(name)
+            several = [t for t in floating(output) if t.requires_grad]
+            if len(several) > 1:
+                for tensor in several:
+                    tensor.retain_grad()
+                results.append(several)
 
         return record
 
@@ -126,14 +180,14 @@ def _watched(model: torch.nn.Module, found: Gradients) -> Iterator[None]:
         if not isinstance(module, torch.jit.ScriptModule)
     ]
     try:
-        yield
+        yield results
     finally:
         for handle in handles:
             handle.remove()
 
 
 class _Reads(TorchFunctionMode):
-    """Collects the names of parameters that any torch function is given."""
+    """Collects the names of parameters that any torch function makes a tensor of."""
 
     def __init__(self, model: torch.nn.Module, used: set[str]) -> None:
         super().__init__()
@@ -147,9 +201,11 @@ class _Reads(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        self._note(args)
-        self._note((kwargs or {}).values())
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor | tuple | list):
+            self._note(args)
+            self._note((kwargs or {}).values())
+        return result
 
     def _note(self, values: Any) -> None:
         for value in values:

@@ -245,20 +245,49 @@ class Probe:
         """Every floating point parameter moved at random while inside.
 
         By 0.5/sqrt(fan in) for weights and 0.1 for vectors, so that gates and projections that
-        start at zero carry signal. The parameters themselves are put back, not copies.
+        start at zero carry signal; the statistics of batch norms then follow the data. The
+        parameters and buffers themselves are put back, not copies.
         """
         generator = torch.Generator().manual_seed(self.seed_for("noise"))
-        originals = [(p, p.data) for p in self.subject.model.parameters()]
+        model = self.subject.model
+        originals = [(t, t.data) for t in (*model.parameters(), *model.buffers())]
         try:
             for parameter, data in originals:
-                if data.is_floating_point() and not data.is_meta:
+                trained = isinstance(parameter, torch.nn.Parameter)
+                if trained and data.is_floating_point() and not data.is_meta:
                     scale = 0.5 / math.sqrt(data[0].numel()) if data.dim() > 1 else 0.1
                     noise = torch.randn(data.shape, generator=generator) * scale
                     parameter.data = data + noise.to(data.device, data.dtype)
+            self._calibrate()
             yield
         finally:
             for parameter, data in originals:
                 parameter.data = data
+
+    def _calibrate(self) -> None:
+        """Let the running statistics of batch norms follow a few batches."""
+        norms = [
+            m
+            for m in self.subject.model.modules()
+            if isinstance(m, torch.nn.modules.batchnorm._BatchNorm) and m.track_running_stats
+        ]
+        if not norms:
+            return
+        batch = self.batch(8, self.subject.sizes[1], "calibration")
+        with self.running("calibration") as subject:
+            momenta = [m.momentum for m in norms]
+            for norm in norms:
+                norm.train()
+                norm.momentum = None
+                norm.reset_running_stats()
+            try:
+                subject(batch)
+                found = [(m.running_mean.clone(), m.running_var.clone()) for m in norms]
+            finally:
+                for norm, momentum in zip(norms, momenta, strict=True):
+                    norm.momentum = momentum
+        for norm, (mean, variance) in zip(norms, found, strict=True):
+            norm.running_mean.data, norm.running_var.data = mean, variance
 
     def in_float64(self) -> Probe:
         """A probe over a float64 copy on the CPU. What copying raises comes through."""

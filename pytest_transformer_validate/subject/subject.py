@@ -72,7 +72,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class Facts:
-    """What one forward showed: see ``Subject.facts``."""
+    """What one forward showed: see ``Subject.facts``.
+
+    ``fixed_length`` is the declared maximum where the output always has that many positions.
+    """
 
     vocabulary: int | None
     limits: tuple[int, ...]
@@ -82,6 +85,7 @@ class Facts:
     output_field: str
     needs_labels: bool
     time_major: bool
+    fixed_length: int | None = None
 
 
 class Subject:
@@ -351,7 +355,11 @@ class Subject:
             and output.logits.shape[1] == 1 != length
             and self.signature.takes("labels")
         )
-        return _facts(reader.vocabulary, reader.limits, output, needs_labels, time_major)
+        facts = _facts(reader.vocabulary, reader.limits, output, needs_labels, time_major)
+        given = output.logits.shape[1] if output.logits.dim() == 3 else None
+        if given != length and given == declared_size(self.config, LENGTH):
+            return replace(facts, fixed_length=given)
+        return facts
 
     def _first_batch(self, rows: int, length: int) -> Batch:
         """A batch that can be made before the vocabulary is known: few, small ids."""

@@ -65,7 +65,7 @@ def _judge_gradient(
 ) -> BatchIndependence:
     try:
         matrix = probe.row_gradients()
-    except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
+    except Exception as error:  # noqa: BLE001 - a model need not support a backward in eval mode
         notes.append(f"no gradient could be read (decided by replacing rows): {error}"[:200])
         matrix = None
     if matrix is None:

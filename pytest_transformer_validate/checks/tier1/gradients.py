@@ -29,7 +29,7 @@ def gradient_flow(
     The loss is a random projection of the logits, over batches of several lengths (a plain sum
     has no gradient behind a LayerNorm). A gradient below ``floor`` times the median norm counts
     as none if it stays there after every parameter was moved at random; one above ``ceiling``
-    times the median is exploding. Parameters that have no gradient for a structural reason are
+    times the gradient of the last module explodes on its way back. Parameters that have no gradient for a structural reason are
     named in the record.
     """
     found = probe.gradients()
@@ -57,17 +57,27 @@ def gradient_flow(
     if failing:
         where = _where(probe, found, failing)
         raise CheckFailed(_text(found, measured, failing, where), measured, where=where)
-    if measured.largest > ceiling * measured.median:
+    if measured.at_output and measured.largest > ceiling * measured.at_output:
         name = max(found.norms, key=lambda n: found.norms[n] or 0.0)
         raise CheckFailed(
             f"{RULE}\n"
             f"the gradient of {name} is {measured.largest:.2g}, "
-            f"{measured.largest / measured.median:.2g} times the median (limit {ceiling:g})\n"
+            f"{measured.largest / measured.at_output:.2g} times that of the last module "
+            f"(limit {ceiling:g})\n"
             "likely: a missing normalisation or scale, or a far too large initial weight",
             measured,
             where=_owner(name),
         )
     return measured
+
+
+def _at_output(found: Gradients) -> float:
+    """The largest gradient norm in the last module that has parameters of its own."""
+    for module in reversed(found.tokens):
+        norms = [norm for n, norm in found.norms.items() if norm and _owner(n) == module]
+        if norms and module:
+            return max(norms)
+    return 0.0
 
 
 def _reason(probe: Probe, found: Gradients, alive: Gradients, name: str) -> str | None:
@@ -76,8 +86,8 @@ def _reason(probe: Probe, found: Gradients, alive: Gradients, name: str) -> str 
     ``alive`` holds the gradients after every parameter was moved.
     """
     owner = _owner(name)
-    if name in found.reached_by_others:
-        return "only an output beside the logits depends on it"
+    if name in found.beside:
+        return "only a result that is returned beside the one in use depends on it"
     if not _ran(found, owner):
         return _why_idle(probe, found, owner, name)
     if name not in found.used:
@@ -183,6 +193,7 @@ def _measure(
         median=median,
         smallest=smallest,
         largest=largest,
+        at_output=_at_output(found),
         missing=tuple(sorted(failing)),
         explained=explained,
         idle=tuple(probe.idle_modules(set(found.tokens))),
@@ -216,7 +227,7 @@ def _kind(found: Gradients, name: str, median: float) -> str:
 
 
 def _likely(found: Gradients, failing: set[str]) -> str:
-    if any(not _ran(found, _owner(name)) for name in failing):
+    if any(not _ran(found, _owner(name)) and name not in found.used for name in failing):
         return "a layer that the forward skips (range(n - 1), a wrong index) or forgets to call"
     if all(found.norms[name] is None for name in failing):
         return "detach(), .data, no_grad, a rounding or argmax in the path, or a result not used"

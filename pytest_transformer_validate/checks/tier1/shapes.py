@@ -51,6 +51,8 @@ def _run(probe: Probe, case: str) -> Shape:
 
 def _expected(probe: Probe, shape: Shape) -> tuple[int, ...]:
     facts = probe.subject.facts
+    if facts.fixed_length is not None:
+        return (shape.rows, facts.fixed_length, facts.width)
     if facts.rank != 3 or probe.subject.vision:
         return (shape.rows, *probe.shape_of("coprime").logits[1:])
     return (shape.rows, shape.length, facts.width)
