@@ -90,7 +90,7 @@ def all_checks() -> list[Check]:
     """Bundled checks in their order, then those of entry points and conftests by name, by tier."""
     for module in _BUNDLED:
         importlib.import_module(module)
-    bundled = {name for name, c in _registry.items() if c.function.__module__.startswith(__package__)}
+    bundled = {n for n, c in _registry.items() if c.function.__module__.startswith(__package__)}
     for point in sorted(importlib.metadata.entry_points(group=ENTRY_POINTS), key=lambda p: p.name):
         point.load()
     own = [c for name, c in _registry.items() if name in bundled]

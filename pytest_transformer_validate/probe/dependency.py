@@ -10,19 +10,19 @@ Axes: B batch, T positions, V outputs, K experiments (one row of a batch each).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 
 from pytest_transformer_validate.errors import Blocked
 from pytest_transformer_validate.probe.lookup import TokenLookup
 from pytest_transformer_validate.probe.trace import first_to_differ, traced
+from pytest_transformer_validate.subject.batch import Batch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pytest_transformer_validate.probe.probe import Probe
-    from pytest_transformer_validate.subject.subject import Batch
 
     Moved = Callable[[torch.Tensor, torch.Tensor], bool]
 
@@ -106,9 +106,9 @@ def position_gradients(probe: Probe, length: int) -> torch.Tensor | None:
         if not lookup:
             return None
         weight = _projection(probe, logits.shape[-1]).to(logits)
-        diagonal = torch.diagonal(logits, dim1=0, dim2=1).T  # (T, V): copy k at position k
-        _finite(diagonal).mul(weight).sum().backward()
-        return lookup.gradient()
+        diagonal = logits.diagonal(dim1=0, dim2=1).T  # (T, V): copy k at position k
+        torch.autograd.backward(_finite(diagonal).mul(weight).sum())
+    return lookup.gradient()
 
 
 def single_gradient(probe: Probe, length: int, position: int) -> torch.Tensor:
@@ -118,8 +118,8 @@ def single_gradient(probe: Probe, length: int, position: int) -> torch.Tensor:
         with TokenLookup(batch[_sequence(probe)]) as lookup:
             logits = subject(batch).logits
         weight = _projection(probe, logits.shape[-1]).to(logits)
-        _finite(logits[0, position]).mul(weight).sum().backward()
-        return lookup.gradient()[0]
+        torch.autograd.backward(_finite(logits[0, position]).mul(weight).sum())
+    return lookup.gradient()[0]
 
 
 def row_swaps(probe: Probe, rows: int, length: int, padded: bool) -> RowSwaps:
@@ -160,7 +160,7 @@ def row_gradients(probe: Probe, rows: int, length: int) -> torch.Tensor | None:
         role = _sequence(probe)
         with TokenLookup(batch[role]) as lookup:
             logits = subject(batch).logits
-        return _row_matrix(probe, logits, [leaf for leaf, _ in lookup._leaves], lookup)
+        return _row_matrix(probe, logits, lookup.leaves, lookup)
 
 
 def locate_position(probe: Probe, swaps: Swaps, row: int) -> str | None:
@@ -208,10 +208,13 @@ def _pad_all(probe: Probe, batch: Batch, by: int) -> Batch:
 
 
 def _masked(probe: Probe, batch: Batch, keep: torch.Tensor) -> Batch:
-    pad = probe.subject.pad_id
-    ids = batch["input_ids"]
-    ids = ids if pad is None else ids.masked_fill(keep == 0, pad)
-    return batch.with_(input_ids=ids, attention_mask=keep)
+    """The batch with what ``keep`` leaves out padded; a text still ends with its end id."""
+    subject, ids = probe.subject, batch["input_ids"]
+    filler = ids[0, 0] if subject.pad_id is None else subject.pad_id
+    padded = torch.where(keep == 0, filler, ids)
+    if subject.ends:
+        padded.scatter_(1, keep.sum(1, keepdim=True) - 1, ids[:, -1:])
+    return batch.with_(input_ids=padded, attention_mask=keep)
 
 
 def _row_moved(rows: int, keep: int) -> Moved:
@@ -233,7 +236,7 @@ def finite_logits(probe: Probe, batch: Batch, length: int | None = None) -> torc
         raise Blocked("logits hold NaN: see output_stability")
     if length is not None and (logits.dim() != 3 or logits.shape[1] != length):
         shape = tuple(logits.shape)
-        raise Blocked(f"logits are {shape} for {length} tokens, not (B, T, V): see shape_robustness")
+        raise Blocked(f"logits are {shape} for {length} tokens: see shape_robustness")
     return logits
 
 
@@ -248,8 +251,8 @@ def _locate(probe: Probe, before: Batch, after: Batch, moved: Moved) -> str | No
 
 def _copies(probe: Probe, length: int, rows: int, mask: str) -> Batch:
     """``rows`` copies of one text."""
-    one = probe.batch(1, length, "text", length)
-    batch = one.with_(**{role: t.expand(rows, *t.shape[1:]).clone() for role, t in one.inputs.items()})
+    one = probe.batch(1, length, "text", length).inputs
+    batch = Batch({role: t.expand(rows, *t.shape[1:]).clone() for role, t in one.items()})
     if mask == "ones":
         return batch.with_(attention_mask=torch.ones_like(batch["input_ids"]))
     return batch
@@ -297,7 +300,8 @@ def _row_matrix(
         if lookup is not None:
             matrix.append(lookup.gradient().amax(1))
         else:
-            matrix.append(leaves[0].grad.abs().flatten(1).amax(1).to("cpu", torch.float64))
+            grad = cast("torch.Tensor", leaves[0].grad)
+            matrix.append(grad.abs().flatten(1).amax(1).to("cpu", torch.float64))
     return torch.stack(matrix)
 
 

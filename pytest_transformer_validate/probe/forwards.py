@@ -13,7 +13,7 @@ from pytest_transformer_validate.probe.trace import ROOT, Call, first_not_finite
 
 if TYPE_CHECKING:
     from pytest_transformer_validate.probe.probe import Probe
-    from pytest_transformer_validate.subject.subject import Batch
+    from pytest_transformer_validate.subject.batch import Batch
 
 # The length that stands for "any" where nothing declares or shows a limit.
 _UNBOUNDED = 64
@@ -213,7 +213,7 @@ def first_blind(probe: Probe, what: str) -> str | None:
     """The first module whose output is the same for every row, position or output (the last word
     of ``what``) although its input is not, with every parameter moved at random."""
     rows, length = probe.subject.sizes
-    axis_of = {"input": (rows, 0), "position": (length, 1)}.get(what.split()[-1])
+    axis_of = {"input": (rows, 0), "position": (length, 1)}.get(what.rpartition(" ")[2])
     with probe.noised():
         calls = _trace(probe, probe.batch(rows, length, "samples"))
     for call in calls:
@@ -246,7 +246,8 @@ def _blind(tensor: torch.Tensor, axis_of: tuple[int, int] | None) -> bool:
 
 
 def _largest(tensors: list[torch.Tensor]) -> float:
-    return max((float(t[t.isfinite()].abs().max()) for t in tensors if t.isfinite().any()), default=0.0)
+    finite = [t[t.isfinite()] for t in tensors]
+    return max((float(t.abs().max()) for t in finite if t.numel()), default=0.0)
 
 
 def _trace(probe: Probe, batch: Batch) -> list[Call]:

@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from pytest_transformer_validate.probe.probe import Probe
     from pytest_transformer_validate.subject.outputs import Output
 
-BATCHES = 3
-
-
 @dataclass
 class Gradients:
     """The union over several batches.
@@ -28,10 +25,11 @@ class Gradients:
     ``norms`` holds, for each parameter that asks for a gradient, the largest gradient norm seen,
     ``None`` where autograd never reached it; ``beside`` those that get one from a result which is
     returned beside the one that is used: by the model beside its logits, or by a module with
-    several results (a pooled state that this head does not read); ``used`` the parameters that some operation read; ``tokens`` for
-    each module that ran, how many vectors each of its calls was given; ``selects`` the modules
-    that return whole numbers only (indices of a choice); ``not_finite`` parameters whose gradient
-    held NaN or infinity.
+    several results (a pooled state that this head does not read); ``used`` the parameters that
+    some operation read; ``tokens`` for each module that ran, how many vectors each of its calls
+    was given; ``selects`` the modules that return whole numbers only (indices of a choice);
+    ``only_padding`` the embeddings that were given nothing but their padding row; ``not_finite``
+    parameters whose gradient held NaN or infinity.
     """
 
     norms: dict[str, float | None] = field(default_factory=dict)
@@ -39,6 +37,7 @@ class Gradients:
     used: set[str] = field(default_factory=set)
     tokens: dict[str, list[int]] = field(default_factory=dict)
     selects: set[str] = field(default_factory=set)
+    only_padding: dict[str, bool] = field(default_factory=dict)
     not_finite: list[str] = field(default_factory=list)
 
 
@@ -52,24 +51,28 @@ def gradients(probe: Probe, noised: bool = False) -> Gradients:
     """
     with probe.noised() if noised else contextlib.nullcontext():
         try:
-            return _gradients(probe, _shapes(probe), training=False)
+            return _gradients(probe, _shapes(probe), training=False, thorough=noised)
         except Exception:
             longest = probe.subject.max_length
             if longest is None:
                 raise
             with contextlib.suppress(Exception):  # the first exception tells more
-                return _gradients(probe, [(2, longest)], training=True)
+                return _gradients(probe, [(2, longest)], training=True, thorough=noised)
             raise
 
 
-def _gradients(probe: Probe, shapes: list[tuple[int, int]], *, training: bool) -> Gradients:
+def _gradients(
+    probe: Probe, shapes: list[tuple[int, int]], *, training: bool, thorough: bool
+) -> Gradients:
+    """``thorough`` keeps the gradient of every module's result, to see which parts are read."""
     found = Gradients()
     for number, (rows, length) in enumerate(shapes):
         batch = probe.batch(rows, length, "gradients", number, full=training)
         with probe.running("gradients", number, grad=True) as subject:
             if training:
                 _train_without_dropout(subject.model)
-            with _watched(subject.model, found) as results, _Reads(subject.model, found.used):
+            watched = _watched(subject.model, found, thorough=thorough)
+            with watched as results, _Reads(subject.model, found.used):
                 output = subject(batch)
             _backward(probe, output, results, found)
     return found
@@ -111,12 +114,18 @@ def _backward(
 
 
 def _unused(results: list[list[torch.Tensor]]) -> list[torch.Tensor]:
-    """Results without a gradient of modules another result of which has one."""
+    """What is computed and not read: results without a gradient of modules another result of
+    which has one, and positions without one in a result (B, T, D) of which others have one."""
     unused = []
     for group in results:
         reached = [bool(_norm(t)) for t in group]
         if any(reached):
             unused += [t for t, has in zip(group, reached, strict=True) if not has]
+        for tensor, has in zip(group, reached, strict=True):
+            if has and tensor.dim() == 3 and tensor.grad is not None:
+                unread = (tensor.grad == 0).all(-1, keepdim=True)
+                if bool(unread.any()):
+                    unused.append(tensor * unread)
     return unused
 
 
@@ -151,15 +160,24 @@ def _norm(tensor: torch.Tensor) -> float | None:
 
 
 @contextlib.contextmanager
-def _watched(model: torch.nn.Module, found: Gradients) -> Iterator[list[list[torch.Tensor]]]:
+def _watched(
+    model: torch.nn.Module, found: Gradients, *, thorough: bool
+) -> Iterator[list[list[torch.Tensor]]]:
     """Note which modules run, on how many vectors, and which return whole numbers only.
 
-    Gives the results of modules that return several.
+    Gives the results of modules that return several; of all modules where ``thorough``.
     """
     results: list[list[torch.Tensor]] = []
 
     def hook(name: str) -> Callable[..., None]:
-        def record(_module: Any, args: Any, kwargs: Any, output: Any) -> None:
+        def record(module: Any, args: Any, kwargs: Any, output: Any) -> None:
+            if isinstance(module, torch.nn.Embedding) and module.padding_idx is not None:
+                padded = all(
+                    bool((ids == module.padding_idx).all())
+                    for ids in args
+                    if isinstance(ids, torch.Tensor)
+                )
+                found.only_padding[name] = padded and found.only_padding.get(name, True)
             sizes = found.tokens.setdefault(name, [])
             given = floating((args, kwargs))
             if given and given[0].dim():
@@ -167,7 +185,7 @@ def _watched(model: torch.nn.Module, found: Gradients) -> Iterator[list[list[tor
             if isinstance(output, torch.Tensor) and not output.is_floating_point():
                 found.selects.add(name)
             several = [t for t in floating(output) if t.requires_grad]
-            if len(several) > 1:
+            if len(several) > 1 or (thorough and several):
                 for tensor in several:
                     tensor.retain_grad()
                 results.append(several)

@@ -25,7 +25,8 @@ class TokenLookup(TorchFunctionMode):
     def __init__(self, ids: torch.Tensor) -> None:
         super().__init__()
         self.ids = ids
-        self._leaves: list[tuple[torch.Tensor, bool]] = []
+        self.leaves: list[torch.Tensor] = []
+        self._transposed: list[bool] = []
 
     def __torch_function__(
         self,
@@ -38,24 +39,19 @@ class TokenLookup(TorchFunctionMode):
         index = self._index(func, args, kwargs or {})
         if index is None or not result.is_floating_point() or result.dim() <= self.ids.dim():
             return result
-        transposed = index.shape != self.ids.shape
         leaf = result.detach().requires_grad_()
-        self._leaves.append((leaf, transposed))
+        self.leaves.append(leaf)
+        self._transposed.append(index.shape != self.ids.shape)
         return leaf * 1
 
     def __bool__(self) -> bool:
         """Whether any lookup was seen."""
-        return bool(self._leaves)
-
-    def clear(self) -> None:
-        """Forget the gradients read so far."""
-        for leaf, _ in self._leaves:
-            leaf.grad = None
+        return bool(self.leaves)
 
     def gradient(self) -> torch.Tensor:
         """Largest gradient magnitude at each token (B, T), over all lookups."""
         total = torch.zeros(self.ids.shape, dtype=torch.float64)
-        for leaf, transposed in self._leaves:
+        for leaf, transposed in zip(self.leaves, self._transposed, strict=True):
             if leaf.grad is not None:
                 size = leaf.grad.detach().abs().flatten(2).amax(2).to("cpu", torch.float64)
                 total = torch.maximum(total, size.T if transposed else size)

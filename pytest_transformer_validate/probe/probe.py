@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
 import torch
 
@@ -14,7 +14,7 @@ from pytest_transformer_validate.probe import dependency, forwards, gradients
 from pytest_transformer_validate.probe.trace import ROOT, where_raised
 from pytest_transformer_validate.subject.declared import is_read
 from pytest_transformer_validate.subject.guard import derive_seed, guard
-from pytest_transformer_validate.subject.subject import Batch, Subject
+from pytest_transformer_validate.subject.subject import Subject
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from pytest_transformer_validate.probe.dependency import RowSwaps, Swaps
     from pytest_transformer_validate.probe.forwards import Samples, Shape
     from pytest_transformer_validate.probe.gradients import Gradients
+    from pytest_transformer_validate.subject.batch import Batch
     from pytest_transformer_validate.subject.outputs import Output
 
 Result = TypeVar("Result")
+Case = ParamSpec("Case")
 
 
 class Probe:
@@ -53,24 +55,29 @@ class Probe:
             "weights": self.weights,
         }
 
-    def once(self, run: Callable[[Probe], Result], *case: object) -> Result:
+    def once(
+        self,
+        run: Callable[Concatenate[Probe, Case], Result],
+        *case: Case.args,
+        **named: Case.kwargs,
+    ) -> Result:
         """The result of the pass ``run(probe, *case)``, run at the first call only.
 
         A pass that raises, raises once; whoever needs it later gets Blocked with the place.
         """
-        key = (run.__name__, *case)
+        key = (run.__name__, *case, *named.values())
         if key in self._failures:
             raise Blocked(self._failures[key])
         if key not in self._results:
             try:
-                self._results[key] = run(self, *case)
+                self._results[key] = run(self, *case, **named)
             except Exception as error:
                 name = "_".join(map(str, key))
                 place = where_raised(self.subject.model, error)
                 line = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
                 self._failures[key] = f"the pass {name} raised in {place}: {line}"
                 raise
-        return self._results[key]
+        return cast("Result", self._results[key])
 
     def seed_for(self, *words: object) -> int:
         """The seed of a pass: by the run's seed and the pass's words, never by order."""
@@ -109,6 +116,13 @@ class Probe:
     def gradients(self, *, noised: bool = False) -> Gradients:
         """See ``gradients.gradients``."""
         return self.once(gradients.gradients, noised)
+
+    def gradients_in_float64(self) -> Gradients | None:
+        """``gradients`` with moved parameters in float64; ``None`` where that does not run."""
+        try:
+            return self.in_float64().gradients(noised=True)
+        except Exception:  # noqa: BLE001 - a model need not run in float64
+            return None
 
     def swap_plans(self) -> list[tuple[str, str]]:
         """The ways in which tokens are replaced: (mask, which tokens)."""
@@ -282,12 +296,13 @@ class Probe:
                 norm.reset_running_stats()
             try:
                 subject(batch)
-                found = [(m.running_mean.clone(), m.running_var.clone()) for m in norms]
+                found = [t.clone() for norm in norms for t in _statistics(norm)]
             finally:
                 for norm, momentum in zip(norms, momenta, strict=True):
                     norm.momentum = momentum
-        for norm, (mean, variance) in zip(norms, found, strict=True):
-            norm.running_mean.data, norm.running_var.data = mean, variance
+        statistics = [t for norm in norms for t in _statistics(norm)]
+        for statistic, value in zip(statistics, found, strict=True):
+            statistic.data = value
 
     def in_float64(self) -> Probe:
         """A probe over a float64 copy on the CPU. What copying raises comes through."""
@@ -306,6 +321,10 @@ class Probe:
         """``measure`` again, in float64, or with another seed where that cannot run."""
         try:
             return measure(self.in_float64()), "in float64"
-        except (RuntimeError, TypeError, NotImplementedError, ValueError):
+        except Exception:  # noqa: BLE001 - a model need not run in float64
             other = Probe(self.subject, seed=self.seed + 1, weights=self.weights)
             return measure(other), "with another seed (float64 does not run)"
+
+
+def _statistics(norm: torch.nn.modules.batchnorm._BatchNorm) -> list[torch.Tensor]:
+    return [t for t in (norm.running_mean, norm.running_var) if t is not None]

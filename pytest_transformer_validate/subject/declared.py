@@ -139,7 +139,8 @@ def is_read(model: nn.Module, name: str) -> bool:
             break
         if "forward" not in vars(kind):
             continue
-        source = "".join(linecache.getlines(inspect.unwrap(kind.forward).__code__.co_filename))
+        forward = inspect.unwrap(vars(kind)["forward"])
+        source = "".join(linecache.getlines(forward.__code__.co_filename))
         if not source or "getattr(" in source or "children(" in source or "_modules" in source:
             return True
         if re.search(rf"\.{own}\b(?!\s*(:[^=\n]+)?=[^=])", source) or f'"{own}"' in source:

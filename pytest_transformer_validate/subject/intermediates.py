@@ -25,7 +25,10 @@ Values = dict[str, torch.Tensor]
 
 
 def run_with_intermediates(
-    model: torch.nn.Module, names: tuple[str, ...], call: Callable[[Values], Any], blank: torch.Tensor
+    model: torch.nn.Module,
+    names: tuple[str, ...],
+    call: Callable[[Values], Any],
+    blank: torch.Tensor,
 ) -> Any:
     """Call the model until the intermediates that it is given are those that it computes.
 

@@ -81,7 +81,7 @@ def read_signature(model: torch.nn.Module, *, vision: bool) -> Signature:
         raise SubjectError(
             f"forward requires {', '.join(missing)}, and what that is cannot be found out\n"
             f"  signature: {text[:300]}\n"
-            "  give the parameter a default, or wrap the model in one whose forward takes input_ids"
+            "  give the parameter a default, or wrap the model so that forward takes input_ids"
         )
     by_name = {p.name: p for p in parameters}
     kinds = {role: by_name[name] for role, name in names.items()}

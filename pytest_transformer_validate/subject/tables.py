@@ -33,7 +33,7 @@ class TableReader(TorchDispatchMode):
     """
 
     def __init__(self, model: torch.nn.Module, ids: torch.Tensor | None, length: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.ids = ids
         self.length = length
         self.vocabulary: int | None = None
@@ -106,10 +106,13 @@ def _same_values(index: torch.Tensor, ids: torch.Tensor) -> bool:
 
 
 def _consecutive(index: torch.Tensor, length: int) -> int | None:
-    """The first of ``length`` consecutive numbers along the last axis, else ``None``."""
-    if index.dim() == 0 or index.shape[-1] != length or index.numel() == 0:
+    """The first of ``length`` consecutive numbers along the last axis, else ``None``.
+
+    Padding to a multiple may follow them.
+    """
+    if index.dim() == 0 or index.shape[-1] < length or index.numel() == 0:
         return None
-    row = index.reshape(-1, length)[0]
+    row = index.reshape(-1, index.shape[-1])[0, :length]
     if bool((row[1:] - row[:-1] == 1).all()):
         return int(row[0])
     return None

@@ -1,4 +1,4 @@
-"""Tier 1: is it built right? Importing this registers the checks, in the order in which they run."""
+"""Tier 1: is it built right? Importing this registers the checks in the order they run in."""
 
 from pytest_transformer_validate.checks.tier1 import (  # isort: skip
     load,

@@ -28,8 +28,10 @@ def batch_independence(probe: Probe, *, factor: float = 16.0) -> BatchIndependen
     read. B and T are different primes, because equal ones hide an exchanged axis. The expected
     movement is exactly 0; ``factor`` u are allowed.
     """
-    measured = _judge_swaps(probe, False, factor, notes := [])
-    if probe.subject.signature.takes("attention_mask") and probe.subject.sizes[1] > 4:
+    notes: list[str] = []
+    measured = _judge_swaps(probe, False, factor, notes)
+    subject = probe.subject
+    if subject.signature.takes("attention_mask") and not subject.vision and subject.sizes[1] > 4:
         _judge_swaps(probe, True, factor, notes)
     return _judge_gradient(probe, measured, factor, notes)
 

@@ -75,9 +75,11 @@ def _judge_swaps(
     if alone <= limit.value:
         notes.append("earlier outputs move only when other rows change: see batch_independence")
         return measured
-    verdict = settle(
-        alone, limit, lambda: probe.repeated(lambda p: worst_leak(p.position_swaps(*plan), 0).value)
-    )
+
+    def again(other: Probe) -> float:
+        return worst_leak(other.position_swaps(*plan), 0).value
+
+    verdict = settle(alone, limit, lambda: probe.repeated(again))
     notes.extend(verdict.notes)
     if verdict.exceeded:
         where = probe.locate_position(swaps, leak.experiment)

@@ -19,8 +19,8 @@ def load(probe: Probe) -> Size:
     if not subject.parameters:
         raise CheckFailed(
             "a model has parameters that training can change; this one has none\n"
-            "likely: layers in a plain list or dict (use nn.ModuleList, nn.ModuleDict), or tensors "
-            "that are no nn.Parameter"
+            "likely: layers in a plain list or dict (use nn.ModuleList, nn.ModuleDict), or "
+            "tensors that are no nn.Parameter"
         )
     facts = subject.facts
     return Size(

@@ -78,5 +78,5 @@ def _likely(shape: Shape, expected: tuple[int, ...]) -> str:
     if got[:1] != expected[:1]:
         return "a view or reshape with a fixed or swapped batch axis"
     if len(got) == 3 and got[1] != expected[1]:
-        return "the sequence is cut or padded to a multiple inside, or only the last token returned"
+        return "the sequence is cut or padded inside, or only its last token is returned"
     return "the width of the output depends on the shape of the input"

@@ -26,7 +26,7 @@ def output_stability(
     every parameter moved at random.
     """
     drawn = probe.samples()
-    measured = _measure(probe, drawn, ceiling)
+    measured = _measure(drawn, ceiling)
     if drawn.bad:
         raise CheckFailed(_not_finite(drawn), measured, where=next(iter(drawn.bad.values())))
     if measured.value is not None and measured.value > ceiling:
@@ -41,7 +41,7 @@ def output_stability(
     collapsed = _collapsed(probe, measured, floor)
     if not collapsed:
         return measured
-    moved = _measure(probe, probe.samples(noised=True), ceiling)
+    moved = _measure(probe.samples(noised=True), ceiling)
     still = _collapsed(probe, moved, floor)
     if still:
         where = probe.first_blind(still[0])
@@ -63,7 +63,7 @@ def output_stability(
     )
 
 
-def _measure(probe: Probe, drawn: Samples, ceiling: float) -> Stability:
+def _measure(drawn: Samples, ceiling: float) -> Stability:
     logits = drawn.random
     largest, std, rows, positions, outputs = spread(logits)
     finite = logits.masked_fill(~logits.isfinite(), 0)
@@ -122,7 +122,7 @@ def _blind(what: str, measured: Stability, where: str | None) -> str:
             f"largest difference: {measured.between_inputs:.2g} between inputs, "
             f"{measured.between_outputs:.2g} between outputs (relative to the largest logit)",
             f"first module whose output no longer depends on it: {where or 'none stands out'}",
-            "likely: a normalisation or softmax over an axis of size one, a mean over the batch or "
-            "the positions, or a head that ignores its input",
+            "likely: a normalisation or softmax over an axis of size one, a mean over the batch "
+            "or the positions, or a head that ignores its input",
         ]
     )

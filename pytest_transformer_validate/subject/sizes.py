@@ -1,0 +1,35 @@
+"""Batch sizes and lengths that no other axis of a model can be taken for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_PRIMES = (5, 7, 11, 13, 17, 19, 23, 29, 31)
+
+
+def probe_sizes(model: nn.Module, longest: int | None) -> tuple[int, int]:
+    """(B, T): different primes that no axis of a weight has, T from 11 on where that fits."""
+    free = _free(model, longest, _PRIMES) or [
+        p for p in (2, 3, *_PRIMES) if longest is None or p <= longest
+    ]
+    lengths = [p for p in free if p >= 11] or free[-1:]
+    length = lengths[0] if lengths else 1
+    return next((p for p in free if p != length), 3), length
+
+
+def other_sizes(
+    model: nn.Module, longest: int | None, sizes: tuple[int, int]
+) -> tuple[int, int]:
+    """A second (B, T), different from ``sizes`` in both."""
+    free = [p for p in _free(model, longest, (3, *_PRIMES)) if p not in sizes]
+    if len(free) > 1:
+        return free[0], free[1]
+    return sizes[0] + 1, max(1, sizes[1] - 1)
+
+
+def _free(model: nn.Module, longest: int | None, primes: tuple[int, ...]) -> list[int]:
+    taken = {size for parameter in model.parameters() for size in parameter.shape}
+    return [p for p in primes if p not in taken and (longest is None or p <= longest)]
