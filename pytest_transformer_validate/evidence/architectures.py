@@ -44,6 +44,7 @@ _TEXT_SIZES = (
     Sizes(layers=4),
     Sizes(hidden=96),
     Sizes(hidden=128, feed_forward=256),
+    Sizes(per_token=1),
 )
 # Large enough that the last stage of a pyramid still has several tokens to attend to.
 _IMAGE_SIZES = (
@@ -62,6 +63,9 @@ _EXTRA: dict[str, dict[str, Any]] = {
     "canine": {"vocab_size": VOCABULARY},
     "causal_lm:reformer": {"is_decoder": True},
     "dbrx": {"attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0}},
+    "deepseek_v4": {
+        "compress_rates": {"compressed_sparse_attention": 4, "heavily_compressed_attention": 8}
+    },
     "efficientnet": {"hidden_dim": 640},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"]},

@@ -17,14 +17,12 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-VOCABULARY = 200
-LABELS = 3
-_MOST_LAYERS = 4
+VOCABULARY, LABELS = 200, 3
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """The sizes that a tiny model aims at.
+    """The sizes that a tiny model aims at: at most so many, and exactly so many experts.
 
     ``fill``: also give a size to fields without a default that stay None, such as a ``head_dim``
     that the model insists on.
@@ -40,6 +38,7 @@ class Sizes:
     layers: int = 2
     stage_depth: int = 1
     experts: int = 8
+    per_token: int = 2
     window: int = 32
     positions: int = 64
     image: int = 32
@@ -54,7 +53,7 @@ _CAPS: tuple[tuple[str, str | int | None], ...] = (
     (r".*tokenizer_chunk.*|chunk_(length|left|right).*", None),
     (r".*vocab.*|prompt_types|segment_types|.*hash_buckets", VOCABULARY),
     (r"num_labels", LABELS),
-    (r".*experts?_per_tok(en)?|moe_?top_?k|moe_k", 2),
+    (r".*experts?_per_tok(en)?|moe_?top_?k|moe_k", "per_token"),
     (r"(mamba_)?(n|num)_?(expert_)?groups?", 2),
     (r"topk_group|.*shared_experts?|.*offset|first_k_dense.*|num_dense.*", 1),
     (r"num_kv_shared_layers", 0),
@@ -81,9 +80,7 @@ _CAPS: tuple[tuple[str, str | int | None], ...] = (
     (r".*(intermediate|ffn|feed_forward|dff|d_ff|dim_ff|inner|mlp_dim).*", "feed_forward"),
     (r".*(hidden|d_model|n_embd|dim|embed|emb|width|channels?|size|latents|state).*", "hidden"),
 )
-_FILLED = frozenset(
-    {"head_dim", "heads", "few_heads", "experts", "feed_forward", "window", VOCABULARY, 1, 2, 4}
-)
+_UNFILLED = frozenset({"hidden", "layers", "rank", "positions", "image", "patch"})
 _LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "depth")
 _STAGED = re.compile(r"depths?|hidden_sizes|.*num_blocks|.*block_repeats")
 _STAGES = re.compile(r"depths?|.*num_blocks|.*block_repeats|.*_of_layers|block_sizes")
@@ -119,8 +116,9 @@ class _Shrinker:
             for field in dataclasses.fields(config_class)
             if not field.name.startswith("_")
         }
-        self.given = given
         self.defaults = dict(_defaults(self.fields.values())) | dict(given)
+        hidden = self.defaults.get("hidden_size")
+        self.hidden = hidden if _is_int(hidden) else 0
         self.instance = _instance(config_class, given)
         self.count_name = next((n for n in _LAYER_COUNTS if _is_int(self.defaults.get(n))), None)
         self.count = self.defaults[self.count_name] if self.count_name else 0
@@ -179,24 +177,25 @@ class _Shrinker:
             cap = "heads"
         if cap == "heads":
             return self._shrunk_heads(name, value)
-        if cap == "hidden" and value < self._hidden():
+        if cap == "hidden" and value < self.hidden:
             cap = "narrow"
-        return min(value, getattr(self.sizes, cap) if isinstance(cap, str) else cap)
+        if cap in {"experts", "per_token"} and value:
+            return self._size(cap)
+        return min(value, self._size(cap))
+
+    def _size(self, cap: str | int) -> int:
+        return int(getattr(self.sizes, cap)) if isinstance(cap, str) else cap
 
     def _heads(self) -> int:
         names = ("num_attention_heads", "n_head", "n_heads", "num_heads")
         return next((self.defaults[n] for n in names if _is_int(self.defaults.get(n))), 0)
 
-    def _hidden(self) -> int:
-        value = self.defaults.get("hidden_size")
-        return value if _is_int(value) else 0
-
     def _shrunk_heads(self, name: str, value: int) -> int:
         """As many heads as make up the same multiple of the hidden size, where they made one."""
-        hidden, size = self.defaults.get("hidden_size"), self.sizes
+        size = self.sizes
         for dim in (name.replace("num_heads", "head_dim"), name.replace("n_heads", "d_head")):
             head_dim = self.defaults.get(dim)
-            if _is_int(head_dim) and _is_int(hidden) and value * head_dim == 2 * hidden:
+            if _is_int(head_dim) and value * head_dim == 2 * self.hidden > 0:
                 return 2 * size.hidden // min(head_dim, size.head_dim)
         return min(value, size.heads)
 
@@ -210,7 +209,7 @@ class _Shrinker:
             return [_shrunk_width(v) for v in value]
         if name in {"image_size", "crop_size"}:
             return [min(v, size.image) for v in value]
-        if sum(value) == self.defaults.get("hidden_size"):
+        if sum(value) == self.hidden > 0:
             return _with_sum(value, size.hidden)
         if value[0] ** len(value) == self.defaults.get("max_position_embeddings"):
             return [round(size.positions ** (1 / len(value)))] * len(value)
@@ -222,8 +221,10 @@ class _Shrinker:
         filled = {}
         for name, field in self.fields.items():
             cap = _cap(name)
-            if "int" in str(field.type) and cap in _FILLED and _read(self.instance, name) is None:
-                filled[name] = getattr(self.sizes, cap) if isinstance(cap, str) else cap
+            if cap is None or cap in _UNFILLED or "int" not in str(field.type):
+                continue
+            if _read(self.instance, name) is None:
+                filled[name] = self._size(cap)
         return filled
 
 
@@ -276,12 +277,12 @@ def _shrunk_width(value: int) -> int:
 
 
 def _with_sum(value: Sequence[int], total: int) -> list[int]:
-    parts = [v * total // sum(value) for v in value]
-    return [*parts[:-1], total - sum(parts[:-1])]
+    head = [v * total // sum(value) for v in value[:-1]]
+    return [*head, total - sum(head)]
 
 
 def _kept_layers(count: int, per_layer: Sequence[Sequence[Any]], least: int) -> list[int]:
-    """Which layers of the default stay: ``least`` and one of every kind, the last kind last."""
+    """Which layers of the default stay: ``least`` and one of up to four kinds, the last last."""
     kinds: dict[str, list[int]] = {}
     for layer in range(count):
         kinds.setdefault(repr([entries[layer] for entries in per_layer]), []).append(layer)
@@ -291,7 +292,7 @@ def _kept_layers(count: int, per_layer: Sequence[Sequence[Any]], least: int) -> 
     last = next((layers for layers in kinds.values() if count - 1 in layers), None)
     if last and last[0] != max(kept):
         kept = kept - {last[0]} | {last[-1]}
-    kept = set(sorted(kept)[-_MOST_LAYERS:])
+    kept = set(sorted(kept)[-4:])
     for rank in range(count):
         for layers in reversed(kinds.values()):
             if len(kept) < least and rank < len(layers):
