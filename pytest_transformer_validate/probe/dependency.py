@@ -108,7 +108,8 @@ def position_gradients(probe: Probe, length: int) -> torch.Tensor | None:
         weight = _projection(probe, logits.shape[-1]).to(logits)
         diagonal = logits.diagonal(dim1=0, dim2=1).T  # (T, V): copy k at position k
         torch.autograd.backward(_finite(diagonal).mul(weight).sum())
-    return lookup.gradient()
+        matrix: torch.Tensor = lookup.gradient()
+    return matrix
 
 
 def single_gradient(probe: Probe, length: int, position: int) -> torch.Tensor:
@@ -119,7 +120,8 @@ def single_gradient(probe: Probe, length: int, position: int) -> torch.Tensor:
             logits = subject(batch).logits
         weight = _projection(probe, logits.shape[-1]).to(logits)
         torch.autograd.backward(_finite(logits[0, position]).mul(weight).sum())
-    return lookup.gradient()[0]
+        matrix: torch.Tensor = lookup.gradient()
+    return matrix[0]
 
 
 def row_swaps(probe: Probe, rows: int, length: int, padded: bool) -> RowSwaps:

@@ -109,6 +109,8 @@ def _reason(probe: Probe, found: Gradients, alive: Gradients, name: str) -> str 
         return "only a result that nothing reads here depends on it"
     if found.only_padding.get(owner):
         return "it was given nothing but its padding row"
+    if alive.norms[name]:
+        return None
     if not _ran(found, owner):
         return _why_idle(probe, found, owner, name)
     if name not in found.used:
