@@ -2,10 +2,10 @@
 
 TransformerValidateError
   SpecError             what was typed or declared is wrong; nothing runs (pytest: exit 4)
-  SourceError           the model named by a spec cannot be loaded; the text says what, where, how to fix
-  SubjectError          the model cannot be called: an input or an output that nobody knows how to treat
-    TaskError           a fact that cannot be found out (task, vocabulary size); says which option gives it
-  MissingDependency     an optional package is not installed; carries the install line (an ImportError too)
+  SourceError           the model named by a spec cannot be loaded
+  SubjectError          the model cannot be called: an input or output nobody knows how to treat
+    TaskError           a fact that cannot be found out; says which option or key gives it
+  MissingDependency     an optional package is missing; carries the install line (an ImportError)
   CheckFailed           verdict: the property does not hold
   NotApplicable         verdict: the property is not promised by this model; carries the reason
   Blocked               a load or a pass that this check needs has already raised elsewhere

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Self, overload
 
 from pytest_transformer_validate.checks.registry import all_checks
 from pytest_transformer_validate.checks.selection import find, merge_declared
@@ -172,7 +172,7 @@ class _Model:
         self._held = contextlib.ExitStack()
         self._probe: Probe | None = None
 
-    def __enter__(self) -> _Model:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -128,7 +128,10 @@ class TimeMajor(nn.Module):
         position = torch.arange(64).unsqueeze(1)
         rate = torch.exp(torch.arange(0, 32, 2) * (-math.log(10000.0) / 32))
         table = torch.zeros(64, 1, 32)
-        table[:, 0, 0::2], table[:, 0, 1::2] = torch.sin(position * rate), torch.cos(position * rate)
+        table[:, 0, 0::2], table[:, 0, 1::2] = (
+            torch.sin(position * rate),
+            torch.cos(position * rate),
+        )
         self.register_buffer("table", table)
         self.tokens = nn.Embedding(VOCAB, 32)
         layer = nn.TransformerEncoderLayer(32, 4, 64, 0.1)
@@ -153,7 +156,8 @@ class Translator(nn.Module):
         return x + self.positions(torch.arange(x.size(1)))
 
     def forward(self, src: Tensor, tgt: Tensor) -> Tensor:
-        mask = nn.Transformer.generate_square_subsequent_mask(tgt.size(1), dtype=self.head.weight.dtype)
+        dtype = self.head.weight.dtype
+        mask = nn.Transformer.generate_square_subsequent_mask(tgt.size(1), dtype=dtype)
         x = self.transformer(
             self.place(self.source(src)), self.place(self.target(tgt)), tgt_mask=mask
         )
@@ -175,3 +179,17 @@ class Patches(nn.Module):
         x = self.patch(x).flatten(2).transpose(1, 2)
         x = torch.cat([self.cls.expand(len(x), -1, -1), x], 1) + self.positions
         return self.head(self.block(x, causal=False)[:, 0])
+
+
+class Reads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.used = nn.Linear(2, 2)
+        self.never_again = nn.Linear(2, 2)
+        self.elsewhere = nn.Linear(2, 2)
+
+    def forward(self, x):
+        return self.used(x)
+
+    def other(self, x):
+        return self.elsewhere(x)

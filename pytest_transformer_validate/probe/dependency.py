@@ -16,7 +16,7 @@ import torch
 
 from pytest_transformer_validate.errors import Blocked
 from pytest_transformer_validate.probe.lookup import TokenLookup
-from pytest_transformer_validate.probe.trace import first_to_differ, traced
+from pytest_transformer_validate.probe.trace import Call, first_to_differ, traced
 from pytest_transformer_validate.subject.batch import Batch
 
 if TYPE_CHECKING:
@@ -95,11 +95,12 @@ def single_swap(probe: Probe, swaps: Swaps, row: int) -> torch.Tensor:
 def position_gradients(probe: Probe, length: int) -> torch.Tensor | None:
     """The dependency matrix (T, T): gradient of the output at k (row) at token s (column).
 
-    One backward over T copies of a text: copy k contributes its output at position k. ``None``
-    where no lookup by the ids is seen. What a backward raises comes through.
+    One backward over copies of a text: copy k contributes its output at position k. There is one
+    copy more than needed, so that B and T differ. ``None`` where no lookup by the ids is seen.
+    What a backward raises comes through.
     """
     role = _sequence(probe)
-    batch = _copies(probe, length, length, "none")
+    batch = _copies(probe, length, length + 1, "none")
     with probe.running("position_gradients", grad=True) as subject:
         with TokenLookup(batch[role]) as lookup:
             logits = subject(batch).logits
@@ -108,7 +109,7 @@ def position_gradients(probe: Probe, length: int) -> torch.Tensor | None:
         weight = _projection(probe, logits.shape[-1]).to(logits)
         diagonal = logits.diagonal(dim1=0, dim2=1).T  # (T, V): copy k at position k
         torch.autograd.backward(_finite(diagonal).mul(weight).sum())
-        matrix: torch.Tensor = lookup.gradient()
+        matrix: torch.Tensor = lookup.gradient()[:length]
     return matrix
 
 
@@ -165,17 +166,30 @@ def row_gradients(probe: Probe, rows: int, length: int) -> torch.Tensor | None:
         return _row_matrix(probe, logits, lookup.leaves, lookup)
 
 
-def locate_position(probe: Probe, swaps: Swaps, row: int) -> str | None:
-    """The first module in which positions before the replaced token move."""
+def locate_position(probe: Probe, swaps: Swaps, row: int) -> tuple[str | None, tuple[int, ...]]:
+    """The first module in which positions before the replaced token move, and how far ahead of
+    the token these positions stand in its output (layers after it would look further)."""
     start, length = swaps.start[row], swaps.reference.shape[1]
+    ahead: set[int] = set()
 
     def moved(a: torch.Tensor, b: torch.Tensor) -> bool:
         axis = _axis(a, length)
         if axis is None:
             return False
-        return _over(a.narrow(axis, 0, start), b.narrow(axis, 0, start))
+        places = [s for s in range(start) if _over(a.select(axis, s), b.select(axis, s))]
+        ahead.clear()
+        ahead.update(start - s for s in places)
+        return bool(places)
 
-    return _locate(probe, _row(swaps.before, row), _row(swaps.after, row), moved)
+    before, after = (_trace(probe, _row(batch, row)) for batch in (swaps.before, swaps.after))
+    where = first_to_differ(before, after, moved)
+    if where is None:
+        return None, ()
+    outputs = next((b, a) for b, a in zip(before, after, strict=True) if b.name == where)
+    for old, new in zip(outputs[0].outputs, outputs[1].outputs, strict=True):
+        if moved(old, new):
+            break
+    return where, tuple(sorted(ahead))
 
 
 def locate_row(probe: Probe, swaps: RowSwaps, index: int) -> str | None:
@@ -243,12 +257,13 @@ def finite_logits(probe: Probe, batch: Batch, length: int | None = None) -> torc
 
 
 def _locate(probe: Probe, before: Batch, after: Batch, moved: Moved) -> str | None:
-    runs = []
-    for batch in (before, after):
-        with probe.running("forward") as subject, traced(subject.model) as calls:
-            subject(batch)
-        runs.append(calls)
-    return first_to_differ(runs[0], runs[1], moved)
+    return first_to_differ(_trace(probe, before), _trace(probe, after), moved)
+
+
+def _trace(probe: Probe, batch: Batch) -> list[Call]:
+    with probe.running("forward") as subject, traced(subject.model) as calls:
+        subject(batch)
+    return calls
 
 
 def _copies(probe: Probe, length: int, rows: int, mask: str) -> Batch:

@@ -217,8 +217,10 @@ def first_blind(probe: Probe, what: str) -> str | None:
     with probe.noised():
         calls = _trace(probe, probe.batch(rows, length, "samples"))
     for call in calls:
-        if call.outputs and _blind(call.outputs[0], axis_of) and not any(
-            _blind(t, axis_of) for t in call.inputs
+        if (
+            call.outputs
+            and _blind(call.outputs[0], axis_of)
+            and not any(_blind(t, axis_of) for t in call.inputs)
         ):
             return call.name
     return None

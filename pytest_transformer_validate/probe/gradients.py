@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pytest_transformer_validate.probe.probe import Probe
     from pytest_transformer_validate.subject.outputs import Output
 
+
 @dataclass
 class Gradients:
     """The union over several batches.
@@ -129,9 +130,7 @@ def _unused(results: list[list[torch.Tensor]]) -> list[torch.Tensor]:
     return unused
 
 
-def _differentiate(
-    probe: Probe, model: torch.nn.Module, outputs: list[torch.Tensor]
-) -> None:
+def _differentiate(probe: Probe, model: torch.nn.Module, outputs: list[torch.Tensor]) -> None:
     """Put the gradient of a random projection of ``outputs`` into ``.grad``.
 
     By ``backward()``, since ``autograd.grad`` does not see through reversible layers and

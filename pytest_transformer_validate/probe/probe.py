@@ -166,7 +166,7 @@ class Probe:
 
     # ... and where in the model something happens, run on a failure only.
 
-    def locate_position(self, swaps: Swaps, row: int) -> str | None:
+    def locate_position(self, swaps: Swaps, row: int) -> tuple[str | None, tuple[int, ...]]:
         """See ``dependency.locate_position``."""
         return dependency.locate_position(self, swaps, row)
 

@@ -22,7 +22,7 @@ class ModelConfig(Mapping[str, Any]):
             return self.raw[key]
         try:
             return getattr(self.raw, key)
-        except Exception as error:  # noqa: BLE001 - foreign properties raise anything
+        except Exception as error:
             raise KeyError(key) from error
 
     def __getattr__(self, name: str) -> Any:

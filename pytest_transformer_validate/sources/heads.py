@@ -96,7 +96,7 @@ def _config_class(transformers: ModuleType, values: Mapping[str, Any], place: Pa
 def _checked(kind: Any, values: Mapping[str, Any], place: Path) -> Any:
     try:
         return kind.from_dict(dict(values))
-    except Exception as error:  # noqa: BLE001 - foreign code on a foreign file
+    except Exception as error:
         raise SourceError(
             f"{shown(place)} is refused by {kind.__name__}: {reason(error)}"
         ) from error

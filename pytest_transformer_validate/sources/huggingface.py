@@ -103,7 +103,7 @@ class HuggingFaceSource(Source):
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
-        except Exception as error:  # noqa: BLE001 - foreign code on foreign files
+        except Exception as error:
             raise SourceError(f"{place} cannot be loaded: {refusal(error)}") from error
         missing, unexpected = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
         shapes = [

@@ -17,7 +17,7 @@ def seeded(seed: int) -> Iterator[None]:
     import torch
 
     cuda = torch.cuda
-    devices = list(range(cuda.device_count())) if cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    devices = list(range(cuda.device_count())) if cuda.is_initialized() else []
     python_state = random.getstate()
     with torch.random.fork_rng(devices=devices), _numpy_seeded(seed):
         torch.manual_seed(seed)

@@ -39,7 +39,7 @@ def load_tokenizer(path: Path) -> Any:
                 str(path), local_files_only=True, trust_remote_code=False
             )
         return transformers.PreTrainedTokenizerFast(tokenizer_file=str(path))
-    except Exception as error:  # noqa: BLE001 - foreign code on foreign files
+    except Exception as error:
         raise SourceError(
             f"{shown(path)} holds no tokenizer that can be loaded: {reason(error)}\n"
             "  give a folder with tokenizer files or a tokenizer.json to --tb-tokenizer"

@@ -68,7 +68,7 @@ def _read_safetensors(file: Path) -> dict[str, torch.Tensor]:
     safetensors = require("safetensors.torch", extra="hf")
     try:
         tensors: dict[str, torch.Tensor] = safetensors.load_file(str(file), device="cpu")
-    except Exception as error:  # noqa: BLE001 - foreign code on a foreign file
+    except Exception as error:
         raise SourceError(
             f"{shown(file)} is no readable safetensors file: {reason(error)}"
         ) from error
@@ -80,7 +80,7 @@ def _read_pickled(file: Path) -> dict[str, torch.Tensor]:
 
     try:
         value = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - foreign code on a foreign file
+    except Exception as error:
         raise SourceError(
             f"{shown(file)} cannot be read as plain tensors: {refusal(error)}\n"
             "  only tensors are read, because a pickle can run code; save model.state_dict(), "

@@ -63,6 +63,7 @@ def look(subject: Subject) -> Facts:
         return replace(facts, fixed_length=given)
     return facts
 
+
 def _first_batch(subject: Subject, rows: int, length: int) -> Batch:
     """A batch that can be made before the vocabulary is known: few, small ids."""
     embeddings = (m for m in subject.model.modules() if isinstance(m, torch.nn.Embedding))
@@ -79,6 +80,7 @@ def _first_batch(subject: Subject, rows: int, length: int) -> Batch:
         if subject.end_id is not None and subject.end_id < top:
             inputs[role][:, -1] = subject.end_id
     return subject.complete(Batch(inputs), labels=False).to(subject.device)
+
 
 def _reads_time_first(subject: Subject, batch: Batch, reader: TableReader) -> bool:
     """Declared by ``batch_first``, else seen: position tables are read to length B, not T."""

@@ -20,9 +20,7 @@ def probe_sizes(model: nn.Module, longest: int | None) -> tuple[int, int]:
     return next((p for p in free if p != length), 3), length
 
 
-def other_sizes(
-    model: nn.Module, longest: int | None, sizes: tuple[int, int]
-) -> tuple[int, int]:
+def other_sizes(model: nn.Module, longest: int | None, sizes: tuple[int, int]) -> tuple[int, int]:
     """A second (B, T), different from ``sizes`` in both."""
     free = [p for p in _free(model, longest, (3, *_PRIMES)) if p not in sizes]
     if len(free) > 1:

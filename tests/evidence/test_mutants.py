@@ -5,14 +5,17 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import traceback
+from typing import TYPE_CHECKING
 
 import pytest
 
 from pytest_transformer_validate.checks.registry import all_checks
 from pytest_transformer_validate.evidence import table
 from pytest_transformer_validate.evidence.mutants import MUTANTS
-from pytest_transformer_validate.evidence.mutants.surgery import Mutant
 from pytest_transformer_validate.report.record import Record
+
+if TYPE_CHECKING:
+    from pytest_transformer_validate.evidence.mutants.surgery import Mutant
 
 UNBUILDABLE = {"tied_before_it_exists", "argument_not_in_config"}
 

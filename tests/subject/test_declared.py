@@ -11,7 +11,7 @@ from pytest_transformer_validate.subject.declared import (
     is_read,
     special_ids,
 )
-from tests.models import Decoder
+from tests.models import Decoder, Reads
 
 
 @pytest.mark.parametrize(
@@ -24,13 +24,20 @@ from tests.models import Decoder
             {"architectures": ["BertLMHeadModel"], "is_decoder": False},
             "masked_lm (config: is_decoder=False)",
         ),
-        ({"architectures": ["XLNetLMHeadModel"], "attn_type": "bi"}, "masked_lm (config: attn_type='bi')"),
+        (
+            {"architectures": ["XLNetLMHeadModel"], "attn_type": "bi"},
+            "masked_lm (config: attn_type='bi')",
+        ),
         (
             {"architectures": ["BertLMHeadModel"], "is_decoder": True},
             "causal_lm (architectures: BertLMHeadModel)",
         ),
         (
-            {"architectures": ["T5ForConditionalGeneration"], "is_encoder_decoder": True, "is_decoder": False},
+            {
+                "architectures": ["T5ForConditionalGeneration"],
+                "is_encoder_decoder": True,
+                "is_decoder": False,
+            },
             "seq2seq (architectures: T5ForConditionalGeneration)",
         ),
         (
@@ -66,20 +73,6 @@ def test_sizes_and_ids_of_a_part():
     config = ModelConfig({"text_config": {"vocab_size": 7, "bos_token_id": 2}, "pad_token_id": 1})
     assert declared_size(config, ("vocab_size",)) == 7
     assert special_ids(config) == {1, 2}
-
-
-class Reads(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.used = nn.Linear(2, 2)
-        self.never_again = nn.Linear(2, 2)
-        self.elsewhere = nn.Linear(2, 2)
-
-    def forward(self, x):
-        return self.used(x)
-
-    def other(self, x):
-        return self.elsewhere(x)
 
 
 @pytest.mark.parametrize(("number", "read"), [(0, True), (1, False), (2, True)])

@@ -36,11 +36,10 @@ def pollute() -> None:
 @pytest.mark.parametrize("raises", [False, True])
 def test_global_state_comes_back(raises):
     before = state()
-    with pytest.raises(KeyError) if raises else guard(nn.Identity()):  # noqa: PT012
-        with guard(nn.Identity()):
-            pollute()
-            if raises:
-                raise KeyError
+    with pytest.raises(KeyError) if raises else guard(nn.Identity()), guard(nn.Identity()):
+        pollute()
+        if raises:
+            raise KeyError
     assert state() == before
 
 

@@ -21,7 +21,10 @@ LOGITS, HIDDEN, LOSS = torch.rand(2, 3, 7), torch.rand(2, 3, 4), torch.tensor(1.
         ([LOGITS, None], "0"),
         ({"hidden_states": (HIDDEN,), "logits": LOGITS}, "logits"),
         ({"encoding": LOGITS, "mask": torch.ones(2, 3, dtype=torch.bool)}, "encoding"),
-        (OrderedDict(last_hidden_state=LOGITS, pooler_output=torch.rand(2, 4)), "last_hidden_state"),
+        (
+            OrderedDict(last_hidden_state=LOGITS, pooler_output=torch.rand(2, 4)),
+            "last_hidden_state",
+        ),
         (Scores(LOGITS, None), "scores"),
         (Result(LOGITS, HIDDEN), "logits"),
     ],
@@ -34,7 +37,9 @@ def test_logits_are_found(raw, field):
 
 def test_loss_cache_and_others():
     cache = object()
-    output = read_output({"loss": LOSS, "logits": LOGITS, "past_key_values": cache, "h": (HIDDEN,)})
+    output = read_output(
+        {"loss": LOSS, "logits": LOGITS, "past_key_values": cache, "h": (HIDDEN,)}
+    )
     assert (output.loss, output.cache) == (LOSS, cache)
     assert output.others == (LOSS, HIDDEN)
 

@@ -25,7 +25,11 @@ from tests.models import VOCAB
 )
 def test_facts_come_from_structure(model, task, vocabulary, longest):
     subject = Subject(model())
-    assert (str(subject.task), subject.vocab_size, subject.max_length) == (task, vocabulary, longest)
+    assert (str(subject.task), subject.vocab_size, subject.max_length) == (
+        task,
+        vocabulary,
+        longest,
+    )
 
 
 @pytest.mark.parametrize(
@@ -62,7 +66,8 @@ def test_a_vocabulary_that_cannot_be_found_is_asked_for():
 
 
 @pytest.mark.parametrize(
-    "config", [{"vocab_size": 90, "max_seq_len": 20}, SimpleNamespace(vocab_size=90, block_size=20)]
+    "config",
+    [{"vocab_size": 90, "max_seq_len": 20}, SimpleNamespace(vocab_size=90, block_size=20)],
 )
 def test_a_configuration_of_any_kind_wins_over_structure(config):
     subject = Subject(models.Decoder(), config)

@@ -36,9 +36,7 @@ def batch_independence(probe: Probe, *, factor: float = 16.0) -> BatchIndependen
     return _judge_gradient(probe, measured, factor, notes)
 
 
-def _judge_swaps(
-    probe: Probe, padded: bool, factor: float, notes: list[str]
-) -> BatchIndependence:
+def _judge_swaps(probe: Probe, padded: bool, factor: float, notes: list[str]) -> BatchIndependence:
     swaps = probe.row_swaps(padded)
     limit = same_shape_limit(swaps.reference, factor)
     value, index = worst_row(swaps)

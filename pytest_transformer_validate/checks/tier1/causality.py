@@ -82,8 +82,9 @@ def _judge_swaps(
     verdict = settle(alone, limit, lambda: probe.repeated(again))
     notes.extend(verdict.notes)
     if verdict.exceeded:
-        where = probe.locate_position(swaps, leak.experiment)
-        text = _swap_text(measured, limit, leak, swaps, where, _likely(leak, swaps, plan), notes)
+        where, ahead = probe.locate_position(swaps, _telling(swaps, leak, limit))
+        likely = _likely(leak, ahead or leak.ahead, swaps, plan)
+        text = _swap_text(measured, limit, leak, swaps, where, likely, notes)
         raise CheckFailed(text, measured, where=where)
     return measured
 
@@ -152,8 +153,21 @@ def _reach(leak: Leak, length: int) -> str:
     return f"; {leak.looking} of {length - 1} positions {how}"
 
 
-def _likely(leak: Leak, swaps: Swaps, plan: tuple[str, str]) -> str:
-    """The usual mistake behind a pattern of forbidden dependencies."""
+def _telling(swaps: Swaps, leak: Leak, limit: Limit) -> int:
+    """The experiment that shows the pattern best: the last single token that anything sees."""
+    singles = [
+        row
+        for row, start in enumerate(swaps.start)
+        if not swaps.suffix[row] and float(swaps.effect[row, :start].max()) > limit.value
+    ]
+    return singles[-1] if singles else leak.experiment
+
+
+def _likely(leak: Leak, ahead: tuple[int, ...], swaps: Swaps, plan: tuple[str, str]) -> str:
+    """The usual mistake behind a pattern of forbidden dependencies.
+
+    ``ahead`` are the distances over which the first module to differ looks ahead.
+    """
     mask, which = plan
     length = swaps.reference.shape[1]
     if mask == "ones":
@@ -162,9 +176,9 @@ def _likely(leak: Leak, swaps: Swaps, plan: tuple[str, str]) -> str:
         return "the mask (or a chunk, or a window) is right for short texts only"
     if not leak.ahead:
         return "a choice (routing, top-k, argmax) is made over the whole sequence"
-    if leak.ahead == (1,):
+    if ahead == (1,):
         return "the mask is shifted by one (diagonal=2 instead of 1), or inputs are not shifted"
-    if leak.ahead[-1] <= length // 2:
+    if ahead[-1] <= length // 2:
         return "a convolution or window that reaches to both sides"
     if leak.value < 1e-2 * context_effect(swaps):
         return "a statistic over the whole sequence (mean, maximum, norm) enters every position"

@@ -23,9 +23,7 @@ _ROUNDING = "a normalisation or a softmax takes it out again: its gradient is ro
 
 
 @check(tier=1)
-def gradient_flow(
-    probe: Probe, *, floor: float = 1e-7, ceiling: float = 1e6
-) -> GradientFlow:
+def gradient_flow(probe: Probe, *, floor: float = 1e-7, ceiling: float = 1e6) -> GradientFlow:
     """Every parameter of a module that runs gets a gradient, of a size that training can use.
 
     The loss is a random projection of the logits, over batches of several lengths (a plain sum
@@ -223,9 +221,7 @@ def _measure(
     )
 
 
-def _text(
-    found: Gradients, measured: GradientFlow, failing: set[str], where: str
-) -> str:
+def _text(found: Gradients, measured: GradientFlow, failing: set[str], where: str) -> str:
     names = sorted(failing)
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     kinds = " or ".join(sorted({_kind(found, name, measured.median) for name in failing}))

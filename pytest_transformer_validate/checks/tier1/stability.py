@@ -15,9 +15,7 @@ if TYPE_CHECKING:
 
 
 @check(tier=1)
-def output_stability(
-    probe: Probe, *, ceiling: float = 1e4, floor: float = 1e-6
-) -> Stability:
+def output_stability(probe: Probe, *, ceiling: float = 1e4, floor: float = 1e-6) -> Stability:
     """The logits are finite, of a usable size, and differ between inputs, positions and outputs.
 
     ``ceiling`` bounds their magnitude: beyond it a softmax in float32 is one-hot whatever the

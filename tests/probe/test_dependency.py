@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from pytest_transformer_validate.probe.lookup import TokenLookup
+from pytest_transformer_validate.probe.probe import Probe
+from pytest_transformer_validate.subject.subject import Subject
+from tests import models
+
+
+def probe_of(model: nn.Module) -> Probe:
+    torch.manual_seed(0)
+    return Probe(Subject(model))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [models.Decoder, models.Indexed, models.TimeMajor, models.Translator, models.LastLogits],
+)
+def test_both_oracles_see_the_triangle(model):
+    probe = probe_of(model())
+    swaps = probe.position_swaps("none", "every")
+    singles = [row for row, suffix in enumerate(swaps.suffix) if not suffix]
+    reached = swaps.effect[singles] > 0
+    for row in singles:
+        assert not reached[row, : swaps.start[row]].any()
+        assert reached[row, swaps.start[row] :].all()
+    matrix = probe.position_gradients()
+    assert torch.equal(matrix > 0, torch.ones_like(matrix).tril().bool())
+
+
+def test_no_lookup_means_no_gradient_oracle():
+    probe = probe_of(models.OneHot())
+    assert probe.position_gradients() is None
+    assert probe.row_gradients() is None
+
+
+def test_a_choice_over_the_sequence_is_seen_by_swaps_only():
+    class Gated(models.Decoder):
+        def forward(self, input_ids):
+            x = self.hidden(input_ids)
+            return self.head(x * (1 + (x.norm(dim=-1).argmax(1) % 2)[:, None, None]))
+
+    probe = probe_of(Gated())
+    matrix = probe.position_gradients()
+    assert float(matrix.triu(1).max()) == 0.0
+    swaps = probe.position_swaps("none", "every")
+    assert any(float(swaps.effect[r, :s].max()) > 0 for r, s in enumerate(swaps.start))
+
+
+@pytest.mark.parametrize("model", [models.Decoder, models.Translator, models.Patches])
+def test_rows_stand_alone(model):
+    probe = probe_of(model())
+    swaps = probe.row_swaps()
+    assert swaps.effect == [0.0, 0.0]
+    assert swaps.own_effect > 0
+    matrix = probe.row_gradients()
+    assert torch.equal(matrix > 0, torch.eye(len(matrix), dtype=torch.bool))
+
+
+def test_a_leak_is_located():
+    class Leaks(models.Block):
+        def forward(self, x, causal=True, mask=None):
+            return super().forward(x + 1e-3 * x.mean(1, keepdim=True), causal, mask)
+
+    model = models.Decoder()
+    model.blocks[1] = Leaks()
+    probe = probe_of(model)
+    swaps = probe.position_swaps("none", "every")
+    assert probe.locate_position(swaps, 4) == ("blocks.1", (1, 2, 3, 4, 5))
+
+
+def test_mixed_rows_are_located():
+    class Mixes(models.Attention):
+        def forward(self, x, causal=True, mask=None):
+            return super().forward(x, causal, mask) + x.mean(0, keepdim=True)
+
+    model = models.Decoder()
+    model.blocks[0].attention = Mixes(32, 4)
+    probe = probe_of(model)
+    assert probe.locate_row(probe.row_swaps(), 0) == "blocks.0.attention"
+    assert probe.locate_row_gradient(0, 1) == "blocks.0.attention"
+
+
+def test_lookups_by_other_numbers_are_left_alone():
+    ids, table = torch.tensor([[1, 2]]), nn.Embedding(5, 3)
+    with TokenLookup(ids) as lookup:
+        table(torch.tensor([[2, 1]]))
+        assert not lookup
+        table(ids).sum().backward()
+    assert lookup.gradient().tolist() == [[1.0, 1.0]]
+    assert table.weight.grad is None

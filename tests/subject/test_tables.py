@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from pytest_transformer_validate.subject.tables import TableReader
+
+IDS = torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
+
+
+def read(forward, **attributes) -> TableReader:
+    model = nn.Module()
+    for name, value in attributes.items():
+        setattr(model, name, value)
+    with torch.no_grad(), TableReader(model, IDS, 5) as reader:
+        forward(model)
+    return reader
+
+
+TABLES = {
+    "embedding": lambda m: m.table(IDS),
+    "function": lambda m: nn.functional.embedding(IDS, m.table.weight),
+    "indexing": lambda m: m.table.weight[IDS],
+    "index_select": lambda m: m.table.weight.index_select(0, IDS.flatten()),
+    "time_major": lambda m: m.table(IDS.T),
+    "one_hot": lambda m: nn.functional.one_hot(IDS, 13),
+}
+
+
+@pytest.mark.parametrize("how", TABLES)
+def test_the_table_that_ids_index_gives_the_vocabulary(how):
+    assert read(TABLES[how], table=nn.Embedding(13, 4)).vocabulary == 13
+
+
+LIMITS = {
+    "arange": (lambda m: m.positions(torch.arange(5)), 20),
+    "rows": (lambda m: m.positions(torch.arange(5).expand(2, 5)), 20),
+    "offset": (lambda m: m.positions(torch.arange(5) + 2), 18),
+    "sliced": (lambda m: m.positions.weight[:5], 20),
+    "sliced_behind": (lambda m: m.positions.weight[2:7], 18),
+    "buffer": (lambda m: m.mask[:, :, :5, :5], 16),
+    "plain_attribute": (lambda m: m.cache[0][:5], 17),
+    "padded_to_a_multiple": (lambda m: m.positions(torch.tensor([2, 3, 4, 5, 6, 1, 1, 1])), 18),
+}
+
+
+@pytest.mark.parametrize("how", LIMITS)
+def test_tables_read_by_position_bound_the_length(how):
+    forward, limit = LIMITS[how]
+    reader = read(
+        forward,
+        positions=nn.Embedding(20, 4),
+        mask=nn.Buffer(torch.ones(1, 1, 16, 16)),
+        cache=torch.ones(1, 17, 4),
+    )
+    assert (min(reader.limits), reader.vocabulary) == (limit, None)
+
+
+def test_what_is_computed_in_the_forward_bounds_nothing():
+    assert read(lambda m: torch.arange(99)[:5]).limits == []
