@@ -11,6 +11,7 @@ import pytest
 
 from pytest_transformer_validate.checks.selection import merge_declared
 from pytest_transformer_validate.errors import SourceError, SpecError
+from pytest_transformer_validate.optional import import_torch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -177,6 +178,7 @@ class RunModel:
         self._changed = False
 
     def _load(self) -> Loaded:
+        import_torch()
         _share_threads()
         loaded = self.source.load(self.options)
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING
 
 from pytest_transformer_validate.errors import MissingDependency
@@ -27,3 +28,10 @@ def require(module: str, *, extra: str) -> ModuleType:
             f"{top} is not installed; install it with: "
             f'pip install "pytest-transformer-validate[{extra}]"'
         ) from error
+
+
+def import_torch() -> ModuleType:
+    """Import torch without its warning that NumPy is not there, which nobody here needs."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
+        return importlib.import_module("torch")

@@ -85,12 +85,12 @@ def worst_leak(swaps: Swaps, limit: float) -> Leak:
 
 
 def context_effect(swaps: Swaps) -> float:
-    """The largest movement at a position after the replaced token: what is allowed, and needed
-    to show that the probe can see anything."""
+    """The largest movement at a position after the one replaced token: what is allowed, and
+    needed to show that the probe can see anything."""
     effects = [
         float(swaps.effect[row, start + 1 :].max())
         for row, start in enumerate(swaps.start)
-        if start + 1 < swaps.effect.shape[1]
+        if not swaps.suffix[row] and start + 1 < swaps.effect.shape[1]
     ]
     return max(effects, default=0.0)
 

@@ -1,0 +1,289 @@
+"""What each check says, decides and excuses; that it catches and spares is in tests/evidence."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from pytest_transformer_validate.checks.registry import all_checks
+from pytest_transformer_validate.errors import CheckFailed, NotApplicable
+from pytest_transformer_validate.probe.probe import Probe
+from pytest_transformer_validate.subject.subject import Subject
+from tests import models
+
+CHECKS = {check.name: check.function for check in all_checks()}
+
+
+def probe_of(model: nn.Module, config=None, task=None) -> Probe:
+    return Probe(Subject(model, config, task=task))
+
+
+@pytest.fixture(autouse=True)
+def weights():
+    torch.manual_seed(0)
+
+
+class LooksAhead(models.Decoder):
+    """The causal mask is one too wide in every block."""
+
+    def hidden(self, ids):
+        t = ids.size(1)
+        mask = torch.ones(t, t, dtype=torch.bool).tril(1)
+        x = self.tokens(ids) + self.positions(torch.arange(t))
+        for block in self.blocks:
+            x = block(x, mask=mask)
+        return self.norm(x)
+
+
+def test_causality_says_rule_numbers_place_cause_and_way_out():
+    with pytest.raises(CheckFailed) as caught:
+        CHECKS["causality"](probe_of(LooksAhead()))
+    lines = caught.value.message.splitlines()
+    assert lines[0] == "logits of a causal LM must not change when a later token changes"
+    assert "= 16 u) when token" in lines[1]
+    assert lines[2] == "first module to differ: blocks.0.attention"
+    assert lines[3].startswith("likely: the mask is shifted by one (diagonal=2 instead of 1)")
+    assert "declare it: --tb-task=masked_lm" in lines[-1]
+    assert caught.value.where == "blocks.0.attention"
+    assert caught.value.measurement.value > 100 * caught.value.measurement.limit.value
+
+
+def test_a_statistic_over_the_sequence_is_named():
+    class Mean(models.Decoder):
+        def hidden(self, ids):
+            x = super().hidden(ids)
+            return x + 1e-3 * x.mean(1, keepdim=True)
+
+    with pytest.raises(CheckFailed, match="a statistic over the whole sequence"):
+        CHECKS["causality"](probe_of(Mean()))
+
+
+def test_a_leak_behind_a_zero_gate_is_found():
+    class Gated(LooksAhead):
+        def __init__(self) -> None:
+            super().__init__()
+            for block in self.blocks:
+                nn.init.zeros_(block.attention.out.weight)
+                nn.init.zeros_(block.attention.out.bias)
+
+    with pytest.raises(CheckFailed):
+        CHECKS["causality"](probe_of(Gated()))
+
+
+def test_a_mask_that_is_short_is_found_on_a_long_text():
+    class Short(models.Decoder):
+        def hidden(self, ids):
+            t = ids.size(1)
+            mask = torch.ones(t, t, dtype=torch.bool).tril()
+            mask[:, :] |= (torch.arange(t) > 30)[:, None]
+            x = self.tokens(ids) + self.positions(torch.arange(t))
+            return self.norm(self.blocks[0](x, mask=mask))
+
+    with pytest.raises(CheckFailed, match="right for short texts only"):
+        CHECKS["causality"](probe_of(Short()))
+
+
+def test_mixed_rows_are_no_leak_over_time():
+    class Mixes(models.Decoder):
+        def hidden(self, ids):
+            x = super().hidden(ids)
+            return x + x.mean((0, 1), keepdim=True) * (len(ids) > 1)
+
+    measured = CHECKS["causality"](probe_of(Mixes()))
+    assert any("see batch_independence" in note for note in measured.notes)
+
+
+def test_a_model_for_one_token_has_nothing_to_look_ahead_to():
+    with pytest.raises(NotApplicable, match="the longest text is one token"):
+        CHECKS["causality"](probe_of(models.Decoder(length=1), {"max_seq_len": 1}))
+
+
+def test_batch_independence_names_the_row_and_the_module():
+    class Exchanged(models.Attention):
+        def forward(self, x, causal=True, mask=None):
+            b, t, d = x.shape
+            y = super().forward(x, causal, mask)
+            return y.transpose(0, 1).reshape(b, t, d)
+
+    model = models.Decoder()
+    model.blocks[1].attention = Exchanged(32, 4)
+    with pytest.raises(CheckFailed, match="a row's logits must not depend") as caught:
+        CHECKS["batch_independence"](probe_of(model))
+    assert caught.value.where == "blocks.1.attention"
+    assert "exchanges the batch axis" in caught.value.message
+
+
+def test_what_cannot_be_differentiated_is_decided_by_swaps():
+    class InPlace(models.Decoder):
+        def hidden(self, ids):
+            x = super().hidden(ids)
+            with torch.no_grad():
+                return x.clone()
+
+        def forward(self, input_ids):
+            return self.hidden(input_ids) @ self.head.weight.detach().t()
+
+    measured = CHECKS["batch_independence"](probe_of(InPlace()))
+    assert any("decided by replacing rows" in note for note in measured.notes)
+
+
+class Detached(models.Decoder):
+    def forward(self, input_ids):
+        x = self.tokens(input_ids) + self.positions(torch.arange(input_ids.size(1)))
+        for block in self.blocks:
+            x = block(x.detach())
+        return self.head(self.norm(x))
+
+
+def test_gradient_flow_names_the_parameters_and_the_module():
+    with pytest.raises(CheckFailed, match="parameters get none at all: blocks.0") as caught:
+        CHECKS["gradient_flow"](probe_of(Detached()))
+    assert "likely: detach()" in caught.value.message
+    assert caught.value.measurement.value == len(caught.value.measurement.missing)
+
+
+def test_a_module_that_runs_nowhere_although_its_like_do():
+    class Skips(models.Decoder):
+        def hidden(self, ids):
+            x = self.tokens(ids) + self.positions(torch.arange(ids.size(1)))
+            return self.norm(self.blocks[0](x))
+
+    with pytest.raises(CheckFailed, match="a layer that the forward skips") as caught:
+        CHECKS["gradient_flow"](probe_of(Skips()))
+    assert caught.value.where == "blocks.1"
+
+
+REASONS = {
+    "pooler": "only a result that nothing reads here depends on it",
+    "segments": "it was given nothing but its padding row",
+    "optional": "its module did not run for these inputs",
+}
+
+
+class Excused(models.Decoder):
+    """Every structural reason for a missing gradient that a small decoder can have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pooler = nn.Linear(32, 32)
+        self.segments = nn.Embedding(2, 32, padding_idx=0)
+        self.optional = nn.Linear(32, 32)
+
+    def forward(self, input_ids, extra=None):
+        x = self.tokens(input_ids) + self.segments(torch.zeros_like(input_ids))
+        x = self.blocks[1](self.blocks[0](x + self.positions(torch.arange(x.size(1)))))
+        if extra is not None:
+            x = x + self.optional(extra)
+        x = self.norm(x)
+        return {"logits": self.head(x), "pooled": self.pooler(x[:, 0])}
+
+
+@pytest.fixture(scope="module")
+def excused():
+    torch.manual_seed(0)
+    return CHECKS["gradient_flow"](probe_of(Excused()))
+
+
+@pytest.mark.parametrize("name", REASONS)
+def test_structural_reasons_are_recorded(excused, name):
+    found = {reason for n, reason in excused.explained.items() if n.startswith(name)}
+    assert found == {REASONS[name]}
+
+
+def test_a_constant_that_a_norm_takes_out_is_rounding():
+    class Shifted(models.Decoder):
+        """The bias of ``shift`` moves all features of a token alike, in front of a LayerNorm."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.shift = nn.Linear(32, 1)
+
+        def hidden(self, ids):
+            x = self.tokens(ids) + self.positions(torch.arange(ids.size(1)))
+            return self.norm(self.blocks[1](self.blocks[0](x)) + self.shift(x) * 1e-3)
+
+    measured = CHECKS["gradient_flow"](probe_of(Shifted()))
+    reason = "a normalisation or a softmax takes it out again: its gradient is rounding"
+    assert {"shift.weight": reason, "shift.bias": reason}.items() <= measured.explained.items()
+
+
+def test_frozen_parameters_are_left_alone():
+    model = models.Decoder()
+    model.blocks.requires_grad_(False)
+    measured = CHECKS["gradient_flow"](probe_of(model))
+    assert measured.frozen == sum(1 for _ in model.blocks.parameters())
+
+
+def test_not_a_number_is_located():
+    class Roots(models.Block):
+        def forward(self, x, causal=True, mask=None):
+            return super().forward(x, causal, mask) + (x - x.amax() - 1).sqrt()
+
+    model = models.Decoder()
+    model.blocks[1] = Roots()
+    with pytest.raises(CheckFailed, match="logits must be finite") as caught:
+        CHECKS["output_stability"](probe_of(model))
+    assert caught.value.where == "blocks.1"
+
+
+def test_a_head_that_starts_at_zero_is_fine():
+    model = models.Decoder()
+    nn.init.zeros_(model.head.weight)
+    nn.init.zeros_(model.head.bias)
+    measured = CHECKS["output_stability"](probe_of(model))
+    assert measured.between_inputs == 0.0
+    assert any("until parameters that start at zero move" in note for note in measured.notes)
+
+
+def test_masked_outputs_may_be_minus_infinity():
+    class Masked(models.Decoder):
+        def forward(self, input_ids):
+            return super().forward(input_ids).index_fill(-1, torch.tensor([0, 1]), float("-inf"))
+
+    assert CHECKS["output_stability"](probe_of(Masked())).bad == ()
+
+
+def test_huge_logits_are_located():
+    model = models.Decoder()
+    with torch.no_grad():
+        model.norm.weight.mul_(1e6)
+    with pytest.raises(CheckFailed, match="a size that a softmax can use") as caught:
+        CHECKS["output_stability"](probe_of(model))
+    assert caught.value.where == "norm"
+
+
+@pytest.mark.parametrize(
+    "case", ["single_token", "coprime", "typical", "full_length", "full_batch"]
+)
+def test_shapes_that_hold(case):
+    measured = CHECKS["shape_robustness"](probe_of(models.Decoder()), case)
+    assert measured.logits == measured.expected == (measured.rows, measured.length, models.VOCAB)
+
+
+def test_full_length_is_the_declared_maximum():
+    measured = CHECKS["shape_robustness"](probe_of(models.Decoder()), "full_length")
+    assert measured.length == 48
+
+
+def test_a_squeezed_axis_is_a_wrong_shape():
+    class Squeezed(models.Decoder):
+        def forward(self, input_ids):
+            return super().forward(input_ids).squeeze()
+
+    with pytest.raises(CheckFailed, match=r"squeeze\(\) without a dimension"):
+        CHECKS["shape_robustness"](probe_of(Squeezed()), "single_token")
+
+
+def test_a_model_without_parameters_fails_to_load():
+    class Empty(nn.Module):
+        def forward(self, input_ids):
+            return torch.nn.functional.one_hot(input_ids, 9).float()
+
+    with pytest.raises(CheckFailed, match="this one has none"):
+        CHECKS["load"](probe_of(Empty()))
+
+
+def test_every_check_says_its_property_in_a_sentence():
+    for check in all_checks():
+        assert check.summary.endswith((".", "logits.")), check.name
