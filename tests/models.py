@@ -187,9 +187,25 @@ class Reads(nn.Module):
         self.used = nn.Linear(2, 2)
         self.never_again = nn.Linear(2, 2)
         self.elsewhere = nn.Linear(2, 2)
+        self.scale, self.lost = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+        nn.init.zeros_(self.lost)
 
     def forward(self, x):
-        return self.used(x)
+        return self.used(x) * self.scale
 
     def other(self, x):
         return self.elsewhere(x)
+
+
+class Unbiased(nn.Linear):
+    """A linear layer that forgets to add its bias."""
+
+    def forward(self, x):
+        return x @ self.weight.t()
+
+
+class DetachedNorm(nn.LayerNorm):
+    def forward(self, x):
+        return nn.functional.layer_norm(
+            x, self.normalized_shape, self.weight.detach(), self.bias, self.eps
+        )

@@ -70,8 +70,9 @@ def _gradients(
     for number, (rows, length) in enumerate(shapes):
         batch = probe.batch(rows, length, "gradients", number, full=training)
         with probe.running("gradients", number, grad=True) as subject:
-            if training:
-                _train_without_dropout(subject.model)
+            _train_without_dropout(subject.model)
+            if not training:
+                subject.model.eval()
             watched = _watched(subject.model, found, thorough=thorough)
             with watched as results, _Reads(subject.model, found.used):
                 output = subject(batch)
@@ -79,7 +80,27 @@ def _gradients(
     return found
 
 
+def movement(probe: Probe, parameter: str) -> tuple[float, torch.Tensor]:
+    """How far the logits move when a parameter moves by 0.1 (normally distributed), and what
+    they were."""
+    batch = probe.batch(*probe.subject.sizes, "movement")
+    before = probe.forward(batch).logits
+    tensor = probe.subject.model.get_parameter(parameter)
+    original = tensor.data
+    generator = torch.Generator().manual_seed(probe.seed_for("movement", parameter))
+    try:
+        tensor.data = original + 0.1 * torch.randn(original.shape, generator=generator).to(
+            original
+        )
+        after = probe.forward(batch).logits
+    finally:
+        tensor.data = original
+    both = before.isfinite() & after.isfinite()
+    return float((before - after)[both].abs().max()) if bool(both.any()) else 0.0, before
+
+
 def _train_without_dropout(model: torch.nn.Module) -> None:
+    """Training mode, but for dropout. Going there also drops what eval mode has cached."""
     model.train()
     for module in model.modules():
         if isinstance(module, torch.nn.modules.dropout._DropoutNd):

@@ -12,8 +12,8 @@ import torch
 from pytest_transformer_validate.errors import Blocked
 from pytest_transformer_validate.probe import dependency, forwards, gradients
 from pytest_transformer_validate.probe.trace import ROOT, where_raised
-from pytest_transformer_validate.subject.declared import is_read
 from pytest_transformer_validate.subject.guard import derive_seed, guard
+from pytest_transformer_validate.subject.source import reads_module, reads_parameter
 from pytest_transformer_validate.subject.subject import Subject
 
 if TYPE_CHECKING:
@@ -117,6 +117,10 @@ class Probe:
         """See ``gradients.gradients``."""
         return self.once(gradients.gradients, noised)
 
+    def movement(self, parameter: str) -> tuple[float, torch.Tensor]:
+        """See ``gradients.movement``."""
+        return self.once(gradients.movement, parameter)
+
     def gradients_in_float64(self) -> Gradients | None:
         """``gradients`` with moved parameters in float64; ``None`` where that does not run."""
         try:
@@ -213,9 +217,13 @@ class Probe:
         kinds = (torch.nn.ModuleList, torch.nn.ModuleDict)
         return isinstance(self.subject.model.get_submodule(module), kinds)
 
-    def is_read(self, module: str) -> bool:
-        """See ``declared.is_read``."""
-        return is_read(self.subject.model, module)
+    def reads_module(self, module: str) -> bool:
+        """See ``source.reads_module``."""
+        return reads_module(self.subject.model, module)
+
+    def reads_parameter(self, parameter: str) -> bool:
+        """See ``source.reads_parameter``."""
+        return reads_parameter(self.subject.model, parameter)
 
     def where_raised(self, error: BaseException) -> str:
         """The innermost module whose code was running when ``error`` was raised."""
@@ -268,7 +276,7 @@ class Probe:
         try:
             for parameter, data in originals:
                 trained = isinstance(parameter, torch.nn.Parameter)
-                if trained and data.is_floating_point() and not data.is_meta:
+                if trained and data.is_floating_point() and data.numel() and not data.is_meta:
                     scale = 0.5 / math.sqrt(data[0].numel()) if data.dim() > 1 else 0.1
                     noise = torch.randn(data.shape, generator=generator) * scale
                     parameter.data = data + noise.to(data.device, data.dtype)

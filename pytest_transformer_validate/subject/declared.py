@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import linecache
-import re
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +29,7 @@ CHANNELS = ("num_channels", "in_channels", "in_chans", "channels")
 IMAGE = ("image_size", "img_size", "input_size")
 _PARTS = ("text_config", "decoder", "encoder", "text_encoder", "vision_config")
 
-# Head suffixes of `architectures` (transformers' own naming) and the task that they stand for.
+# Heads in `architectures` (transformers' own naming) and the task that they stand for.
 _HEADS = {
     "ForCausalLM": "causal_lm",
     "LMHeadModel": "causal_lm",
@@ -97,12 +95,15 @@ def declared_task(model: nn.Module, config: ModelConfig, option: str | None) -> 
     head = _head(model, config)
     if head is None:
         return None
-    task = next((task for suffix, task in _HEADS.items() if head.endswith(suffix)), None)
-    if task == "causal_lm" and config.get("is_encoder_decoder") is True:
+    task = next((task for part, task in _HEADS.items() if part in head), None)
+    translates = config.get("is_encoder_decoder") is True
+    if task == "seq2seq" and not translates and not _decodes(model):
+        task = "causal_lm"
+    if task == "causal_lm" and translates:
         task = None
-    if task in {"causal_lm", None}:
+    if task in {"causal_lm", None} and not translates:
         for key, value in _BOTH_WAYS:
-            if _given(config, key) == value and config.get("is_encoder_decoder") is not True:
+            if _given(config, key) == value and _follows(model, key, value):
                 return TaskSpec("masked_lm", f"config: {key}={value!r}")
     task = task or _registered_task(config)
     return None if task is None else TaskSpec(task, f"architectures: {head}")
@@ -125,35 +126,23 @@ def _registered_task(config: ModelConfig) -> str | None:
     return None
 
 
-def is_read(model: nn.Module, name: str) -> bool:
-    """Whether a submodule is read anywhere in the source that defines the module around it.
-
-    Assigning it (``self.norm2 = ...``) is not reading. Where the source cannot be had, or the
-    submodule has no name of its own (an element of a list), the answer is yes.
-    """
-    above, _, own = name.rpartition(".")
-    if not own.isidentifier():
-        return True
-    for kind in type(model.get_submodule(above)).__mro__[:-1]:
-        if kind is nn.Module:
-            break
-        if "forward" not in vars(kind):
-            continue
-        forward = inspect.unwrap(vars(kind)["forward"])
-        source = "".join(linecache.getlines(forward.__code__.co_filename))
-        if not source or "getattr(" in source or "children(" in source or "_modules" in source:
-            return True
-        if re.search(rf"\.{own}\b(?!\s*(:[^=\n]+)?=[^=])", source) or f'"{own}"' in source:
-            return True
-    return False
-
-
 def _head(model: nn.Module, config: ModelConfig) -> str | None:
     """The architecture that a Hugging Face configuration names, or the class of such a model."""
     named = config.get("architectures")
     if isinstance(named, list | tuple) and named and isinstance(named[0], str):
         return named[0]
     return type(model).__name__ if config.get("model_type") is not None else None
+
+
+def _decodes(model: nn.Module) -> bool:
+    return "decoder_input_ids" in inspect.signature(model.forward).parameters
+
+
+def _follows(model: nn.Module, key: str, value: object) -> bool:
+    """Whether the modules follow the key: one that none of them carries changes nothing."""
+    if key != "is_decoder":
+        return True
+    return any(getattr(module, key, None) is value for module in model.modules())
 
 
 def _given(config: ModelConfig, key: str) -> Any:

@@ -112,7 +112,8 @@ def _consecutive(index: torch.Tensor, length: int) -> int | None:
     """
     if index.dim() == 0 or index.shape[-1] < length or index.numel() == 0:
         return None
-    row = index.reshape(-1, index.shape[-1])[0, :length]
-    if bool((row[1:] - row[:-1] == 1).all()):
-        return int(row[0])
+    rows = index.reshape(-1, index.shape[-1])[:, :length]
+    run = rows[0, 0] + torch.arange(length, device=rows.device)
+    if bool((rows == run).all()):
+        return int(rows[0, 0])
     return None

@@ -204,8 +204,23 @@ def test_a_constant_that_a_norm_takes_out_is_rounding():
             return self.norm(self.blocks[1](self.blocks[0](x)) + self.shift(x) * 1e-3)
 
     measured = CHECKS["gradient_flow"](probe_of(Shifted()))
-    reason = "a normalisation or a softmax takes it out again: its gradient is rounding"
+    reason = "a normalisation or a softmax takes it out again: the logits do not move with it"
     assert {"shift.weight": reason, "shift.bias": reason}.items() <= measured.explained.items()
+
+
+LOST = {
+    "a bias that is never added": ("blocks.0.mlp.0", models.Unbiased(32, 64), "bias"),
+    "a scale that is detached": ("blocks.0.norm1", models.DetachedNorm(32), "weight"),
+}
+
+
+@pytest.mark.parametrize("what", LOST)
+def test_a_lost_vector_has_no_excuse(what):
+    place, module, lost = LOST[what]
+    model = models.Decoder()
+    model.set_submodule(place, module)
+    with pytest.raises(CheckFailed, match=f"1 of .* parameters get none at all: {place}.{lost}"):
+        CHECKS["gradient_flow"](probe_of(model))
 
 
 def test_frozen_parameters_are_left_alone():

@@ -1,22 +1,35 @@
 from __future__ import annotations
 
 import pytest
-from torch import nn
 
 from pytest_transformer_validate.errors import SpecError
 from pytest_transformer_validate.sources.config import ModelConfig
 from pytest_transformer_validate.subject.declared import (
     declared_size,
     declared_task,
-    is_read,
     special_ids,
 )
-from tests.models import Decoder, Reads
+from tests.models import Decoder
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    model = Decoder()
+    model.is_decoder = False
+    return model
 
 
 @pytest.mark.parametrize(
     ("config", "task"),
     [
+        (
+            {"architectures": ["LlavaForConditionalGeneration"]},
+            "causal_lm (architectures: LlavaForConditionalGeneration)",
+        ),
+        (
+            {"architectures": ["PerceiverForImageClassificationLearned"]},
+            "vision_classification (architectures: PerceiverForImageClassificationLearned)",
+        ),
         ({"task": "lm"}, "causal_lm (config.json)"),
         ({"architectures": ["GPT2LMHeadModel"]}, "causal_lm (architectures: GPT2LMHeadModel)"),
         ({"architectures": ["BertForMaskedLM"]}, "masked_lm (architectures: BertForMaskedLM)"),
@@ -46,8 +59,13 @@ from tests.models import Decoder, Reads
         ),
     ],
 )
-def test_task_from_declarations(config, task):
-    assert str(declared_task(Decoder(), ModelConfig(config), None)) == task
+def test_task_from_declarations(encoder, config, task):
+    assert str(declared_task(encoder, ModelConfig(config), None)) == task
+
+
+def test_a_key_that_no_module_follows_decides_nothing():
+    config = ModelConfig({"architectures": ["GPTNeoXForCausalLM"], "is_decoder": False})
+    assert declared_task(Decoder(), config, None).task_type == "causal_lm"
 
 
 def test_the_option_wins():
@@ -73,14 +91,3 @@ def test_sizes_and_ids_of_a_part():
     config = ModelConfig({"text_config": {"vocab_size": 7, "bos_token_id": 2}, "pad_token_id": 1})
     assert declared_size(config, ("vocab_size",)) == 7
     assert special_ids(config) == {1, 2}
-
-
-@pytest.mark.parametrize(("number", "read"), [(0, True), (1, False), (2, True)])
-def test_a_submodule_is_read_or_only_assigned(number, read):
-    model = Reads()
-    name = [name for name, _ in model.named_children()][number]
-    assert is_read(model, name) is read
-
-
-def test_an_element_of_a_list_counts_as_read():
-    assert is_read(nn.Sequential(nn.Linear(2, 2)), "0")

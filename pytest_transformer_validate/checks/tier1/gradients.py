@@ -11,7 +11,7 @@ from pytest_transformer_validate.measures.gradients import (
     typical,
     without_gradient,
 )
-from pytest_transformer_validate.measures.tolerance import SHRINKS
+from pytest_transformer_validate.measures.tolerance import SHRINKS, same_shape_limit
 
 if TYPE_CHECKING:
     from pytest_transformer_validate.probe.gradients import Gradients
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 RULE = "every parameter that takes part must get a gradient that training can use"
 _SHOWN = 6
-_ROUNDING = "a normalisation or a softmax takes it out again: its gradient is rounding"
+_ROUNDING = "a normalisation or a softmax takes it out again: the logits do not move with it"
 
 
 @check(tier=1)
@@ -100,7 +100,8 @@ def _rounding(probe: Probe, alive: Gradients, suspects: set[str]) -> set[str]:
 def _reason(probe: Probe, found: Gradients, alive: Gradients, name: str) -> str | None:
     """Why a healthy model may give this parameter no gradient, else ``None``.
 
-    ``alive`` holds the gradients after every parameter was moved.
+    ``alive`` holds the gradients after every parameter was moved. A parameter whose value moves
+    the logits has no excuse but a choice of indices.
     """
     owner = _owner(name)
     if name in found.beside | alive.beside:
@@ -109,24 +110,25 @@ def _reason(probe: Probe, found: Gradients, alive: Gradients, name: str) -> str 
         return "it was given nothing but its padding row"
     if alive.norms[name]:
         return None
-    if not _ran(found, owner):
-        return _why_idle(probe, found, owner, name)
-    if name not in found.used:
-        return "the forward of these inputs does not read it"
-    siblings = [n for n in alive.norms if _owner(n) == owner and n != name]
-    if probe.dimensions(name) == 1 and any(alive.norms[n] for n in siblings):
-        return "a constant that a softmax or a normalisation takes out again (a key bias)"
+    if not _ran(found, owner) and name not in found.used:
+        return _why_idle(probe, found, owner)
     if any(_inside(owner, chosen) for chosen in found.selects):
         return "it feeds a choice of indices, which has no gradient"
     if _routed(found, owner):
         return "its expert was given no token"
+    if name not in found.used:
+        unread = "the forward of these inputs does not read it"
+        return unread if probe.reads_parameter(name) else None
+    moved, logits = probe.movement(name)
+    if probe.dimensions(name) == 1 and moved <= same_shape_limit(logits).value:
+        siblings = [n for n in alive.norms if _owner(n) == owner and n != name]
+        return _ROUNDING if any(alive.norms[n] for n in siblings) else None
     return None
 
 
-def _why_idle(probe: Probe, found: Gradients, owner: str, name: str) -> str | None:
-    """The module did not run: fine, unless others of its kind in the same list did."""
-    if name in found.used:
-        return None
+def _why_idle(probe: Probe, found: Gradients, owner: str) -> str | None:
+    """The module did not run: fine, unless others of its kind in the same list did, or no code
+    reads it."""
     module = owner
     while module:
         siblings = probe.list_siblings(module)
@@ -134,7 +136,7 @@ def _why_idle(probe: Probe, found: Gradients, owner: str, name: str) -> str | No
         if ran and not _ran(found, module):
             sizes = {tuple(found.tokens.get(s, ())) for s in ran}
             return "its expert was given no token" if len(sizes) > 1 else None
-        if not _ran(found, module) and not probe.is_read(module):
+        if not _ran(found, module) and not probe.reads_module(module):
             return None
         module = module.rpartition(".")[0]
     return "its module did not run for these inputs"

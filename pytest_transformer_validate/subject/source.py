@@ -1,0 +1,106 @@
+"""What the source of a model reads of itself, beside setting it up."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import linecache
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_SETUP = ("__init__", "init", "_init", "reset", "_reset", "tie", "_tie")
+_DYNAMIC = {"getattr", "children", "named_children", "modules", "named_modules", "_modules"}
+
+
+@dataclass(frozen=True)
+class Reads:
+    """Attribute names that a source file reads outside of set-up code.
+
+    ``anywhere`` holds all of them, ``through`` those read from something else than ``self``,
+    ``own`` those read from ``self`` by class, and ``dynamic`` says that names are computed.
+    """
+
+    anywhere: frozenset[str]
+    through: frozenset[str]
+    own: dict[str, frozenset[str]]
+    dynamic: bool
+
+
+def reads_module(model: nn.Module, name: str) -> bool:
+    """Whether a submodule is read anywhere in the source around it.
+
+    Where the source cannot be had, names are computed, or the submodule has no name of its own
+    (an element of a list), the answer is yes.
+    """
+    above, _, own = name.rpartition(".")
+    if not own.isidentifier():
+        return True
+    files = [reads for _, reads in _sources(type(model.get_submodule(above)))]
+    return not files or any(reads.dynamic or own in reads.anywhere for reads in files)
+
+
+def reads_parameter(model: nn.Module, name: str) -> bool:
+    """Whether a parameter is read in the class that owns it, or through an object elsewhere.
+
+    Where the source cannot be had the answer is yes.
+    """
+    above, _, own = name.rpartition(".")
+    files = list(_sources(type(model.get_submodule(above))))
+    return not files or any(
+        reads.dynamic or own in reads.own.get(kind, frozenset()) or own in reads.through
+        for kind, reads in files
+    )
+
+
+def _sources(kind: type) -> Iterator[tuple[str, Reads]]:
+    """The classes of a module up to torch's own, each with what its file reads."""
+    for cls in kind.__mro__:
+        if cls is nn.Module or cls.__module__.startswith("torch."):
+            return
+        forward = vars(cls).get("forward")
+        code = getattr(inspect.unwrap(forward), "__code__", None) if forward else None
+        if code is not None:
+            reads = _reads(code.co_filename)
+            if reads is not None:
+                yield cls.__name__, reads
+
+
+@functools.cache
+def _reads(filename: str) -> Reads | None:
+    text = "".join(linecache.getlines(filename))
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError):
+        return None
+    if not tree.body:
+        return None
+    anywhere: set[str] = set()
+    through: set[str] = set()
+    own: dict[str, set[str]] = {}
+    for cls, node in _walk(tree, ""):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+            anywhere.add(node.attr)
+            if isinstance(node.value, ast.Name) and node.value.id == "self":
+                own.setdefault(cls, set()).add(node.attr)
+            else:
+                through.add(node.attr)
+        elif isinstance(node, ast.Name):
+            anywhere.add(node.id)
+    frozen = {cls: frozenset(names) for cls, names in own.items()}
+    dynamic = bool(anywhere & _DYNAMIC)
+    return Reads(frozenset(anywhere), frozenset(through), frozen, dynamic)
+
+
+def _walk(node: ast.AST, cls: str) -> Iterator[tuple[str, ast.AST]]:
+    """Every node outside of set-up functions, with the name of the class around it."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef) and child.name.startswith(_SETUP):
+            continue
+        yield cls, child
+        yield from _walk(child, child.name if isinstance(child, ast.ClassDef) else cls)
