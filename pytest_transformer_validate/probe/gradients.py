@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from pytest_transformer_validate.subject.outputs import Output
 
 
+_DIRECTIONS = 2  # a batch; six numbers agree by chance about once in 1e12
+
+
 @dataclass
 class Gradients:
     """The union over several batches.
@@ -30,7 +33,9 @@ class Gradients:
     some operation read; ``tokens`` for each module that ran, how many vectors each of its calls
     was given; ``selects`` the modules that return whole numbers only (indices of a choice);
     ``only_padding`` the embeddings that were given nothing but their padding row; ``not_finite``
-    parameters whose gradient held NaN or infinity.
+    parameters whose gradient held NaN or infinity. ``sketches`` are projections of the gradients
+    on fixed random directions (with moved parameters only): two runs that compute the same
+    gradient have the same sketch, two that round differently do not.
     """
 
     norms: dict[str, float | None] = field(default_factory=dict)
@@ -39,6 +44,7 @@ class Gradients:
     tokens: dict[str, list[int]] = field(default_factory=dict)
     selects: set[str] = field(default_factory=set)
     only_padding: dict[str, bool] = field(default_factory=dict)
+    sketches: dict[str, list[float]] = field(default_factory=dict)
     not_finite: list[str] = field(default_factory=list)
 
 
@@ -77,7 +83,19 @@ def _gradients(
             with watched as results, _Reads(subject.model, found.used):
                 output = subject(batch)
             _backward(probe, output, results, found)
+            if thorough:
+                _sketch(probe, number, found)
     return found
+
+
+def _sketch(probe: Probe, number: int, found: Gradients) -> None:
+    for name, parameter in probe.subject.model.named_parameters():
+        if parameter.grad is not None and found.norms.get(name):
+            generator = torch.Generator().manual_seed(probe.seed_for("sketch", name, number))
+            grad = parameter.grad.to_dense().detach().to("cpu", torch.float64)
+            for _ in range(_DIRECTIONS):
+                direction = torch.randn(grad.shape, generator=generator, dtype=torch.float64)
+                found.sketches.setdefault(name, []).append(float((grad * direction).sum()))
 
 
 def movement(probe: Probe, parameter: str) -> tuple[float, torch.Tensor]:
@@ -131,8 +149,11 @@ def _backward(
     left = {name: p for name, p in named.items() if not found.norms[name]}
     unused = [*output.others, *_unused(results)]
     if left and unused:
+        gradients = [(p, p.grad) for p in named.values()]
         _differentiate(probe, model, unused)
         found.beside.update(name for name, parameter in left.items() if _norm(parameter))
+        for parameter, grad in gradients:
+            parameter.grad = grad
 
 
 def _unused(results: list[list[torch.Tensor]]) -> list[torch.Tensor]:

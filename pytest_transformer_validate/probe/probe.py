@@ -122,11 +122,13 @@ class Probe:
         return self.once(gradients.movement, parameter)
 
     def gradients_in_float64(self) -> Gradients | None:
-        """``gradients`` with moved parameters in float64; ``None`` where that does not run."""
+        """``gradients`` with moved parameters in float64; ``None`` where that does not run, or
+        gives NaN (a mask made of the other dtype's smallest number does)."""
         try:
-            return self.in_float64().gradients(noised=True)
+            found = self.in_float64().gradients(noised=True)
         except Exception:  # noqa: BLE001 - a model need not run in float64
             return None
+        return None if found.not_finite else found
 
     def swap_plans(self) -> list[tuple[str, str]]:
         """The ways in which tokens are replaced: (mask, which tokens)."""

@@ -13,6 +13,7 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_PLAIN = (bool, int, float, str, type(None))
 _HOOKS = (
     "_forward_hooks",
     "_forward_pre_hooks",
@@ -56,7 +57,8 @@ def guard(model: torch.nn.Module, seed: int = 0) -> Iterator[None]:
 
     Inside, every generator is seeded with ``seed``. Given back: random state of ``random``, torch
     and NumPy (where it is loaded), default dtype, grad mode, thread count, deterministic flag;
-    mode, hooks, ``requires_grad`` and ``.grad`` of the model, and its buffers.
+    mode, hooks, ``requires_grad`` and ``.grad`` of the model, its buffers, its submodules and
+    their plain attributes (a model may exchange its attention for inputs of some length).
     """
     with _globals_kept(), _model_kept(model):
         random.seed(seed)
@@ -101,7 +103,12 @@ def _globals_kept() -> Iterator[None]:
 @contextlib.contextmanager
 def _model_kept(model: torch.nn.Module) -> Iterator[None]:
     modules = [
-        (module, module.training, {name: dict(getattr(module, name, {})) for name in _HOOKS})
+        (
+            module,
+            dict(module._modules),
+            {name: value for name, value in vars(module).items() if isinstance(value, _PLAIN)},
+            {name: dict(getattr(module, name, {})) for name in _HOOKS},
+        )
         for module in model.modules()
     ]
     parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
@@ -109,8 +116,11 @@ def _model_kept(model: torch.nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for module, training, hooks in modules:
-            module.training = training
+        for module, children, plain, hooks in modules:
+            if module._modules != children:
+                module._modules.clear()
+                module._modules.update(children)
+            vars(module).update(plain)
             for name, kept in hooks.items():
                 current = getattr(module, name, None)
                 if current is not None and dict(current) != kept:

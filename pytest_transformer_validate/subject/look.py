@@ -87,7 +87,8 @@ def _reads_time_first(subject: Subject, batch: Batch, reader: TableReader) -> bo
     named = subject.config.get("batch_first")
     if isinstance(named, bool):
         return not named
-    if reader.limits or subject.signature.takes("attention_mask"):
+    batch_first = any(getattr(m, "batch_first", False) is True for m in subject.model.modules())
+    if reader.limits or batch_first or subject.signature.takes("attention_mask"):
         return False
     with TableReader(subject.model, batch.main, batch.rows) as by_rows:
         subject.call(batch, {}, time_major=False)

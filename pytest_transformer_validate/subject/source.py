@@ -35,11 +35,11 @@ class Reads:
 def reads_module(model: nn.Module, name: str) -> bool:
     """Whether a submodule is read anywhere in the source around it.
 
-    Where the source cannot be had, names are computed, or the submodule has no name of its own
-    (an element of a list), the answer is yes.
+    Where the source cannot be had, names are computed, or the submodule is an element of a list
+    or a dict, the answer is yes.
     """
     above, _, own = name.rpartition(".")
-    if not own.isidentifier():
+    if isinstance(model.get_submodule(above), nn.ModuleList | nn.ModuleDict | nn.Sequential):
         return True
     files = [reads for _, reads in _sources(type(model.get_submodule(above)))]
     return not files or any(reads.dynamic or own in reads.anywhere for reads in files)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pytest_transformer_validate.errors import TaskError
+from pytest_transformer_validate.errors import Blocked, TaskError
 from pytest_transformer_validate.sources.config import ModelConfig
 from pytest_transformer_validate.subject.batch import Batch
 from pytest_transformer_validate.subject.declared import (
@@ -59,6 +59,7 @@ class Subject:
         self.tokenizer = tokenizer
         self.seed = seed
         self._task = task
+        self._no_facts: str | None = None
 
     # Facts that need no forward...
 
@@ -144,9 +145,16 @@ class Subject:
     @functools.cached_property
     def facts(self) -> Facts:
         """One forward of (5, 7) ids, or of two images, with everything it shows."""
-        with guard(self.model, derive_seed(self.seed, "facts")), torch.no_grad():
-            self.model.eval()
-            return look(self)
+        if self._no_facts is not None:
+            raise Blocked(self._no_facts)
+        try:
+            with guard(self.model, derive_seed(self.seed, "facts")), torch.no_grad():
+                self.model.eval()
+                return look(self)
+        except Exception as error:
+            line = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
+            self._no_facts = f"the first forward raised: {line}"
+            raise
 
     @functools.cached_property
     def task(self) -> TaskSpec:

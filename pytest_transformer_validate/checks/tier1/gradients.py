@@ -11,7 +11,7 @@ from pytest_transformer_validate.measures.gradients import (
     typical,
     without_gradient,
 )
-from pytest_transformer_validate.measures.tolerance import SHRINKS, same_shape_limit
+from pytest_transformer_validate.measures.tolerance import same_shape_limit
 
 if TYPE_CHECKING:
     from pytest_transformer_validate.probe.gradients import Gradients
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 RULE = "every parameter that takes part must get a gradient that training can use"
 _SHOWN = 6
+_SAME = 0.01  # of the norm: float32 keeps a gradient of its own to better than 1e-3
 _ROUNDING = "a normalisation or a softmax takes it out again: the logits do not move with it"
 
 
@@ -87,14 +88,21 @@ def _at_output(found: Gradients) -> float:
 
 
 def _rounding(probe: Probe, alive: Gradients, suspects: set[str]) -> set[str]:
-    """Suspects whose small gradient is rounding: in float64 it all but disappears."""
+    """Suspects whose small gradient is rounding: float64 gives another one.
+
+    Where float64 does not run, those whose value does not move the logits.
+    """
     small = {name for name in suspects if alive.norms[name]}
     exact = probe.gradients_in_float64() if small else None
     if exact is None:
-        return small
-    scale = typical(exact)[0] / (typical(alive)[0] or 1.0)
-    limits = {name: SHRINKS * scale * (alive.norms[name] or 0.0) for name in small}
-    return {name for name, limit in limits.items() if (exact.norms[name] or 0.0) < limit}
+        return {name for name in small if not _moves_logits(probe, name)}
+    return {name for name in small if not _same_gradient(alive, exact, name)}
+
+
+def _same_gradient(one: Gradients, other: Gradients, name: str) -> bool:
+    a, b = one.sketches[name], other.sketches.get(name, [])
+    allowed = _SAME * (one.norms[name] or 0.0)
+    return len(a) == len(b) and all(abs(x - y) <= allowed for x, y in zip(a, b, strict=True))
 
 
 def _reason(probe: Probe, found: Gradients, alive: Gradients, name: str) -> str | None:
@@ -119,11 +127,15 @@ def _reason(probe: Probe, found: Gradients, alive: Gradients, name: str) -> str 
     if name not in found.used:
         unread = "the forward of these inputs does not read it"
         return unread if probe.reads_parameter(name) else None
-    moved, logits = probe.movement(name)
-    if probe.dimensions(name) == 1 and moved <= same_shape_limit(logits).value:
+    if probe.dimensions(name) == 1 and not _moves_logits(probe, name):
         siblings = [n for n in alive.norms if _owner(n) == owner and n != name]
         return _ROUNDING if any(alive.norms[n] for n in siblings) else None
     return None
+
+
+def _moves_logits(probe: Probe, name: str) -> bool:
+    moved, logits = probe.movement(name)
+    return moved > same_shape_limit(logits).value
 
 
 def _why_idle(probe: Probe, found: Gradients, owner: str) -> str | None:
