@@ -37,7 +37,7 @@ class Stability(Measurement):
     largest: float = 0.0
     between_inputs: float = 0.0
     between_positions: float | None = None
-    between_outputs: float = 0.0
+    between_outputs: float | None = None
     bad: tuple[str, ...] = ()
 
 
@@ -50,16 +50,21 @@ class Size(Measurement):
     output: str
 
 
-def spread(logits: torch.Tensor) -> tuple[float, float, float, float | None, float]:
+def spread(
+    logits: torch.Tensor,
+) -> tuple[float, float, float, float | None, float | None]:
     """Largest magnitude, and relative differences between rows, positions and outputs.
 
-    ``logits`` (B, T, V) or (B, K); infinities are left out; positions are ``None`` for (B, K).
+    ``logits`` (B, T, V) or (B, K); infinities are left out; ``None`` where there are no
+    positions, or one output only.
     """
     finite = logits.masked_fill(~logits.isfinite(), 0).double()
     largest = float(finite.abs().max()) if finite.numel() else 0.0
     scale = largest or 1.0
     rows = float((finite - finite[:1]).abs().max()) / scale
-    outputs = float((finite.amax(-1) - finite.amin(-1)).max()) / scale
+    outputs = None
+    if finite.shape[-1] > 1:
+        outputs = float((finite.amax(-1) - finite.amin(-1)).max()) / scale
     positions = None
     if finite.dim() == 3 and finite.shape[1] > 1:
         positions = float((finite - finite[:, :1]).abs().max()) / scale

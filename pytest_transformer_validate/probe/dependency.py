@@ -28,6 +28,21 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Plan:
+    """A way of replacing tokens of one text of ``length`` tokens, one by one, at ``starts``.
+
+    ``name`` is ``every`` (token of a short text), ``masked`` (with an explicit mask that keeps
+    everything), ``special`` (in a text that holds padding, end and other special ids),
+    ``noised`` (with every parameter moved at random), ``training`` (in training mode), or
+    ``long`` (some tokens of a long text, behind a short source where there is one).
+    """
+
+    name: str
+    length: int
+    starts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Swaps:
     """Tokens replaced in copies of one text.
 
@@ -36,6 +51,7 @@ class Swaps:
     replaced too; ``reference`` the logits before (K, T, V).
     """
 
+    plan: Plan
     effect: torch.Tensor
     start: list[int]
     suffix: list[bool]
@@ -43,11 +59,17 @@ class Swaps:
     before: Batch
     after: Batch
 
+    @property
+    def condition(self) -> str:
+        """What the probe was under."""
+        return self.plan.name
+
 
 @dataclass(frozen=True)
 class RowSwaps:
     """All rows but one replaced: ``effect[i]`` is how far the kept row ``kept[i]`` moved."""
 
+    condition: str
     effect: list[float]
     kept: list[int]
     own_effect: float
@@ -56,40 +78,47 @@ class RowSwaps:
     after: list[Batch]
 
 
-def position_swaps(
-    probe: Probe,
-    mask: str,
-    length: int,
-    starts: tuple[int, ...],
-    which: str,  # noqa: ARG001 - tells runs with moved parameters apart
-) -> Swaps:
+def position_swaps(probe: Probe, plan: Plan) -> Swaps:
     """Replace single tokens, and whole suffixes, of one text; all experiments in one batch.
 
-    ``mask`` is ``none`` or ``ones`` (an explicit attention mask that keeps everything); single
-    tokens are replaced at ``starts``, suffixes at about five of them.
+    Suffixes start at about five of the plan's tokens.
     """
-    before = _copies(probe, length, len(starts) + len(_suffixes(starts)), mask)
+    length, starts, suffixes = plan.length, plan.starts, _suffixes(plan.starts)
+    source = max(1, length // 2) if plan.name == "long" else None
+    before = _copies(probe, length, len(starts) + len(suffixes), source)
     role = _sequence(probe)
-    fresh = probe.batch(1, length, "swaps", length)
-    ids, other = before[role], _different(probe, before[role][:1], fresh)
+    if plan.name == "special":
+        before = _with_special(probe, before, role)
+    if plan.name == "masked":
+        before = before.with_(attention_mask=torch.ones_like(before["input_ids"]))
+    ids, other = before[role], _different(probe, before[role][:1], length)
     changed = ids.clone()
-    experiments = [(k, False) for k in starts] + [(k, True) for k in _suffixes(starts)]
+    experiments = [(k, False) for k in starts] + [(k, True) for k in suffixes]
     for row, (k, suffix) in enumerate(experiments):
         stop = length if suffix else k + 1
         changed[row, k:stop] = other[0, k:stop]
     after = before.with_(**{role: changed})
-    reference = finite_logits(probe, before, length)
-    effect = _difference(reference, finite_logits(probe, after, length)).amax(-1)
+    with probe.under(plan.name):
+        reference = finite_logits(probe, before, length)
+        effect = _difference(reference, finite_logits(probe, after, length)).amax(-1)
     start, suffix_flags = [k for k, _ in experiments], [s for _, s in experiments]
-    return Swaps(effect.cpu(), start, suffix_flags, reference, before, after)
+    return Swaps(plan, effect.cpu(), start, suffix_flags, reference, before, after)
 
 
 def single_swap(probe: Probe, swaps: Swaps, row: int) -> torch.Tensor:
     """The effect (T,) of one experiment when its text is alone in the batch."""
-    before, after = (_row(batch, row) for batch in (swaps.before, swaps.after))
+    before, after = (_rows(batch, row, row + 1) for batch in (swaps.before, swaps.after))
     length = swaps.reference.shape[1]
-    old, new = (finite_logits(probe, batch, length) for batch in (before, after))
+    with probe.under(swaps.condition):
+        old, new = (finite_logits(probe, batch, length) for batch in (before, after))
     return _difference(old, new)[0].amax(-1).cpu()
+
+
+def repeats(probe: Probe, swaps: Swaps | RowSwaps) -> float:
+    """How far the logits move when the very same batch is run again."""
+    with probe.under(swaps.condition):
+        again = finite_logits(probe, swaps.before)
+    return float(_difference(swaps.reference, again).max())
 
 
 def position_gradients(probe: Probe, length: int) -> torch.Tensor | None:
@@ -100,7 +129,9 @@ def position_gradients(probe: Probe, length: int) -> torch.Tensor | None:
     What a backward raises comes through.
     """
     role = _sequence(probe)
-    batch = _copies(probe, length, length + 1, "none")
+    if length + 1 > probe.subject.most_rows:
+        return None
+    batch = _copies(probe, length, length + 1)
     with probe.running("position_gradients", grad=True) as subject:
         with TokenLookup(batch[role]) as lookup:
             logits = subject(batch).logits
@@ -115,7 +146,7 @@ def position_gradients(probe: Probe, length: int) -> torch.Tensor | None:
 
 def single_gradient(probe: Probe, length: int, position: int) -> torch.Tensor:
     """One row (T,) of ``position_gradients`` from a batch of one text."""
-    batch = _copies(probe, length, 1, "none")
+    batch = _copies(probe, length, 1)
     with probe.running("position_gradients", grad=True) as subject:
         with TokenLookup(batch[_sequence(probe)]) as lookup:
             logits = subject(batch).logits
@@ -125,31 +156,52 @@ def single_gradient(probe: Probe, length: int, position: int) -> torch.Tensor:
     return matrix[0]
 
 
-def row_swaps(probe: Probe, rows: int, length: int, padded: bool) -> RowSwaps:
+def row_swaps(probe: Probe, plan: str) -> RowSwaps:
     """Replace every row but the first, then every row but the last.
 
-    ``padded`` gives the rows that are replaced another padding too (both times some, so that the
-    same kernels run), by an attention mask; the first and the last row have none.
+    ``plan`` is ``every``; ``padded``, which gives the replaced rows another padding too (both
+    times some, so that the same kernels run), by an attention mask; ``noised``, with every
+    parameter moved at random; ``full``, at the full batch size; or ``rolled``, which keeps all
+    rows and gives each the next one's place.
     """
+    rows, length = probe.subject.sizes
+    if plan == "full":
+        rows = max(rows, probe.subject.full_batch)
     before = probe.batch(rows, length, "rows")
+    if plan == "rolled":
+        return _rolled(probe, before)
     fresh = probe.batch(rows, length, "other rows")
-    if padded:
+    if plan == "padded":
         before = _pad_between(probe, before, 2)
         fresh = _pad_all(probe, fresh, 3)
-    reference = finite_logits(probe, before)
-    effect, after = [], []
-    own = 0.0
     kept = [0, rows - 1]
-    for keep in kept:
-        inputs = {role: tensor.clone() for role, tensor in fresh.inputs.items()}
-        for role, tensor in before.inputs.items():
-            inputs[role][keep] = tensor[keep]
-        swapped = before.with_(**inputs)
-        moved = _difference(reference, finite_logits(probe, swapped)).flatten(1).amax(1)
-        effect.append(float(moved[keep]))
-        own = max(own, float(moved.max()))
-        after.append(swapped)
-    return RowSwaps(effect, kept, own, reference, before, after)
+    after = [_keep_row(before, fresh, keep) for keep in kept]
+    with probe.under(plan):
+        reference = finite_logits(probe, before)
+        moved = [
+            _difference(reference, finite_logits(probe, swapped)).flatten(1).amax(1)
+            for swapped in after
+        ]
+    effect = [float(m[keep]) for m, keep in zip(moved, kept, strict=True)]
+    own = max(float(m.max()) for m in moved)
+    return RowSwaps(plan, effect, kept, own, reference, before, after)
+
+
+def _keep_row(before: Batch, fresh: Batch, keep: int) -> Batch:
+    """The fresh rows, but for one."""
+    inputs = {role: tensor.clone() for role, tensor in fresh.inputs.items()}
+    for role, tensor in before.inputs.items():
+        inputs[role][keep] = tensor[keep]
+    return before.with_(**inputs)
+
+
+def _rolled(probe: Probe, before: Batch) -> RowSwaps:
+    after = before.with_(**{role: t.roll(1, 0) for role, t in before.inputs.items()})
+    reference = finite_logits(probe, before)
+    moved = _difference(reference, finite_logits(probe, after).roll(-1, 0)).flatten(1).amax(1)
+    worst = int(moved.argmax())
+    own = float(_difference(reference, reference.roll(1, 0)).max())
+    return RowSwaps("rolled", [float(moved[worst])], [worst], own, reference, before, [after])
 
 
 def row_gradients(probe: Probe, rows: int, length: int) -> torch.Tensor | None:
@@ -181,7 +233,10 @@ def locate_position(probe: Probe, swaps: Swaps, row: int) -> tuple[str | None, t
         ahead.update(start - s for s in places)
         return bool(places)
 
-    before, after = (_trace(probe, _row(batch, row)) for batch in (swaps.before, swaps.after))
+    with probe.under(swaps.condition):
+        before, after = (
+            _trace(probe, _rows(b, row, row + 1)) for b in (swaps.before, swaps.after)
+        )
     where = first_to_differ(before, after, moved)
     if where is None:
         return None, ()
@@ -194,9 +249,11 @@ def locate_position(probe: Probe, swaps: Swaps, row: int) -> tuple[str | None, t
 
 def locate_row(probe: Probe, swaps: RowSwaps, index: int) -> str | None:
     """The first module in which the kept row moves."""
-    return _locate(
-        probe, swaps.before, swaps.after[index], _row_moved(swaps.before.rows, swaps.kept[index])
-    )
+    rows, keep = swaps.before.rows, swaps.kept[index]
+    place = (keep + 1) % rows if swaps.condition == "rolled" else keep
+    with probe.under(swaps.condition):
+        before, after = _trace(probe, swaps.before), _trace(probe, swaps.after[index])
+    return first_to_differ(before, after, _row_moved(rows, keep, place))
 
 
 def locate_row_gradient(probe: Probe, row: int, source: int) -> str | None:
@@ -204,10 +261,13 @@ def locate_row_gradient(probe: Probe, row: int, source: int) -> str | None:
     rows, length = probe.subject.sizes
     before = probe.batch(rows, length, "rows")
     fresh = probe.batch(rows, length, "other rows")
-    inputs = {role: tensor.clone() for role, tensor in before.inputs.items()}
-    for role, tensor in fresh.inputs.items():
-        inputs[role][source] = tensor[source]
-    return _locate(probe, before, before.with_(**inputs), _row_moved(rows, row))
+    after = before.with_(
+        **{
+            role: torch.cat([t[:source], fresh[role][source : source + 1], t[source + 1 :]])
+            for role, t in before.inputs.items()
+        }
+    )
+    return first_to_differ(_trace(probe, before), _trace(probe, after), _row_moved(rows, row, row))
 
 
 def _pad_between(probe: Probe, batch: Batch, by: int) -> Batch:
@@ -233,21 +293,28 @@ def _masked(probe: Probe, batch: Batch, keep: torch.Tensor) -> Batch:
     return batch.with_(input_ids=padded, attention_mask=keep)
 
 
-def _row_moved(rows: int, keep: int) -> Moved:
+def _row_moved(rows: int, keep: int, place: int) -> Moved:
+    """Whether row ``keep`` of one tensor is another one than row ``place`` of the other."""
+
     def moved(a: torch.Tensor, b: torch.Tensor) -> bool:
         axis = _batch_axis(a, rows)
         if axis is None:
             return False
         size = a.shape[axis] // rows
-        return _over(a.narrow(axis, keep * size, size), b.narrow(axis, keep * size, size))
+        return _over(a.narrow(axis, keep * size, size), b.narrow(axis, place * size, size))
 
     return moved
 
 
 def finite_logits(probe: Probe, batch: Batch, length: int | None = None) -> torch.Tensor:
-    """The logits of a forward; Blocked where they hold NaN, or are not (B, T, V) when ``length``
-    is given."""
-    logits = probe.forward(batch).logits
+    """The logits of a forward, in batches that the model takes; Blocked where they hold NaN, or
+    are not (B, T, V) when ``length`` is given."""
+    most = probe.subject.most_rows
+    parts = [
+        probe.forward(_rows(batch, start, start + most)).logits
+        for start in range(0, batch.rows, most)
+    ]
+    logits = torch.cat(parts) if len(parts) > 1 else parts[0]
     if bool(logits.isnan().any()):
         raise Blocked("logits hold NaN: see output_stability")
     if length is not None and (logits.dim() != 3 or logits.shape[1] != length):
@@ -256,23 +323,24 @@ def finite_logits(probe: Probe, batch: Batch, length: int | None = None) -> torc
     return logits
 
 
-def _locate(probe: Probe, before: Batch, after: Batch, moved: Moved) -> str | None:
-    return first_to_differ(_trace(probe, before), _trace(probe, after), moved)
-
-
 def _trace(probe: Probe, batch: Batch) -> list[Call]:
     with probe.running("forward") as subject, traced(subject.model) as calls:
         subject(batch)
     return calls
 
 
-def _copies(probe: Probe, length: int, rows: int, mask: str) -> Batch:
+def _copies(probe: Probe, length: int, rows: int, source: int | None = None) -> Batch:
     """``rows`` copies of one text."""
-    one = probe.batch(1, length, "text", length).inputs
-    batch = Batch({role: t.expand(rows, *t.shape[1:]).clone() for role, t in one.items()})
-    if mask == "ones":
-        return batch.with_(attention_mask=torch.ones_like(batch["input_ids"]))
-    return batch
+    one = probe.batch(1, length, "text", length, source=source).inputs
+    return Batch({role: t.expand(rows, *t.shape[1:]).clone() for role, t in one.items()})
+
+
+def _with_special(probe: Probe, batch: Batch, role: str) -> Batch:
+    """The same text with a special id at every other position, as far as there are any."""
+    ids = batch[role].clone()
+    for place, special in zip(range(1, ids.shape[1], 2), probe.subject.text_ids, strict=False):
+        ids[:, place] = special
+    return batch.with_(**{role: ids})
 
 
 def _sequence(probe: Probe) -> str:
@@ -285,9 +353,9 @@ def _suffixes(starts: tuple[int, ...]) -> list[int]:
     return sorted({starts[i] for i in (0, last // 4, last // 2, 3 * last // 4, last)})
 
 
-def _different(probe: Probe, ids: torch.Tensor, fresh: Batch) -> torch.Tensor:
+def _different(probe: Probe, ids: torch.Tensor, length: int) -> torch.Tensor:
     """Ids that differ from ``ids`` at every position."""
-    other = fresh[_sequence(probe)]
+    other = probe.batch(1, length, "swaps", length)[_sequence(probe)]
     pool = probe.batch(1, max(8, ids.shape[1]), "pool")["input_ids"].flatten()
     for position in (other == ids)[0].nonzero().flatten().tolist():
         different = pool[pool != ids[0, position]]
@@ -296,8 +364,8 @@ def _different(probe: Probe, ids: torch.Tensor, fresh: Batch) -> torch.Tensor:
     return other
 
 
-def _row(batch: Batch, row: int) -> Batch:
-    return batch.with_(**{role: t[row : row + 1] for role, t in batch.inputs.items()})
+def _rows(batch: Batch, start: int, stop: int) -> Batch:
+    return batch.with_(**{role: t[start:stop] for role, t in batch.inputs.items()})
 
 
 def _row_matrix(

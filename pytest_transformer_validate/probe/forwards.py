@@ -21,20 +21,25 @@ _UNBOUNDED = 64
 
 @dataclass(frozen=True)
 class Shape:
-    """One forward: the batch (``rows``, ``length``) given and the shape of the logits."""
+    """One forward: the batch (``rows``, ``length``) given, with an encoder input of ``source``
+    tokens where there is one, the shape of the logits and whether they hold no NaN."""
 
     rows: int
     length: int
+    source: int | None
     logits: tuple[int, ...]
     finite: bool
 
 
-def shape_of(probe: Probe, case: str) -> Shape:
-    """One forward at the shape called ``case``; NotApplicable where the model has none such."""
-    rows, length = _case_shape(probe, case)
-    batch = probe.batch(rows, length, "shape", case, full=case == "full_length")
-    logits = probe.forward(batch).logits
-    return Shape(rows, length, tuple(logits.shape), not bool(logits.isnan().any()))
+def shapes_of(probe: Probe, case: str) -> list[Shape]:
+    """Forwards at the shapes called ``case``; NotApplicable where the model has none such."""
+    shapes = []
+    for rows, length, source in _case_shapes(probe, case):
+        batch = probe.batch(rows, length, "shape", case, source=source)
+        logits = probe.forward(batch).logits
+        finite = not bool(logits.isnan().any())
+        shapes.append(Shape(rows, length, source, tuple(logits.shape), finite))
+    return shapes
 
 
 def shortens(probe: Probe) -> bool:
@@ -49,15 +54,17 @@ def shortens(probe: Probe) -> bool:
     )
 
 
-def first_misshapen(probe: Probe, case: str) -> str | None:
+def first_misshapen(probe: Probe, shape: Shape) -> str | None:
     """The first module that keeps rows and positions at another shape, and not at this one.
 
     Both runs are traced; an axis that is B or T in the other run has to be so here.
     """
-    rows, length = _case_shape(probe, case)
-    other = probe.subject.sizes if case != "coprime" else probe.subject.other_sizes
-    good = _trace(probe, probe.batch(*other, "misshapen"))
-    bad = _trace(probe, probe.batch(rows, length, "misshapen", full=case == "full_length"))
+    rows, length = shape.rows, shape.length
+    other = probe.subject.sizes
+    if other == (rows, length):
+        other = probe.subject.other_sizes
+    good = _trace(probe, probe.batch(*other, "misshapen", source=other[1]))
+    bad = _trace(probe, probe.batch(rows, length, "misshapen", source=shape.source))
     sizes = {other[0]: rows, other[1]: length}
     for call, reference in zip(bad, good, strict=False):
         if call.name != reference.name:
@@ -71,6 +78,7 @@ def first_misshapen(probe: Probe, case: str) -> str | None:
             call.name
             for call in bad
             if call.inputs
+            and call.outputs
             and call.inputs[0].shape[:2] == (rows, length)
             and call.outputs[0].shape[:2] != (rows, length)
         ),
@@ -103,7 +111,8 @@ def samples(probe: Probe, noised: bool = False) -> Samples:
     """Forwards over random rows, one repeated token, the largest id, and padded rows."""
     rows, length = probe.subject.sizes
     with probe.noised() if noised else contextlib.nullcontext():
-        batches = {"random": probe.batch(max(rows, 8), length, "samples")}
+        many = min(max(rows, 8), probe.subject.most_rows)
+        batches = {"random": probe.batch(many, length, "samples")}
         if not noised:
             batches |= _straining(probe, rows, length)
         bad: dict[str, str | None] = {}
@@ -127,7 +136,8 @@ def not_finite(logits: torch.Tensor) -> bool:
     return bool((flat.any(0) & ~flat.all(0)).any())
 
 
-def _case_shape(probe: Probe, case: str) -> tuple[int, int]:
+def _case_shapes(probe: Probe, case: str) -> list[tuple[int, int, int | None]]:
+    """The shapes (B, T, source) of a case; those that the maximum length forbids are left out."""
     subject = probe.subject
     rows, length = subject.sizes
     longest = subject.max_length
@@ -135,16 +145,20 @@ def _case_shape(probe: Probe, case: str) -> tuple[int, int]:
         counts = {"single_token": 1, "coprime": 3, "typical": 2, "full_batch": subject.full_batch}
         if case not in counts:
             raise NotApplicable("an image has one size: there is no longest one")
-        return counts[case], 1
-    if case == "single_token":
-        return 1, 1
-    if case == "coprime":
-        return rows, length
-    if case == "typical":
-        return 2, min(32 if subject.small else 16, longest or 32)
-    if case == "full_batch":
-        return subject.full_batch, min(16, longest or 16)
-    return 1, min(longest or _UNBOUNDED, 4096 if subject.small else 1024)
+        return [(counts[case], 1, None)]
+    full = min(longest or _UNBOUNDED, 4096 if subject.small and subject.declares_length else 1024)
+    typical = 32 if subject.small else 16
+    other = subject.other_sizes
+    wanted: dict[str, list[tuple[int, int, int | None]]] = {
+        "single_token": [(1, 1, 1), (3, 1, 1)],
+        "coprime": [(rows, length, None), (*other, max(1, other[1] - 2)), (2, 2, 2)],
+        "typical": [(2, typical, None), (2, typical + 1, None)],
+        "full_length": [*([(1, full - 1, full)] if full <= 1024 else []), (1, full, full)],
+        "full_batch": [(subject.full_batch, min(16, full), None)],
+    }
+    most = subject.most_rows
+    fitting = [(min(b, most), t, s) for b, t, s in wanted[case] if 1 <= t <= full]
+    return fitting or [(min(2, most), full, None)]
 
 
 def _straining(probe: Probe, rows: int, length: int) -> dict[str, Batch]:
@@ -167,6 +181,11 @@ def _straining(probe: Probe, rows: int, length: int) -> dict[str, Batch]:
         "one token repeated": base.with_(**{role: repeated}),
         "the largest id": base.with_(**{role: last}),
     }
+    if subject.task.task_type != "classification":
+        for special in subject.text_ids[:4]:
+            marked = ids.clone()
+            marked[:, length // 2] = special
+            batches[f"id {special}"] = base.with_(**{role: marked})
     return batches | _padded(probe, base)
 
 

@@ -33,7 +33,8 @@ class Gradients:
     some operation read; ``tokens`` for each module that ran, how many vectors each of its calls
     was given; ``selects`` the modules that return whole numbers only (indices of a choice);
     ``only_padding`` the embeddings that were given nothing but their padding row; ``not_finite``
-    parameters whose gradient held NaN or infinity. ``sketches`` are projections of the gradients
+    parameters whose gradient held NaN or infinity; ``unregistered`` counts parameters that get
+    one and are not the model's. ``sketches`` are projections of the gradients
     on fixed random directions (with moved parameters only): two runs that compute the same
     gradient have the same sketch, two that round differently do not.
     """
@@ -45,6 +46,7 @@ class Gradients:
     selects: set[str] = field(default_factory=set)
     only_padding: dict[str, bool] = field(default_factory=dict)
     sketches: dict[str, list[float]] = field(default_factory=dict)
+    unregistered: int = 0
     not_finite: list[str] = field(default_factory=list)
 
 
@@ -74,15 +76,17 @@ def _gradients(
     """``thorough`` keeps the gradient of every module's result, to see which parts are read."""
     found = Gradients()
     for number, (rows, length) in enumerate(shapes):
-        batch = probe.batch(rows, length, "gradients", number, full=training)
+        source = length if training else None
+        batch = probe.batch(rows, length, "gradients", number, source=source)
         with probe.running("gradients", number, grad=True) as subject:
             _train_without_dropout(subject.model)
             if not training:
                 subject.model.eval()
             watched = _watched(subject.model, found, thorough=thorough)
-            with watched as results, _Reads(subject.model, found.used):
+            with watched as results, _Reads(subject.model, found.used) as reads:
                 output = subject(batch)
             _backward(probe, output, results, found)
+            found.unregistered = max(found.unregistered, reads.take_unregistered())
             if thorough:
                 _sketch(probe, number, found)
     return found
@@ -128,8 +132,13 @@ def _train_without_dropout(model: torch.nn.Module) -> None:
 def _shapes(probe: Probe) -> list[tuple[int, int]]:
     """Batches of different lengths: short ones, and one near the maximum where that is cheap."""
     rows, length = probe.subject.sizes
-    longest = min(probe.subject.max_length or 64, 64) if probe.subject.small else length
-    return [(rows, length), (max(2, rows - 2), max(1, length - 3)), (2, longest)]
+    longest = min(probe.subject.max_length or 32, 64) if probe.subject.small else length
+    most = probe.subject.most_rows
+    return [
+        (rows, length),
+        (min(most, max(2, rows - 2)), max(1, length - 3)),
+        (min(most, 2), longest),
+    ]
 
 
 def _backward(
@@ -252,6 +261,14 @@ class _Reads(TorchFunctionMode):
         super().__init__()
         self.names = {id(p): name for name, p in model.named_parameters()}
         self.used = used
+        self.unregistered: dict[int, torch.nn.Parameter] = {}
+
+    def take_unregistered(self) -> int:
+        """How many parameters got a gradient without being the model's; it is taken away."""
+        found = [p for p in self.unregistered.values() if p.grad is not None]
+        for parameter in found:
+            parameter.grad = None
+        return len(found)
 
     def __torch_function__(
         self,
@@ -272,5 +289,7 @@ class _Reads(TorchFunctionMode):
                 name = self.names.get(id(value))
                 if name is not None:
                     self.used.add(name)
+                elif isinstance(value, torch.nn.Parameter) and value.is_leaf:
+                    self.unregistered[id(value)] = value
             elif isinstance(value, tuple | list):
                 self._note(value)

@@ -42,6 +42,7 @@ class Probe:
         self.weights = weights
         self._results: dict[tuple[object, ...], Any] = {}
         self._failures: dict[tuple[object, ...], str] = {}
+        self._training = False
 
     def context(self) -> dict[str, Any]:
         """What is in force: task, parameters, device, dtype, seed, weights."""
@@ -83,27 +84,45 @@ class Probe:
         """The seed of a pass: by the run's seed and the pass's words, never by order."""
         return derive_seed(self.seed, *words)
 
-    def batch(self, rows: int, length: int, *words: object, full: bool = False) -> Batch:
+    def batch(self, rows: int, length: int, *words: object, source: int | None = None) -> Batch:
         """Random inputs for the pass called ``words``."""
-        return self.subject.batch(rows, length, seed=self.seed_for(*words), full=full)
+        return self.subject.batch(rows, length, seed=self.seed_for(*words), source=source)
 
     @contextlib.contextmanager
     def running(self, *words: object, grad: bool = False) -> Iterator[Subject]:
-        """The subject, ready to be called in eval mode; everything is given back after."""
+        """The subject, ready to be called; everything is given back after.
+
+        In eval mode, or inside ``under("training")`` in training mode with batch norms in eval.
+        """
         model = self.subject.model
         with guard(model, self.seed_for(*words)), torch.set_grad_enabled(grad):
-            model.eval()
+            model.train(self._training)
+            for norm in _batch_norms(model):
+                norm.eval()
             yield self.subject
+
+    @contextlib.contextmanager
+    def under(self, condition: str) -> Iterator[None]:
+        """The condition for passes inside: ``noised`` (see there), ``training`` mode, or none."""
+        if condition == "noised":
+            with self.noised():
+                yield
+            return
+        self._training = condition == "training"
+        try:
+            yield
+        finally:
+            self._training = False
 
     # Passes, each run once...
 
-    def shape_of(self, case: str) -> Shape:
-        """See ``forwards.shape_of``."""
-        return self.once(forwards.shape_of, case)
+    def shapes_of(self, case: str) -> list[Shape]:
+        """See ``forwards.shapes_of``."""
+        return self.once(forwards.shapes_of, case)
 
-    def first_misshapen(self, case: str) -> str | None:
+    def first_misshapen(self, shape: Shape) -> str | None:
         """See ``forwards.first_misshapen``."""
-        return self.once(forwards.first_misshapen, case)
+        return self.once(forwards.first_misshapen, shape)
 
     def shortens(self) -> bool:
         """See ``forwards.shortens``."""
@@ -130,25 +149,34 @@ class Probe:
             return None
         return None if found.not_finite else found
 
-    def swap_plans(self) -> list[tuple[str, str]]:
-        """The ways in which tokens are replaced: (mask, which tokens)."""
-        plans = [("none", "every")]
-        if self.subject.signature.takes("attention_mask"):
-            plans.append(("ones", "every"))
-        return [*plans, ("none", "long")]
+    def swap_plans(self) -> list[dependency.Plan]:
+        """The ways in which tokens are replaced."""
+        subject = self.subject
+        short = subject.sizes[1]
+        every = tuple(range(1, short))
+        plans = [dependency.Plan("every", short, every)]
+        if subject.signature.takes("attention_mask"):
+            plans.append(dependency.Plan("masked", short, every))
+        if len(subject.text_ids) > 1 and short > 4:
+            plans.append(dependency.Plan("special", short, every))
+        plans += [
+            dependency.Plan("noised", short, every),
+            dependency.Plan("training", short, every),
+        ]
+        affordable = min(1024, max(32, int(4e9 / subject.parameters)))
+        longest = min(subject.max_length or 64, affordable)
+        if longest > short:
+            starts = {1, longest // 2, longest - 2} if subject.small else {longest // 2}
+            plans.append(dependency.Plan("long", longest, tuple(sorted(starts))))
+        return plans
 
-    def position_swaps(self, mask: str, which: str) -> Swaps:
-        """See ``dependency.position_swaps``: ``every`` token of a short text, some of a ``long``
-        one, or ``noised`` (every token; to be called inside ``noised()``)."""
-        length = self.subject.sizes[1]
-        starts = tuple(range(1, length))
-        if which == "long":
-            bound = 128 if self.subject.small else 32
-            length = min(self.subject.max_length or bound, bound)
-            starts = tuple(sorted({1, length // 4, length // 2, length - 2, length - 1} - {0, -1}))
-            if not self.subject.small:
-                starts = (length // 2,)
-        return self.once(dependency.position_swaps, mask, length, starts, which)
+    def position_swaps(self, plan: dependency.Plan) -> Swaps:
+        """See ``dependency.position_swaps``."""
+        return self.once(dependency.position_swaps, plan)
+
+    def repeats(self, swaps: Swaps | RowSwaps) -> float:
+        """See ``dependency.repeats``."""
+        return dependency.repeats(self, swaps)
 
     def single_swap(self, swaps: Swaps, row: int) -> torch.Tensor:
         """See ``dependency.single_swap``."""
@@ -162,9 +190,16 @@ class Probe:
         """See ``dependency.single_gradient``."""
         return self.once(dependency.single_gradient, self.subject.sizes[1], position)
 
-    def row_swaps(self, padded: bool = False) -> RowSwaps:
+    def row_plans(self) -> list[str]:
+        """The ways in which rows are replaced: see ``dependency.row_swaps``."""
+        subject = self.subject
+        masks = subject.signature.takes("attention_mask") and not subject.vision
+        padded = ["padded"] if masks and subject.sizes[1] > 4 else []
+        return ["every", *padded, "noised", "full", "rolled"]
+
+    def row_swaps(self, plan: str) -> RowSwaps:
         """See ``dependency.row_swaps``."""
-        return self.once(dependency.row_swaps, *self.subject.sizes, padded)
+        return self.once(dependency.row_swaps, plan)
 
     def row_gradients(self) -> torch.Tensor | None:
         """See ``dependency.row_gradients``."""
@@ -290,14 +325,11 @@ class Probe:
 
     def _calibrate(self) -> None:
         """Let the running statistics of batch norms follow a few batches."""
-        norms = [
-            m
-            for m in self.subject.model.modules()
-            if isinstance(m, torch.nn.modules.batchnorm._BatchNorm) and m.track_running_stats
-        ]
+        norms = [m for m in _batch_norms(self.subject.model) if m.track_running_stats]
         if not norms:
             return
-        batch = self.batch(8, self.subject.sizes[1], "calibration")
+        rows = min(8, self.subject.most_rows)
+        batch = self.batch(rows, self.subject.sizes[1], "calibration")
         with self.running("calibration") as subject:
             momenta = [m.momentum for m in norms]
             for norm in norms:
@@ -338,3 +370,8 @@ class Probe:
 
 def _statistics(norm: torch.nn.modules.batchnorm._BatchNorm) -> list[torch.Tensor]:
     return [t for t in (norm.running_mean, norm.running_var) if t is not None]
+
+
+def _batch_norms(model: torch.nn.Module) -> list[torch.nn.modules.batchnorm._BatchNorm]:
+    kind = torch.nn.modules.batchnorm._BatchNorm
+    return [module for module in model.modules() if isinstance(module, kind)]

@@ -19,6 +19,13 @@ VOCABULARY = (
     "vocab_size", "n_vocab", "vocabulary_size", "src_vocab_size", "num_tokens", "n_tokens",
     "ntoken", "num_embeddings",
 )  # fmt: skip
+TARGET_VOCABULARY = (
+    "tgt_vocab_size", "trg_vocab_size", "target_vocab_size", "decoder_vocab_size",
+)  # fmt: skip
+PADDING = (
+    "pad_token_id", "pad_id", "pad_idx", "padding_idx", "pad_index", "pad_token",
+    "src_pad_idx", "src_pad_id", "source_pad_idx",
+)  # fmt: skip
 LENGTH = (
     "max_position_embeddings", "n_positions", "max_seq_len", "max_seq_length",
     "max_sequence_length", "seq_length", "sequence_length", "seq_len", "block_size", "n_ctx",
@@ -66,7 +73,7 @@ def special_ids(config: ModelConfig) -> set[int]:
     found: set[int] = set()
     for level in _levels(config):
         for key in level:
-            if key.endswith(("_token_id", "_token_index", "_token_ids")):
+            if key.endswith(("_token_id", "_token_index", "_token_ids", "pad_idx", "pad_id")):
                 value = level.get(key)
                 values = value if isinstance(value, list | tuple) else [value]
                 found.update(v for v in values if isinstance(v, int))

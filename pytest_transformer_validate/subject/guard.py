@@ -117,7 +117,7 @@ def _model_kept(model: torch.nn.Module) -> Iterator[None]:
         yield
     finally:
         for module, children, plain, hooks in modules:
-            if module._modules != children:
+            if type(module._modules) is dict and module._modules != children:
                 module._modules.clear()
                 module._modules.update(children)
             vars(module).update(plain)

@@ -10,11 +10,13 @@ import torch
 from pytest_transformer_validate.subject.batch import Batch
 from pytest_transformer_validate.subject.declared import (
     LENGTH,
+    TARGET_VOCABULARY,
     VOCABULARY,
     declared_size,
     special_ids,
 )
 from pytest_transformer_validate.subject.guard import derive_seed
+from pytest_transformer_validate.subject.layout import arrange, find_layout
 from pytest_transformer_validate.subject.outputs import Output, read_output
 from pytest_transformer_validate.subject.tables import TableReader
 
@@ -26,58 +28,123 @@ if TYPE_CHECKING:
 class Facts:
     """What one forward showed: see ``Subject.facts``.
 
-    ``fixed_length`` is the declared maximum where the output always has that many positions.
+    ``vocabulary`` holds, by role, the rows of the table that the ids index; ``compared`` the
+    ids that the forward compares its input with (padding, separators); ``limits`` the lengths
+    that tables read by position allow; ``rank`` and ``width`` are those of the output read as
+    (B, T, V) or (B, K), ``rest`` its axes behind T; ``layout`` is how it stands (see layout);
+    ``needs_labels`` says that all logits come only with labels; ``fixed_length`` is the declared
+    maximum where the output always has that many positions.
     """
 
-    vocabulary: int | None
+    vocabulary: dict[str, int]
+    compared: frozenset[int]
     limits: tuple[int, ...]
     rank: int
     width: int
+    rest: tuple[int, ...]
     kind: str
     output_field: str
-    needs_labels: bool
-    time_major: bool
+    layout: str = "rows"
+    time_major: bool = False
+    needs_labels: bool = False
     fixed_length: int | None = None
 
 
 def look(subject: Subject) -> Facts:
-    """One forward of (5, 7) ids, or of two images, and what it shows."""
+    """One forward of (5, 7) ids, or of two images, and what it shows.
+
+    A model that cannot take that shape is looked at with others; what the first one raised comes
+    through where none works.
+    """
     if subject.vision:
-        batch = subject.images(2, torch.Generator().manual_seed(0))
-        output = read_output(subject.call(batch, {}, time_major=False))
-        return _facts(None, [], output, needs_labels=False, time_major=False)
-    rows, length = 5, min(7, declared_size(subject.config, LENGTH) or 7)
+        output = read_output(subject.call(subject.images(2, torch.Generator().manual_seed(0)), {}))
+        return _facts(TableReader(subject.model, {}, 1), output, output.logits)
+    first: Exception | None = None
+    for rows, length in _shapes(subject):
+        try:
+            return _look(subject, rows, length)
+        except Exception as error:  # noqa: BLE001 - the first one is raised if nothing works
+            first = first or error
+    assert first is not None
+    raise first
+
+
+def _shapes(subject: Subject) -> list[tuple[int, int]]:
+    longest = declared_size(subject.config, LENGTH)
+    most = declared_size(subject.config, ("max_batch_size",)) or 8
+    shapes = [(5, 7), (3, 4), (2, longest or 32), (most, longest or 16), (1, 1)]
+    fitting = [(min(b, most), min(t, longest or t)) for b, t in shapes]
+    return list(dict.fromkeys(fitting))
+
+
+def _look(subject: Subject, rows: int, length: int) -> Facts:
     batch = _first_batch(subject, rows, length)
-    with TableReader(subject.model, batch.main, length) as reader:
-        raw = subject.call(batch, {}, time_major=False)
-    output = read_output(raw)
-    time_major = _reads_time_first(subject, batch, reader)
-    needs_labels = (
-        output.logits.dim() == 3
-        and output.logits.shape[1] == 1 != length
-        and subject.signature.takes("labels")
+    reader, raw = _read(subject, batch, length)
+    if subject.signature.ambiguous and "decoder_input_ids" not in reader.vocabulary:
+        subject.take_as_labels(subject.signature.ambiguous)
+        batch = _first_batch(subject, rows, length)
+        reader, raw = _read(subject, batch, length)
+    subject.time_major = _reads_time_first(subject, batch, reader)
+    if subject.time_major:
+        reader, raw = _read(subject, batch, length)
+    output = read_output(raw, column=subject.one_number)
+    facts = replace(_facts(reader, output, output.logits), time_major=subject.time_major)
+    if _last_only(subject, output, length):
+        batch = batch.with_(labels=batch.inputs.get("decoder_input_ids", batch.main))
+        output = read_output(subject.call(batch, {}))
+        facts = replace(facts, needs_labels=True)
+    if subject.time_major:
+        return _arranged(facts, output, "time", rows, length)
+    layout = find_layout(
+        tuple(output.logits.shape), rows, length, per_token=_follows(subject, output, rows, length)
     )
-    facts = _facts(reader.vocabulary, reader.limits, output, needs_labels, time_major)
+    facts = _arranged(facts, output, layout, rows, length)
     given = output.logits.shape[1] if output.logits.dim() == 3 else None
     if given != length and given == declared_size(subject.config, LENGTH):
         return replace(facts, fixed_length=given)
     return facts
 
 
+def _read(subject: Subject, batch: Batch, length: int) -> tuple[TableReader, object]:
+    roles = {role: t for role, t in batch.inputs.items() if role.endswith("input_ids")}
+    with TableReader(subject.model, roles, length) as reader:
+        raw = subject.call(batch, {})
+    return reader, raw
+
+
+def _last_only(subject: Subject, output: Output, length: int) -> bool:
+    logits = output.logits
+    last = logits.dim() == 3 and logits.shape[1] == 1 != length
+    return last and subject.signature.takes("labels")
+
+
+def _follows(subject: Subject, output: Output, rows: int, length: int) -> bool:
+    """Whether an output (B, T) has its second axis from the length, and not by chance."""
+    if tuple(output.logits.shape) != (rows, length) or length < 2:
+        return False
+    shorter = read_output(subject.call(_first_batch(subject, rows, length - 1), {}))
+    return tuple(shorter.logits.shape) == (rows, length - 1)
+
+
 def _first_batch(subject: Subject, rows: int, length: int) -> Batch:
     """A batch that can be made before the vocabulary is known: few, small ids."""
     embeddings = (m for m in subject.model.modules() if isinstance(m, torch.nn.Embedding))
     tables = [m.num_embeddings for m in embeddings]
+    smallest = min((t for t in tables if t > 2), default=2)
     named = declared_size(subject.config, VOCABULARY)
-    top = named or min((t for t in tables if t > 2), default=2)
     generator = torch.Generator().manual_seed(derive_seed(subject.seed, "facts"))
     special = special_ids(subject.config) | {subject.pad_id}
-    allowed = torch.tensor([i for i in range(top) if i not in special] or [0])
+    tops = {
+        "input_ids": named or smallest,
+        "decoder_input_ids": declared_size(subject.config, TARGET_VOCABULARY)
+        or min(named or smallest, smallest),
+    }
     inputs = {}
     for role in ("input_ids", "decoder_input_ids")[: 1 + subject.decodes]:
+        allowed = torch.tensor([i for i in range(tops[role]) if i not in special] or [0])
         picks = torch.randint(len(allowed), (rows, length), generator=generator)
         inputs[role] = allowed[picks]
-        if subject.end_id is not None and subject.end_id < top:
+        if subject.end_id is not None and subject.end_id < tops[role]:
             inputs[role][:, -1] = subject.end_id
     return subject.complete(Batch(inputs), labels=False).to(subject.device)
 
@@ -90,26 +157,24 @@ def _reads_time_first(subject: Subject, batch: Batch, reader: TableReader) -> bo
     batch_first = any(getattr(m, "batch_first", False) is True for m in subject.model.modules())
     if reader.limits or batch_first or subject.signature.takes("attention_mask"):
         return False
-    with TableReader(subject.model, batch.main, batch.rows) as by_rows:
-        subject.call(batch, {}, time_major=False)
+    by_rows, _ = _read(subject, batch, batch.rows)
     return bool(by_rows.limits)
 
 
-def _facts(
-    vocabulary: int | None,
-    limits: list[int],
-    output: Output,
-    needs_labels: bool,
-    time_major: bool,
-) -> Facts:
-    logits = output.logits
+def _arranged(facts: Facts, output: Output, layout: str, rows: int, length: int) -> Facts:
+    logits = arrange(output.logits, layout, rows, length)
+    shape = tuple(logits.shape)
+    return replace(facts, layout=layout, rank=len(shape), width=shape[-1], rest=shape[2:])
+
+
+def _facts(reader: TableReader, output: Output, logits: torch.Tensor) -> Facts:
     return Facts(
-        vocabulary=vocabulary,
-        limits=tuple(limits),
+        vocabulary=reader.vocabulary,
+        compared=frozenset(reader.compared),
+        limits=tuple(reader.limits),
         rank=logits.dim(),
         width=logits.shape[-1],
+        rest=tuple(logits.shape[2:]),
         kind=output.kind,
         output_field=output.field,
-        needs_labels=needs_labels,
-        time_major=time_major,
     )

@@ -39,7 +39,7 @@ class Output:
 def floating(value: Any) -> list[torch.Tensor]:
     """Every floating point tensor in a nest of tuples, lists, mappings and dataclasses."""
     if isinstance(value, torch.Tensor):
-        return [value] if value.is_floating_point() else []
+        return [value] if value.is_floating_point() and not value.is_nested else []
     if isinstance(value, Mapping):
         return [t for item in value.values() for t in floating(item)]
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
@@ -50,11 +50,12 @@ def floating(value: Any) -> list[torch.Tensor]:
     return []
 
 
-def read_output(raw: Any) -> Output:
+def read_output(raw: Any, *, column: bool = False) -> Output:
     """The Output in a tensor, tuple, list, mapping, ModelOutput or dataclass.
 
-    ``logits`` first, then ``last_hidden_state``, then the first floating point tensor with a
-    batch axis. Raises SubjectError where there is none, with what was returned.
+    ``logits`` first, then ``last_hidden_state``, then the first floating point tensor with two
+    axes; with ``column``, one (B,) will do. Raises SubjectError where there is none, with what
+    was returned.
     """
     fields = dict(_fields(raw))
     tensors = {
@@ -62,7 +63,7 @@ def read_output(raw: Any) -> Output:
         for name, value in fields.items()
         if isinstance(value, torch.Tensor) and value.is_floating_point()
     }
-    wide = {name: value for name, value in tensors.items() if value.dim() >= 2}
+    wide = {name: value for name, value in tensors.items() if value.dim() >= 2 - column}
     for name in (*_MAIN, *_HIDDEN, *wide):
         if name in wide:
             loss = tensors.get("loss")

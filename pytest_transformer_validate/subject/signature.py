@@ -50,7 +50,8 @@ class Signature:
 
     ``required`` holds the roles without a default; ``intermediates`` the parameters that ask for
     results of the model's own submodules (builder exports); ``positional`` the roles that cannot
-    be given by keyword; ``text`` the signature as written, for messages.
+    be given by keyword; ``text`` the signature as written, for messages; ``ambiguous`` a parameter
+    that may be what a decoder reads, or labels.
     """
 
     names: dict[str, str]
@@ -58,14 +59,16 @@ class Signature:
     intermediates: tuple[str, ...]
     positional: frozenset[str]
     text: str
+    ambiguous: str | None = None
 
     def takes(self, role: str) -> bool:
         """Whether forward has a parameter for ``role``."""
         return role in self.names
 
 
-def read_signature(model: torch.nn.Module, *, vision: bool) -> Signature:
-    """The Signature of ``model.forward``; ``vision`` says that its main input is an image.
+def read_signature(model: torch.nn.Module, *, vision: bool, translates: bool = True) -> Signature:
+    """The Signature of ``model.forward``; ``vision`` says that its main input is an image, and
+    ``translates`` that it may be a sequence-to-sequence model.
 
     Raises SubjectError, with the signature, for a required parameter that nobody knows.
     """
@@ -74,7 +77,7 @@ def read_signature(model: torch.nn.Module, *, vision: bool) -> Signature:
     text = f"forward{signature}"
     if not parameters:
         raise SubjectError(f"forward takes no named input\n  signature: {text}")
-    names, unknown = _assign(parameters, vision=vision)
+    names, unknown, ambiguous = _assign(parameters, vision=vision, translates=translates)
     intermediates = tuple(p.name for p in unknown if _INTERMEDIATE.match(p.name))
     missing = [p.name for p in unknown if p.default is p.empty and p.name not in intermediates]
     if missing:
@@ -91,6 +94,7 @@ def read_signature(model: torch.nn.Module, *, vision: bool) -> Signature:
         intermediates=intermediates,
         positional=frozenset(r for r, p in kinds.items() if p.kind is p.POSITIONAL_ONLY),
         text=text,
+        ambiguous=ambiguous,
     )
 
 
@@ -105,9 +109,9 @@ def _described(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def _assign(
-    parameters: list[inspect.Parameter], *, vision: bool
-) -> tuple[dict[str, str], list[inspect.Parameter]]:
-    """Roles to names, and the parameters left over."""
+    parameters: list[inspect.Parameter], *, vision: bool, translates: bool
+) -> tuple[dict[str, str], list[inspect.Parameter], str | None]:
+    """Roles to names, the parameters left over, and the one that may be labels or a target."""
     left = {p.name: p for p in parameters}
     found: dict[str, str] = {}
     main = "pixel_values" if vision else "input_ids"
@@ -122,16 +126,36 @@ def _assign(
         first = parameters[0].name
         found = {main: first, **{r: n for r, n in found.items() if n != first}}
         left.pop(first, None)
-    if not vision and "labels" in found and "decoder_input_ids" not in found:
-        _second_required_is_decoder(parameters, found)
-    return found, list(left.values())
+    ambiguous = None
+    if not vision:
+        ambiguous = _sort_target({p.name: p for p in parameters}, found, translates=translates)
+    return found, list(left.values()), ambiguous
 
 
-def _second_required_is_decoder(
-    parameters: list[inspect.Parameter], found: dict[str, str]
-) -> None:
-    """``forward(source, target)``: a target without default is what the decoder reads."""
-    by_name = {p.name: p for p in parameters}
-    labels = by_name[found["labels"]]
-    if labels.default is labels.empty and labels.name in {"target", "targets"}:
-        found["decoder_input_ids"] = found.pop("labels")
+def _sort_target(
+    by_name: dict[str, inspect.Parameter], found: dict[str, str], *, translates: bool
+) -> str | None:
+    """Decide whether a target is what a decoder reads; its name where only a run can tell.
+
+    ``decoder_input_ids`` and the like say it. ``y``, ``tgt`` or ``target`` is labels where it is
+    optional, or where another task is declared; where it is required, a run has to tell.
+    """
+    role = "decoder_input_ids"
+    if role not in found and "labels" in found:
+        name = found["labels"]
+        if by_name[name].default is inspect.Parameter.empty and name in _TARGETS and translates:
+            found[role] = found.pop("labels")
+            return name
+        return None
+    name = found.get(role, "")
+    if name not in _TARGETS:
+        return None
+    required = by_name[name].default is inspect.Parameter.empty
+    if required and translates:
+        return name
+    if "labels" not in found and (not translates or name == "y"):
+        found["labels"] = found.pop(role)
+    return None
+
+
+_TARGETS = {"y", "tgt", "trg", "target", "targets", "tgt_ids", "target_ids"}

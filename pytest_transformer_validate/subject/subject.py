@@ -15,6 +15,8 @@ from pytest_transformer_validate.subject.batch import Batch
 from pytest_transformer_validate.subject.declared import (
     LAYERS,
     LENGTH,
+    PADDING,
+    TARGET_VOCABULARY,
     VOCABULARY,
     declared,
     declared_size,
@@ -25,11 +27,14 @@ from pytest_transformer_validate.subject.declared import (
 from pytest_transformer_validate.subject.guard import derive_seed, guard
 from pytest_transformer_validate.subject.images import image_shape
 from pytest_transformer_validate.subject.intermediates import Values, run_with_intermediates
+from pytest_transformer_validate.subject.layout import arrange
 from pytest_transformer_validate.subject.look import Facts, look
 from pytest_transformer_validate.subject.outputs import Output, read_output
 from pytest_transformer_validate.subject.signature import Signature, read_signature
 from pytest_transformer_validate.subject.sizes import other_sizes, probe_sizes
 from pytest_transformer_validate.task import TaskSpec
+
+_TEXT = ("bos", "sep", "cls", "unk", "mask", "decoder_start")
 
 
 class Subject:
@@ -60,6 +65,7 @@ class Subject:
         self.seed = seed
         self._task = task
         self._no_facts: str | None = None
+        self.time_major = False
 
     # Facts that need no forward...
 
@@ -89,15 +95,32 @@ class Subject:
     @functools.cached_property
     def vision(self) -> bool:
         """Whether the input is an image."""
-        if self._task is not None:
-            return not TaskSpec(self._task).reads_tokens
+        named = declared_task(self.model, self.config, self._task)
+        if named is not None:
+            return not named.reads_tokens
         names = set(inspect.signature(self.model.forward).parameters)
         return declares_image(self.model, self.config, names)
 
     @functools.cached_property
+    def one_number(self) -> bool:
+        """Whether a declared classifier may give one number a text, (B,)."""
+        named = declared_task(self.model, self.config, self._task)
+        return named is not None and named.task_type.endswith("classification")
+
+    @functools.cached_property
     def signature(self) -> Signature:
         """What forward asks for."""
-        return read_signature(self.model, vision=self.vision)
+        named = declared_task(self.model, self.config, self._task)
+        translates = named is None or named.task_type == "seq2seq"
+        return read_signature(self.model, vision=self.vision, translates=translates)
+
+    def take_as_labels(self, name: str) -> None:
+        """From now on the parameter ``name`` is given labels, not a decoder input."""
+        names = {r: n for r, n in self.signature.names.items() if n != name}
+        names["labels"] = name
+        required = self.signature.required - {"decoder_input_ids"} | {"labels"}
+        self.signature = replace(self.signature, names=names, required=required, ambiguous=None)
+        vars(self).pop("decodes", None)
 
     @functools.cached_property
     def decodes(self) -> bool:
@@ -111,7 +134,9 @@ class Subject:
     @functools.cached_property
     def pad_id(self) -> int | None:
         """Padding id: the configuration's, the tokenizer's, the embedding's; else ``None``."""
-        found = declared(self.config, ("pad_token_id", "pad_id", "pad_idx", "padding_idx"))
+        found = declared_size(self.config, PADDING)
+        if found is None:
+            found = 0 if declared(self.config, PADDING) == 0 else None
         if found is None:
             found = getattr(self.tokenizer, "pad_token_id", None)
         if found is None:
@@ -129,6 +154,25 @@ class Subject:
         found = declared(self.config, ("eos_token_id",))
         found = found[0] if isinstance(found, list) and found else found
         return found if isinstance(found, int) else None
+
+    @functools.cached_property
+    def most_rows(self) -> int:
+        """The largest batch that may be given: a declared ``max_batch_size``, else any."""
+        return declared_size(self.config, ("max_batch_size",)) or 1_000_000
+
+    @functools.cached_property
+    def declares_length(self) -> bool:
+        """Whether the configuration names the maximum length."""
+        return declared_size(self.config, LENGTH) is not None
+
+    @functools.cached_property
+    def text_ids(self) -> list[int]:
+        """Ids with a meaning in plain text: padding, begin, end..., and the first one."""
+        named = (declared(self.config, (f"{name}_token_id",)) for name in _TEXT)
+        found = [self.pad_id, self.end_id, *named, 0]
+        return list(
+            dict.fromkeys(i for i in found if isinstance(i, int) and 0 <= i < self.vocab_size)
+        )
 
     @functools.cached_property
     def ends(self) -> bool:
@@ -164,22 +208,29 @@ class Subject:
             return found
         if self.vision:
             return TaskSpec("vision_classification", "found: reads an image")
+        facts = self.facts
         if self.decodes:
             return TaskSpec("seq2seq", f"found: {self.signature.names['decoder_input_ids']}")
-        if self.facts.rank == 2:
+        if facts.rank == 2:
             return TaskSpec("classification", "found: one output a text")
         return TaskSpec("causal_lm", "assumed")
 
     @functools.cached_property
     def vocab_size(self) -> int:
         """Declared, else the rows of the table that the ids index. Raises TaskError."""
-        found = declared_size(self.config, VOCABULARY) or self.facts.vocabulary
+        found = declared_size(self.config, VOCABULARY) or self.facts.vocabulary.get("input_ids")
         if found is None:
             raise TaskError(
                 "the vocabulary size cannot be found: no config key, and no table is indexed by "
                 'the ids\n  declare it: "vocab_size" in config.json'
             )
         return found
+
+    @functools.cached_property
+    def target_vocab_size(self) -> int:
+        """Of the decoder's input: declared, else the rows of the table that its ids index."""
+        named = declared_size(self.config, TARGET_VOCABULARY)
+        return named or self.facts.vocabulary.get("decoder_input_ids") or self.vocab_size
 
     @functools.cached_property
     def max_length(self) -> int | None:
@@ -201,28 +252,30 @@ class Subject:
     @functools.cached_property
     def sizes(self) -> tuple[int, int]:
         """(B, T) for probes: see ``sizes.probe_sizes``."""
-        return probe_sizes(self.model, self.max_length)
+        rows, length = probe_sizes(self.model, self.max_length)
+        return min(rows, self.most_rows), length
 
     @functools.cached_property
     def other_sizes(self) -> tuple[int, int]:
         """A second (B, T), different from ``sizes`` in both."""
-        return other_sizes(self.model, self.max_length, self.sizes)
+        rows, length = other_sizes(self.model, self.max_length, self.sizes)
+        return min(rows, self.most_rows), length
 
-    def batch(self, rows: int, length: int, *, seed: int = 0, full: bool = False) -> Batch:
+    def batch(self, rows: int, length: int, *, seed: int = 0, source: int | None = None) -> Batch:
         """Random inputs: ids (rows, length) without special ids, or images.
 
-        The length of a sequence-to-sequence model's encoder input is ``length`` too, or two more
-        where the maximum allows, so that the axes differ (``full``: exactly ``length``).
+        ``source`` is the length of a sequence-to-sequence model's encoder input; the default is
+        two more than ``length`` where the maximum allows, so that the axes differ.
         """
         generator = torch.Generator().manual_seed(derive_seed(seed, "batch"))
         if self.vision:
             return self.images(rows, generator)
-        source = length
-        if self.decodes and not full and length > 1:
-            source = min(length + 2, self.max_length or length + 2)
+        if source is None or not self.decodes:
+            longer = min(length + 2, self.max_length or length + 2)
+            source = longer if self.decodes and length > 1 else length
         inputs = {"input_ids": self.ids(rows, source, generator)}
         if self.decodes:
-            inputs["decoder_input_ids"] = self.ids(rows, length, generator)
+            inputs["decoder_input_ids"] = self.ids(rows, length, generator, self.target_vocab_size)
         return self.complete(Batch(inputs)).to(self.device)
 
     def images(self, rows: int, generator: torch.Generator) -> Batch:
@@ -231,15 +284,18 @@ class Subject:
         pixels = torch.randn(rows, *shape, generator=generator)
         return Batch({"pixel_values": pixels}).to(self.device, self.dtype)
 
-    def ids(self, rows: int, length: int, generator: torch.Generator) -> torch.Tensor:
+    def ids(
+        self, rows: int, length: int, generator: torch.Generator, vocabulary: int | None = None
+    ) -> torch.Tensor:
         """Random ids (rows, length) on the CPU, without ids that have a special meaning.
 
         A text of a classifier ends with the end id where there is one: models pool there.
         """
-        special = special_ids(self.config) | {self.pad_id}
-        allowed = torch.tensor([i for i in range(self.vocab_size) if i not in special])
+        size = vocabulary or self.vocab_size
+        special = special_ids(self.config) | {self.pad_id} | self.facts.compared
+        allowed = torch.tensor([i for i in range(size) if i not in special])
         if not len(allowed):
-            allowed = torch.arange(self.vocab_size)
+            allowed = torch.arange(size)
         picks = torch.randint(len(allowed), (rows, length), generator=generator)
         ids = allowed[picks]
         if self.end_id is not None and self.ends:
@@ -248,24 +304,25 @@ class Subject:
 
     def __call__(self, batch: Batch, **extra: Any) -> Output:
         """Call the model on a batch; ``extra`` is handed to forward by role."""
-        output = read_output(self.call(batch, extra))
-        if self.facts.time_major and output.logits.dim() == 3:
-            return replace(output, logits=output.logits.transpose(0, 1))
-        return output
+        facts = self.facts
+        output = read_output(self.call(batch, extra), column=facts.layout == "column")
+        if facts.layout == "rows":
+            return output
+        following = batch.inputs.get("decoder_input_ids", batch.main)
+        length = following.shape[1]
+        return replace(output, logits=arrange(output.logits, facts.layout, batch.rows, length))
 
     # How it is done...
 
-    def call(self, batch: Batch, extra: dict[str, Any], *, time_major: bool | None = None) -> Any:
+    def call(self, batch: Batch, extra: dict[str, Any]) -> Any:
         """What the model returns, unread."""
-        if time_major is None:
-            time_major = self.facts.time_major
         signature = self.signature
         if signature.takes("use_cache"):
             extra = {"use_cache": False, **extra}
         if "start" in signature.required:
             extra = {"start": 0, **extra}
         given = {**batch.inputs, **extra}
-        if time_major:
+        if self.time_major:
             given = {
                 role: t.T if role.endswith("input_ids") or role == "labels" else t
                 for role, t in given.items()
@@ -313,7 +370,7 @@ class Subject:
         keep = torch.ones_like(ids)
         needed: dict[str, torch.Tensor] = {
             "attention_mask": keep,
-            "mask": keep,
+            "mask": keep.bool(),
             "padding_mask": torch.zeros_like(ids, dtype=torch.bool),
             "position_ids": torch.arange(length).expand(rows, length),
             "token_type_ids": torch.zeros_like(ids),

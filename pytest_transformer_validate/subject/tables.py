@@ -14,30 +14,38 @@ from torch.utils._python_dispatch import TorchDispatchMode
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+_aten = torch.ops.aten
+# Operation -> places of the table and of the index among its arguments.
 _LOOKUPS = {
-    torch.ops.aten.embedding.default: (0, 1),
-    torch.ops.aten.index_select.default: (0, 2),
+    _aten.embedding.default: (0, 1),
+    _aten.index_select.default: (0, 2),
+    _aten._embedding_bag.default: (0, 1),
+    _aten._embedding_bag_forward_only.default: (0, 1),
 }
-_SLICE = torch.ops.aten.slice.Tensor
-_INDEX = torch.ops.aten.index.Tensor
+_COMPARISONS = {_aten.eq.Scalar, _aten.ne.Scalar}
 # What a one-hot encoding is made of.
-_SCATTERS = {torch.ops.aten.scatter.value, torch.ops.aten.scatter_.value}
+_SCATTERS = {_aten.scatter.value, _aten.scatter_.value}
+# Tokens that a model may put in front of, or behind, those that it is given.
+_ADDED = 8
 
 
 class TableReader(TorchDispatchMode):
-    """Records lookups by ``ids`` (B, T) and by positions while a model runs.
+    """Records lookups by ids, (B, T) for each role, and by positions while a model runs.
 
-    ``vocabulary`` is the number of rows of the smallest table that the ids index directly, and
-    ``limits`` the lengths that tables read by consecutive positions allow; ``None`` and empty
-    where nothing of the kind was seen.
+    ``vocabulary`` is, by role, the number of rows of the smallest table that the ids index;
+    ``limits`` are the lengths that the model's tables read by consecutive positions allow;
+    ``compared`` the numbers that ids are compared with.
     """
 
-    def __init__(self, model: torch.nn.Module, ids: torch.Tensor | None, length: int) -> None:
+    def __init__(
+        self, model: torch.nn.Module, ids: Mapping[str, torch.Tensor], length: int
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.ids = ids
         self.length = length
-        self.vocabulary: int | None = None
+        self.vocabulary: dict[str, int] = {}
         self.limits: list[int] = []
+        self.compared: set[int] = set()
         self._own = _storages(model)
 
     def __torch_dispatch__(
@@ -50,26 +58,40 @@ class TableReader(TorchDispatchMode):
         if func in _LOOKUPS:
             table, index = (args[i] for i in _LOOKUPS[func])
             self._lookup(table, index)
-        elif func in _SCATTERS and self.ids is not None and _same_values(args[2], self.ids):
-            self._found(args[0].shape[args[1]])
-        elif func is _INDEX and len(args[1]) == 1 and args[1][0] is not None:
+        elif func is _aten.index.Tensor and len(args[1]) == 1 and args[1][0] is not None:
             self._lookup(args[0], args[1][0])
-        elif func is _SLICE and isinstance(args[0], torch.Tensor):
+        elif func in _SCATTERS:
+            self._found(args[2], args[0].shape[args[1]])
+        elif func in _COMPARISONS:
+            if self._role(args[0]) is not None:
+                self.compared.add(int(args[1]))
+        elif func is _aten.slice.Tensor and isinstance(args[0], torch.Tensor):
             self._sliced(args[0], *args[1:])
         return func(*args, **(kwargs or {}))
 
     def _lookup(self, table: torch.Tensor, index: torch.Tensor) -> None:
         if not isinstance(index, torch.Tensor) or index.dtype not in (torch.int64, torch.int32):
             return
-        if self.ids is not None and _same_values(index, self.ids):
-            self._found(table.shape[0])
+        if self._found(index, table.shape[0]) or not self._owns(table):
             return
-        first = _consecutive(index, self.length)
-        if first is not None and table.shape[0] > 1:
-            self.limits.append(table.shape[0] - first)
+        run = _consecutive(index, self.length)
+        if run is not None and table.shape[0] > 1:
+            first, added = run
+            self.limits.append(table.shape[0] - first - added)
 
-    def _found(self, rows: int) -> None:
-        self.vocabulary = rows if self.vocabulary is None else min(rows, self.vocabulary)
+    def _found(self, index: torch.Tensor, rows: int) -> bool:
+        """Note the vocabulary where ``index`` holds the ids of a role."""
+        role = self._role(index)
+        if role is None:
+            return False
+        self.vocabulary[role] = min(rows, self.vocabulary.get(role, rows))
+        return True
+
+    def _role(self, index: torch.Tensor) -> str | None:
+        return next((role for role, ids in self.ids.items() if _holds(index, ids)), None)
+
+    def _owns(self, table: torch.Tensor) -> bool:
+        return table.untyped_storage().data_ptr() in self._own
 
     def _sliced(
         self,
@@ -79,15 +101,12 @@ class TableReader(TorchDispatchMode):
         end: int | None = None,
         step: int = 1,
     ) -> None:
-        begin, rows = start or 0, table.shape[dim]
-        if (
-            step == 1
-            and end is not None
-            and end - begin == self.length
-            and rows > self.length
-            and table.untyped_storage().data_ptr() in self._own
-        ):
-            self.limits.append(rows - begin)
+        rows = table.shape[dim]
+        behind = start is not None and start < 0
+        begin = max(0, rows + start) if behind and start is not None else start or 0
+        stop = rows if end is None or end > rows else end
+        if step == 1 and stop - begin == self.length < rows and self._owns(table):
+            self.limits.append(rows if behind else rows - begin)
 
 
 def _storages(model: torch.nn.Module) -> set[int]:
@@ -97,23 +116,36 @@ def _storages(model: torch.nn.Module) -> set[int]:
     return {t.untyped_storage().data_ptr() for t in owned if not t.is_meta and t.numel()}
 
 
-def _same_values(index: torch.Tensor, ids: torch.Tensor) -> bool:
-    if index.numel() != ids.numel():
+def _holds(index: torch.Tensor, ids: torch.Tensor) -> bool:
+    """Whether ``index`` is the ids (B, T), transposed or flattened, or holds them with some
+    tokens in front or behind, or all but the last."""
+    if not isinstance(index, torch.Tensor) or index.is_floating_point():
         return False
-    if index.shape == ids.T.shape and index.shape != ids.shape:
-        index = index.T
-    return bool((index.reshape(-1) == ids.reshape(-1)).all())
+    if index.numel() == ids.numel():
+        turned = index.shape == ids.T.shape and index.shape != ids.shape
+        same = index.T if turned else index
+        if bool((same.reshape(-1) == ids.reshape(-1)).all()):
+            return True
+    if index.dim() != 2 or index.shape[0] != ids.shape[0] or ids.shape[1] < 3:
+        return False
+    part = ids[:, :-1]
+    spare = index.shape[1] - part.shape[1]
+    places = range(min(spare, _ADDED) + 1) if spare >= 0 else range(0)
+    return any(bool((index[:, p : p + part.shape[1]] == part).all()) for p in places)
 
 
-def _consecutive(index: torch.Tensor, length: int) -> int | None:
-    """The first of ``length`` consecutive numbers along the last axis, else ``None``.
+def _consecutive(index: torch.Tensor, length: int) -> tuple[int, int] | None:
+    """The first of ``length`` consecutive numbers along the last axis, the same in every row, and
+    how many more the run has; ``None`` where there is no such run.
 
-    Padding to a multiple may follow them.
+    A few tokens put in front make the run longer; padding to a multiple may follow it.
     """
     if index.dim() == 0 or index.shape[-1] < length or index.numel() == 0:
         return None
-    rows = index.reshape(-1, index.shape[-1])[:, :length]
-    run = rows[0, 0] + torch.arange(length, device=rows.device)
-    if bool((rows == run).all()):
-        return int(rows[0, 0])
+    rows = index.reshape(-1, index.shape[-1])
+    added = rows.shape[1] - length
+    for size in dict.fromkeys((rows.shape[1] if added <= _ADDED else length, length)):
+        run = rows[0, 0] + torch.arange(size, device=rows.device)
+        if bool((rows[:, :size] == run).all()):
+            return int(rows[0, 0]), size - length
     return None

@@ -21,7 +21,7 @@ def probe_of(model: nn.Module) -> Probe:
 )
 def test_both_oracles_see_the_triangle(model):
     probe = probe_of(model())
-    swaps = probe.position_swaps("none", "every")
+    swaps = probe.position_swaps(probe.swap_plans()[0])
     singles = [row for row, suffix in enumerate(swaps.suffix) if not suffix]
     reached = swaps.effect[singles] > 0
     for row in singles:
@@ -46,14 +46,14 @@ def test_a_choice_over_the_sequence_is_seen_by_swaps_only():
     probe = probe_of(Gated())
     matrix = probe.position_gradients()
     assert float(matrix.triu(1).max()) == 0.0
-    swaps = probe.position_swaps("none", "every")
+    swaps = probe.position_swaps(probe.swap_plans()[0])
     assert any(float(swaps.effect[r, :s].max()) > 0 for r, s in enumerate(swaps.start))
 
 
 @pytest.mark.parametrize("model", [models.Decoder, models.Translator, models.Patches])
 def test_rows_stand_alone(model):
     probe = probe_of(model())
-    swaps = probe.row_swaps()
+    swaps = probe.row_swaps("every")
     assert swaps.effect == [0.0, 0.0]
     assert swaps.own_effect > 0
     matrix = probe.row_gradients()
@@ -68,7 +68,7 @@ def test_a_leak_is_located():
     model = models.Decoder()
     model.blocks[1] = Leaks()
     probe = probe_of(model)
-    swaps = probe.position_swaps("none", "every")
+    swaps = probe.position_swaps(probe.swap_plans()[0])
     assert probe.locate_position(swaps, 4) == ("blocks.1", (1, 2, 3, 4, 5))
 
 
@@ -80,7 +80,7 @@ def test_mixed_rows_are_located():
     model = models.Decoder()
     model.blocks[0].attention = Mixes(32, 4)
     probe = probe_of(model)
-    assert probe.locate_row(probe.row_swaps(), 0) == "blocks.0.attention"
+    assert probe.locate_row(probe.row_swaps("every"), 0) == "blocks.0.attention"
     assert probe.locate_row_gradient(0, 1) == "blocks.0.attention"
 
 

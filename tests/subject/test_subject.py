@@ -19,7 +19,7 @@ from tests.models import VOCAB
         (models.Lecture, "causal_lm (assumed; declare with --tb-task)", VOCAB, 48),
         (models.OneHot, "causal_lm (assumed; declare with --tb-task)", VOCAB, 40),
         (models.Indexed, "causal_lm (assumed; declare with --tb-task)", VOCAB, 40),
-        (models.TimeMajor, "causal_lm (assumed; declare with --tb-task)", VOCAB, None),
+        (models.TimeMajor, "causal_lm (assumed; declare with --tb-task)", VOCAB, 64),
         (models.Translator, "seq2seq (found: tgt)", VOCAB, 50),
     ],
 )
@@ -127,3 +127,79 @@ def test_a_result_without_logits_is_a_subject_error():
 
     with pytest.raises(SubjectError, match="it returned NoneType"):
         _ = Subject(Nothing()).facts
+
+
+class Flat(models.Decoder):
+    def forward(self, input_ids):
+        return super().forward(input_ids).view(-1, VOCAB)
+
+
+class Channels(models.Decoder):
+    def forward(self, input_ids):
+        return super().forward(input_ids).transpose(1, 2)
+
+
+class Discriminator(models.Decoder):
+    def forward(self, input_ids):
+        return super().forward(input_ids)[..., 0]
+
+
+class Reward(models.Decoder):
+    def forward(self, input_ids):
+        return super().forward(input_ids)[:, -1, 0].sigmoid()
+
+
+LAYOUTS = {
+    "flat": (Flat, None, (3, 5, VOCAB)),
+    "channels": (Channels, None, (3, 5, VOCAB)),
+    "scores": (Discriminator, None, (3, 5, 1)),
+    "column": (Reward, "classification", (3, 1)),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_outputs_are_read_batch_first_whatever_their_layout(layout):
+    model, task, shape = LAYOUTS[layout]
+    subject = Subject(model().eval(), task=task)
+    assert subject.facts.layout == layout
+    assert subject(subject.batch(3, 5)).logits.shape == shape
+
+
+class Targets(models.Decoder):
+    """Labels are required; nothing but a loss reads them."""
+
+    def forward(self, x, y):
+        logits = super().forward(x)
+        return logits, torch.nn.functional.cross_entropy(logits.flatten(0, 1), y.flatten())
+
+
+def test_a_required_target_that_no_table_reads_is_labels():
+    subject = Subject(Targets())
+    assert subject.task.task_type == "causal_lm"
+    assert subject.signature.names == {"input_ids": "x", "labels": "y"}
+    assert subject(subject.batch(3, 5)).logits.shape == (3, 5, VOCAB)
+
+
+def test_a_second_vocabulary():
+    class Small(models.Translator):
+        def __init__(self) -> None:
+            super().__init__()
+            self.target = nn.Embedding(20, 32)
+
+    subject = Subject(Small())
+    assert (subject.vocab_size, subject.target_vocab_size) == (VOCAB, 20)
+    assert int(subject.batch(9, 9)["decoder_input_ids"].max()) < 20
+
+
+def test_a_model_too_short_for_the_first_look():
+    assert Subject(models.Decoder(length=4)).max_length == 4
+
+
+def test_a_declared_batch_size_is_never_exceeded():
+    class Few(models.Decoder):
+        def forward(self, input_ids):
+            assert len(input_ids) <= 2
+            return super().forward(input_ids)
+
+    subject = Subject(Few(), {"max_batch_size": 2})
+    assert subject.sizes[0] == 2

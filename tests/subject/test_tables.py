@@ -13,7 +13,7 @@ def read(forward, **attributes) -> TableReader:
     model = nn.Module()
     for name, value in attributes.items():
         setattr(model, name, value)
-    with torch.no_grad(), TableReader(model, IDS, 5) as reader:
+    with torch.no_grad(), TableReader(model, {"input_ids": IDS}, 5) as reader:
         forward(model)
     return reader
 
@@ -24,13 +24,16 @@ TABLES = {
     "indexing": lambda m: m.table.weight[IDS],
     "index_select": lambda m: m.table.weight.index_select(0, IDS.flatten()),
     "time_major": lambda m: m.table(IDS.T),
+    "bag": lambda m: nn.functional.embedding_bag(IDS, m.table.weight),
+    "prefixed": lambda m: m.table(nn.functional.pad(IDS, (1, 0), value=7)),
+    "shifted": lambda m: m.table(nn.functional.pad(IDS[:, :-1], (1, 0), value=7)),
     "one_hot": lambda m: nn.functional.one_hot(IDS, 13),
 }
 
 
 @pytest.mark.parametrize("how", TABLES)
 def test_the_table_that_ids_index_gives_the_vocabulary(how):
-    assert read(TABLES[how], table=nn.Embedding(13, 4)).vocabulary == 13
+    assert read(TABLES[how], table=nn.Embedding(13, 4)).vocabulary == {"input_ids": 13}
 
 
 LIMITS = {
@@ -41,6 +44,8 @@ LIMITS = {
     "sliced_behind": (lambda m: m.positions.weight[2:7], 18),
     "buffer": (lambda m: m.mask[:, :, :5, :5], 16),
     "plain_attribute": (lambda m: m.cache[0][:5], 17),
+    "behind_a_prefix": (lambda m: m.positions(torch.arange(7)), 18),
+    "from_the_end": (lambda m: m.cache[0][-5:], 17),
     "padded_to_a_multiple": (lambda m: m.positions(torch.tensor([2, 3, 4, 5, 6, 1, 1, 1])), 18),
 }
 
@@ -54,7 +59,21 @@ def test_tables_read_by_position_bound_the_length(how):
         mask=nn.Buffer(torch.ones(1, 1, 16, 16)),
         cache=torch.ones(1, 17, 4),
     )
-    assert (min(reader.limits), reader.vocabulary) == (limit, None)
+    assert (min(reader.limits), reader.vocabulary) == (limit, {})
+
+
+def test_routed_tokens_are_no_positions():
+    assert read(lambda m: torch.ones(20, 4)[torch.arange(5)]).limits == []
+
+
+def test_relative_positions_bound_nothing():
+    places = torch.arange(5)
+    relative = places[None] - places[:, None] + 4
+    assert read(lambda m: m.bias(relative), bias=nn.Embedding(9, 2)).limits == []
+
+
+def test_ids_that_the_forward_knows():
+    assert read(lambda m: (IDS == 4) | (IDS != 9) | (torch.arange(5) == 3)).compared == {4, 9}
 
 
 def test_what_is_computed_in_the_forward_bounds_nothing():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pytest_transformer_validate.checks.registry import check
+from pytest_transformer_validate.checks.tier1.causality import require_repeatable
 from pytest_transformer_validate.errors import CheckFailed
 from pytest_transformer_validate.measures.dependency import (
     BatchIndependence,
@@ -29,15 +30,12 @@ def batch_independence(probe: Probe, *, factor: float = 16.0) -> BatchIndependen
     movement is exactly 0; ``factor`` u are allowed.
     """
     notes: list[str] = []
-    measured = _judge_swaps(probe, False, factor, notes)
-    subject = probe.subject
-    if subject.signature.takes("attention_mask") and not subject.vision and subject.sizes[1] > 4:
-        _judge_swaps(probe, True, factor, notes)
-    return _judge_gradient(probe, measured, factor, notes)
+    results = [_judge_swaps(probe, plan, factor, notes) for plan in probe.row_plans()]
+    return _judge_gradient(probe, results[0], factor, notes)
 
 
-def _judge_swaps(probe: Probe, padded: bool, factor: float, notes: list[str]) -> BatchIndependence:
-    swaps = probe.row_swaps(padded)
+def _judge_swaps(probe: Probe, plan: str, factor: float, notes: list[str]) -> BatchIndependence:
+    swaps = probe.row_swaps(plan)
     limit = same_shape_limit(swaps.reference, factor)
     value, index = worst_row(swaps)
     measured = BatchIndependence(
@@ -48,14 +46,14 @@ def _judge_swaps(probe: Probe, padded: bool, factor: float, notes: list[str]) ->
         own_effect=swaps.own_effect,
     )
     if not value <= limit.value:
+        require_repeatable(probe, swaps, limit.value)
         verdict = settle(
-            value, limit, lambda: probe.repeated(lambda p: worst_row(p.row_swaps(padded))[0])
+            value, limit, lambda: probe.repeated(lambda p: worst_row(p.row_swaps(plan))[0])
         )
         notes.extend(verdict.notes)
         if verdict.exceeded:
             where = probe.locate_row(swaps, index)
-            what = "were replaced and padded differently" if padded else "were replaced"
-            text = _text(measured, swaps, index, where, what, notes)
+            text = _text(measured, swaps, index, where, notes)
             raise CheckFailed(text, measured, where=where)
     return measured
 
@@ -85,11 +83,23 @@ def _judge_gradient(
             f"the gradient of row {row} at the input of row {source} is {value:.2g} "
             f"(limit {limit:.2g} = {factor:g} u), of at most {float(matrix.max()):.2g}\n"
             f"first module to differ: {where or 'none stands out'}\n"
-            f"likely: {_likely()}",
+            f"likely: {_MIXED}",
             result,
             where=where,
         )
     return result
+
+
+_WHAT = {
+    "padded": "the other rows were replaced and padded differently",
+    "noised": "the other rows were replaced (all parameters moved at random)",
+    "rolled": "all rows took the place of the next one",
+}
+_LIKELY = {
+    "padded": "one row's mask is used for all (mask[:1], a cached mask), a total over all masks, "
+    "or repeat where repeat_interleave is meant",
+    "rolled": "something is looked up or computed by the number of the row",
+}
 
 
 def _text(
@@ -97,27 +107,23 @@ def _text(
     swaps: RowSwaps,
     index: int,
     where: str | None,
-    what: str,
     notes: list[str],
 ) -> str:
+    what = _WHAT.get(swaps.condition, "the other rows were replaced")
     return "\n".join(
         [
             RULE,
             f"row {swaps.kept[index]} of {measured.rows} moved by {measured.value:.2g} "
-            f"(limit {measured.limit}) when the other rows {what}",
+            f"(limit {measured.limit}) when {what}",
             f"first module to differ: {where or 'none stands out'}",
-            f"likely: {_likely_mask() if 'padded' in what else _likely()}",
+            f"likely: {_LIKELY.get(swaps.condition, _MIXED)}",
             *notes,
         ]
     )
 
 
-def _likely_mask() -> str:
-    return "one row's mask is used for every row (mask[:1], mask[0], or a mask that was cached)"
-
-
-def _likely() -> str:
-    return (
-        "a view or reshape that exchanges the batch axis with another one, batch_first=False in "
-        "nn.MultiheadAttention, or a mean, softmax or norm over axis 0"
-    )
+_MIXED = (
+    "a view or reshape that exchanges the batch axis with another one, batch_first=False in "
+    "nn.MultiheadAttention, a mean, softmax or norm over axis 0, or a capacity or total that all "
+    "rows share"
+)

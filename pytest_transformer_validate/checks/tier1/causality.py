@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pytest_transformer_validate.checks.registry import check
-from pytest_transformer_validate.errors import CheckFailed, NotApplicable
+from pytest_transformer_validate.errors import Blocked, CheckFailed, NotApplicable
 from pytest_transformer_validate.measures.dependency import (
     Causality,
     Leak,
@@ -20,10 +20,16 @@ from pytest_transformer_validate.measures.tolerance import (
 
 if TYPE_CHECKING:
     from pytest_transformer_validate.measures.measurement import Limit
-    from pytest_transformer_validate.probe.dependency import Swaps
+    from pytest_transformer_validate.probe.dependency import Plan, RowSwaps, Swaps
     from pytest_transformer_validate.probe.probe import Probe
 
 RULE = "logits of a causal LM must not change when a later token changes"
+_LIKELY = {
+    "masked": "the causal mask is dropped, or overwritten, when an attention mask is given",
+    "special": "the mask that separates texts or hides padding replaces the causal one",
+    "training": "the causal mask is applied in eval mode only",
+    "long": "the mask (or a chunk, or a window) is right for short texts only",
+}
 WAY_OUT = 'an encoder? declare it: --tb-task=masked_lm, or "task" in config.json'
 
 
@@ -31,31 +37,28 @@ WAY_OUT = 'an encoder? declare it: --tb-task=masked_lm, or "task" in config.json
 def causality(probe: Probe, *, factor: float = 16.0) -> Causality:
     """The output at a position depends on no later token.
 
-    Every token of a short text is replaced in turn, and whole suffixes, with and without an
-    explicit attention mask, then some tokens of a text of full length; and the gradient of every
-    output at every token vector is read in one backward. Shapes are the same throughout, so the
-    expected movement is exactly 0; ``factor`` u are allowed.
+    Every token of a short text is replaced in turn, and whole suffixes: as it is, with an
+    explicit attention mask, in a text with special ids, with every parameter moved at random (a
+    gate that starts at zero hides what is behind it), in training mode, and some tokens of a text
+    of full length; and the gradient of every output at every token vector is read in one
+    backward. Shapes are the same throughout, so the expected movement is exactly 0; ``factor`` u
+    are allowed.
     """
+    if probe.subject.task.task_type == "seq2seq" and not probe.subject.decodes:
+        raise NotApplicable("forward takes no decoder input whose tokens could be replaced")
     if probe.subject.sizes[1] < 2:
         raise NotApplicable("the longest text is one token")
     notes: list[str] = []
-    measured = None
-    for mask, which in probe.swap_plans():
-        swaps = probe.position_swaps(mask, which)
-        result = _judge_swaps(probe, swaps, (mask, which), factor, notes)
-        measured = measured or result
-    assert measured is not None
-    if measured.context == 0:
-        with probe.noised():
-            swaps = probe.position_swaps("none", "noised")
-            _judge_swaps(probe, swaps, ("none", "noised"), factor, notes)
-        notes.append("judged with every parameter moved: as loaded, no token reaches a later one")
-    return _judge_gradient(probe, measured, factor, notes)
+    plans = probe.swap_plans()
+    results = [_judge_swaps(probe, plan, factor, notes) for plan in plans]
+    by_name = {plan.name: result for plan, result in zip(plans, results, strict=True)}
+    if by_name["every"].context == 0 and by_name["noised"].context > 0:
+        notes.append("as loaded, no token reaches a later one; with moved parameters it does")
+    return _judge_gradient(probe, results[0], factor, notes)
 
 
-def _judge_swaps(
-    probe: Probe, swaps: Swaps, plan: tuple[str, str], factor: float, notes: list[str]
-) -> Causality:
+def _judge_swaps(probe: Probe, plan: Plan, factor: float, notes: list[str]) -> Causality:
+    swaps = probe.position_swaps(plan)
     limit = same_shape_limit(swaps.reference, factor)
     leak = worst_leak(swaps, limit.value)
     measured = Causality(
@@ -75,18 +78,29 @@ def _judge_swaps(
     if alone <= limit.value:
         notes.append("earlier outputs move only when other rows change: see batch_independence")
         return measured
+    require_repeatable(probe, swaps, limit.value)
 
     def again(other: Probe) -> float:
-        return worst_leak(other.position_swaps(*plan), 0).value
+        return worst_leak(other.position_swaps(plan), 0).value
 
     verdict = settle(alone, limit, lambda: probe.repeated(again))
     notes.extend(verdict.notes)
     if verdict.exceeded:
         where, ahead = probe.locate_position(swaps, _telling(swaps, leak, limit))
-        likely = _likely(leak, ahead or leak.ahead, swaps, plan)
+        likely = _likely(probe, leak, ahead or leak.ahead, swaps)
         text = _swap_text(measured, limit, leak, swaps, where, likely, notes)
         raise CheckFailed(text, measured, where=where)
     return measured
+
+
+def require_repeatable(probe: Probe, swaps: Swaps | RowSwaps, limit: float) -> None:
+    """Raise Blocked where the very same batch gives other logits the second time."""
+    moved = probe.repeats(swaps)
+    if moved > limit:
+        raise Blocked(
+            f"the same batch twice gives logits that differ by {moved:.2g} in eval mode: the "
+            "model draws random numbers or keeps something from one call for the next"
+        )
 
 
 def _judge_gradient(
@@ -124,6 +138,7 @@ def _swap_text(
     likely: str,
     notes: list[str],
 ) -> str:
+    under = {"training": " in training mode", "noised": " (all parameters moved at random)"}
     what = f"token {leak.replaced} of {measured.length} was"
     if swaps.suffix[leak.experiment] and leak.replaced < measured.length - 1:
         what = f"tokens {leak.replaced} to {measured.length - 1} of {measured.length} were"
@@ -132,7 +147,7 @@ def _swap_text(
         [
             RULE,
             f"position {leak.position} moved by {leak.value:.2g} (limit {limit}) when {what} "
-            f"replaced{reach}",
+            f"replaced{under.get(swaps.condition, '')}{reach}",
             f"first module to differ: {where or 'none stands out'}",
             f"likely: {likely}",
             *notes,
@@ -163,25 +178,35 @@ def _telling(swaps: Swaps, leak: Leak, limit: Limit) -> int:
     return singles[-1] if singles else leak.experiment
 
 
-def _likely(leak: Leak, ahead: tuple[int, ...], swaps: Swaps, plan: tuple[str, str]) -> str:
+def _likely(probe: Probe, leak: Leak, ahead: tuple[int, ...], swaps: Swaps) -> str:
     """The usual mistake behind a pattern of forbidden dependencies.
 
     ``ahead`` are the distances over which the first module to differ looks ahead.
     """
-    mask, which = plan
     length = swaps.reference.shape[1]
-    if mask == "ones":
-        return "the causal mask is dropped, or overwritten, when an attention mask is given"
-    if which == "long":
-        return "the mask (or a chunk, or a window) is right for short texts only"
-    if not leak.ahead:
+    known = _LIKELY.get(swaps.condition)
+    if known is not None:
+        return known
+    if not ahead or not _in_gradient(probe):
         return "a choice (routing, top-k, argmax) is made over the whole sequence"
-    if ahead == (1,):
+    if ahead == (1,) and leak.looking > 1:
         return "the mask is shifted by one (diagonal=2 instead of 1), or inputs are not shifted"
     if ahead[-1] <= length // 2:
-        return "a convolution or window that reaches to both sides"
+        return "a convolution or window that reaches to both sides (padding='same')"
     if leak.value < 1e-2 * context_effect(swaps):
-        return "a statistic over the whole sequence (mean, maximum, norm) enters every position"
+        return (
+            "a statistic over the whole sequence (mean, maximum, norm) enters every position, or "
+            "the mask adds too small a number"
+        )
     if leak.looking < length - 1:
         return "some rows of the mask are open: built for another length, or filled the wrong way"
     return "no causal mask is applied in at least one layer or head, or it is added after softmax"
+
+
+def _in_gradient(probe: Probe) -> bool:
+    """Whether the gradient sees any leak; yes where it cannot be read."""
+    try:
+        matrix = probe.position_gradients()
+    except Exception:  # noqa: BLE001 - a model need not support a backward in eval mode
+        return True
+    return matrix is None or upper_leak(matrix)[0] > 0

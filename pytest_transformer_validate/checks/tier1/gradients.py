@@ -49,6 +49,14 @@ def gradient_flow(probe: Probe, *, floor: float = 1e-7, ceiling: float = 1e6) ->
             _measure(probe, found, {}, set()),
             where=_where(probe, found, set(found.not_finite), last=True),
         )
+    if found.unregistered:
+        raise CheckFailed(
+            f"{RULE}\n"
+            f"{found.unregistered} parameters get a gradient and are not in model.parameters(): "
+            "no optimizer, checkpoint or .to() will reach them\n"
+            "likely: layers in a plain list or dict (use nn.ModuleList, nn.ModuleDict)",
+            _measure(probe, found, {}, set()),
+        )
     suspects, alive = without_gradient(found, floor), found
     if suspects:
         alive = probe.gradients(noised=True)

@@ -20,20 +20,29 @@ CASES = ("single_token", "coprime", "typical", "full_length", "full_batch")
 @check(tier=1, cases=CASES)
 def shape_robustness(probe: Probe, case: str) -> ShapeOf:
     """The logits have one row a text, one position a token, and the same width at every shape."""
-    shape = _run(probe, case)
-    expected = _expected(probe, shape)
+    shapes = _run(probe, case)
+    bad = next((s for s in shapes if s.logits != _expected(probe, s) or not s.finite), None)
+    shape = bad or shapes[-1]
     measured = ShapeOf(
-        rows=shape.rows, length=shape.length, logits=shape.logits, expected=expected
+        rows=shape.rows, length=shape.length, logits=shape.logits, expected=_expected(probe, shape)
     )
-    if shape.logits != expected:
-        where = probe.first_misshapen(case)
-        raise CheckFailed(_text(probe, shape, expected, where), measured, where=where)
-    return measured
+    if bad is None:
+        return measured
+    if shape.logits == measured.expected:
+        raise CheckFailed(
+            f"{RULE}, and be numbers\n"
+            f"{_given(probe, shape)} gave NaN\n"
+            "likely: a spread over one element, a division by zero, or an exponent that overflows "
+            "at this length",
+            measured,
+        )
+    where = probe.first_misshapen(shape)
+    raise CheckFailed(_text(probe, measured, shape, where), measured, where=where)
 
 
-def _run(probe: Probe, case: str) -> Shape:
+def _run(probe: Probe, case: str) -> list[Shape]:
     try:
-        return probe.shape_of(case)
+        return probe.shapes_of(case)
     except (NotApplicable, TaskError):
         raise
     except SubjectError as error:
@@ -41,6 +50,13 @@ def _run(probe: Probe, case: str) -> Shape:
         text = f"{RULE}\n{case}: {error}\nlikely: {_SQUEEZE}"
         raise CheckFailed(text, where=where) from error
     except Exception as error:
+        if case == "full_length" and probe.subject.max_length is None:
+            raise CheckFailed(
+                f"{RULE}, at any length where no limit is declared\n"
+                f"{type(error).__name__} at 63 or 64 tokens: {error}\n"
+                'a shorter limit? declare it: "max_seq_len" in config.json',
+                where=probe.where_raised(error),
+            ) from error
         if case == "single_token" and probe.shortens():
             raise NotApplicable(
                 "the model pools its sequence to a shorter one, and cannot pool a single token: "
@@ -53,20 +69,25 @@ def _expected(probe: Probe, shape: Shape) -> tuple[int, ...]:
     facts = probe.subject.facts
     if facts.fixed_length is not None:
         return (shape.rows, facts.fixed_length, facts.width)
-    if facts.rank != 3 or probe.subject.vision:
-        return (shape.rows, *probe.shape_of("coprime").logits[1:])
-    return (shape.rows, shape.length, facts.width)
+    if facts.rank < 3 or probe.subject.vision:
+        return (shape.rows, *probe.shapes_of("coprime")[0].logits[1:])
+    return (shape.rows, shape.length, *facts.rest)
 
 
-def _text(probe: Probe, shape: Shape, expected: tuple[int, ...], where: str | None) -> str:
-    vision = probe.subject.vision
-    given = f"{shape.rows} images" if vision else f"{shape.rows} x {shape.length} ids"
+def _given(probe: Probe, shape: Shape) -> str:
+    if probe.subject.vision:
+        return f"{shape.rows} images"
+    behind = f" behind {shape.source} source ids" if probe.subject.decodes and shape.source else ""
+    return f"{shape.rows} x {shape.length} ids{behind}"
+
+
+def _text(probe: Probe, measured: ShapeOf, shape: Shape, where: str | None) -> str:
     return "\n".join(
         [
             RULE,
-            f"{given} gave logits {shape.logits}, expected {expected}",
+            f"{_given(probe, shape)} gave logits {shape.logits}, expected {measured.expected}",
             f"first module with another shape than at other sizes: {where}",
-            f"likely: {_likely(shape, expected)}",
+            f"likely: {_likely(shape, measured.expected)}",
         ]
     )
 

@@ -87,7 +87,7 @@ def _collapsed(probe: Probe, measured: Stability, floor: float) -> list[str]:
     positions = measured.between_positions
     if probe.subject.task.per_token and positions is not None and positions <= floor:
         found.append("the logits are the same at every position")
-    if measured.between_outputs <= floor:
+    if measured.between_outputs is not None and measured.between_outputs <= floor:
         found.append("the logits are the same for every output")
     return found
 
@@ -118,7 +118,7 @@ def _blind(what: str, measured: Stability, where: str | None) -> str:
             "logits must depend on the input",
             f"{what}, also after every parameter was moved at random",
             f"largest difference: {measured.between_inputs:.2g} between inputs, "
-            f"{measured.between_outputs:.2g} between outputs (relative to the largest logit)",
+            f"{measured.between_outputs or 0:.2g} between outputs (relative to the largest logit)",
             f"first module whose output no longer depends on it: {where or 'none stands out'}",
             "likely: a normalisation or softmax over an axis of size one, a mean over the batch "
             "or the positions, or a head that ignores its input",
