@@ -33,8 +33,8 @@ class Plan:
 
     ``name`` is ``every`` (token of a short text), ``masked`` (with an explicit mask that keeps
     everything), ``special`` (in a text that holds padding, end and other special ids),
-    ``noised`` (with every parameter moved at random), ``training`` (in training mode), or
-    ``long`` (some tokens of a long text, behind a short source where there is one).
+    ``noised`` (with every parameter moved at random), or ``long`` (some tokens of a long text,
+    behind a short source where there is one).
     """
 
     name: str
@@ -121,22 +121,24 @@ def repeats(probe: Probe, swaps: Swaps | RowSwaps) -> float:
     return float(_difference(swaps.reference, again).max())
 
 
-def position_gradients(probe: Probe, length: int) -> torch.Tensor | None:
+def position_gradients(probe: Probe, length: int, condition: str) -> torch.Tensor | None:
     """The dependency matrix (T, T): gradient of the output at k (row) at token s (column).
 
     One backward over copies of a text: copy k contributes its output at position k. There is one
     copy more than needed, so that B and T differ. ``None`` where no lookup by the ids is seen.
-    What a backward raises comes through.
+    What a backward raises comes through. ``condition`` may be ``training``.
     """
     role = _sequence(probe)
-    if length + 1 > probe.subject.most_rows:
-        return None
     batch = _copies(probe, length, length + 1)
-    with probe.running("position_gradients", grad=True) as subject:
+    with (
+        probe.under(condition),
+        probe.running("position_gradients", grad=True) as subject,
+    ):
         with TokenLookup(batch[role]) as lookup:
             logits = subject(batch).logits
         if not lookup:
             return None
+        logits = logits.flatten(2)
         weight = _projection(probe, logits.shape[-1]).to(logits)
         diagonal = logits.diagonal(dim1=0, dim2=1).T  # (T, V): copy k at position k
         torch.autograd.backward(_finite(diagonal).mul(weight).sum())
@@ -144,12 +146,15 @@ def position_gradients(probe: Probe, length: int) -> torch.Tensor | None:
     return matrix
 
 
-def single_gradient(probe: Probe, length: int, position: int) -> torch.Tensor:
+def single_gradient(probe: Probe, length: int, position: int, condition: str) -> torch.Tensor:
     """One row (T,) of ``position_gradients`` from a batch of one text."""
     batch = _copies(probe, length, 1)
-    with probe.running("position_gradients", grad=True) as subject:
+    with (
+        probe.under(condition),
+        probe.running("position_gradients", grad=True) as subject,
+    ):
         with TokenLookup(batch[_sequence(probe)]) as lookup:
-            logits = subject(batch).logits
+            logits = subject(batch).logits.flatten(2)
         weight = _projection(probe, logits.shape[-1]).to(logits)
         torch.autograd.backward(_finite(logits[0, position]).mul(weight).sum())
         matrix: torch.Tensor = lookup.gradient()
@@ -309,7 +314,7 @@ def _row_moved(rows: int, keep: int, place: int) -> Moved:
 def finite_logits(probe: Probe, batch: Batch, length: int | None = None) -> torch.Tensor:
     """The logits of a forward, in batches that the model takes; Blocked where they hold NaN, or
     are not (B, T, V) when ``length`` is given."""
-    most = probe.subject.most_rows
+    most = probe.subject.full_batch
     parts = [
         probe.forward(_rows(batch, start, start + most)).logits
         for start in range(0, batch.rows, most)
@@ -317,6 +322,8 @@ def finite_logits(probe: Probe, batch: Batch, length: int | None = None) -> torc
     logits = torch.cat(parts) if len(parts) > 1 else parts[0]
     if bool(logits.isnan().any()):
         raise Blocked("logits hold NaN: see output_stability")
+    if length is not None and logits.dim() > 3:
+        logits = logits.flatten(2)
     if length is not None and (logits.dim() != 3 or logits.shape[1] != length):
         shape = tuple(logits.shape)
         raise Blocked(f"logits are {shape} for {length} tokens: see shape_robustness")

@@ -150,8 +150,8 @@ def _case_shapes(probe: Probe, case: str) -> list[tuple[int, int, int | None]]:
     typical = 32 if subject.small else 16
     other = subject.other_sizes
     wanted: dict[str, list[tuple[int, int, int | None]]] = {
-        "single_token": [(1, 1, 1), (3, 1, 1)],
-        "coprime": [(rows, length, None), (*other, max(1, other[1] - 2)), (2, 2, 2)],
+        "single_token": [(1, 1, 1), (3, 1, 1), (2, 2, 2)],
+        "coprime": [(rows, length, None), (*other, max(1, other[1] - 2))],
         "typical": [(2, typical, None), (2, typical + 1, None)],
         "full_length": [*([(1, full - 1, full)] if full <= 1024 else []), (1, full, full)],
         "full_batch": [(subject.full_batch, min(16, full), None)],
@@ -174,7 +174,8 @@ def _straining(probe: Probe, rows: int, length: int) -> dict[str, Batch]:
     ids = base[role]
     repeated = ids[:, :1].expand_as(ids).clone()
     last = ids.clone()
-    last[:, : max(1, length // 2)] = subject.vocab_size - 1
+    size = subject.target_vocab_size if subject.decodes else subject.vocab_size
+    last[:, : max(1, length // 2)] = size - 1
     if subject.task.task_type == "classification":
         repeated[:, -1] = last[:, -1] = ids[0, -1]
     batches = {

@@ -107,7 +107,7 @@ def movement(probe: Probe, parameter: str) -> tuple[float, torch.Tensor]:
     they were."""
     batch = probe.batch(*probe.subject.sizes, "movement")
     before = probe.forward(batch).logits
-    tensor = probe.subject.model.get_parameter(parameter)
+    tensor = dict(probe.subject.model.named_parameters())[parameter]
     original = tensor.data
     generator = torch.Generator().manual_seed(probe.seed_for("movement", parameter))
     try:

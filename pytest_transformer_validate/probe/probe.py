@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import math
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
@@ -159,10 +160,7 @@ class Probe:
             plans.append(dependency.Plan("masked", short, every))
         if len(subject.text_ids) > 1 and short > 4:
             plans.append(dependency.Plan("special", short, every))
-        plans += [
-            dependency.Plan("noised", short, every),
-            dependency.Plan("training", short, every),
-        ]
+        plans.append(dependency.Plan("noised", short, every))
         affordable = min(1024, max(32, int(4e9 / subject.parameters)))
         longest = min(subject.max_length or 64, affordable)
         if longest > short:
@@ -182,13 +180,14 @@ class Probe:
         """See ``dependency.single_swap``."""
         return dependency.single_swap(self, swaps, row)
 
-    def position_gradients(self) -> torch.Tensor | None:
+    def position_gradients(self, condition: str) -> torch.Tensor | None:
         """See ``dependency.position_gradients``."""
-        return self.once(dependency.position_gradients, self.subject.sizes[1])
+        return self.once(dependency.position_gradients, self.subject.sizes[1], condition)
 
-    def single_gradient(self, position: int) -> torch.Tensor:
+    def single_gradient(self, position: int, condition: str) -> torch.Tensor:
         """See ``dependency.single_gradient``."""
-        return self.once(dependency.single_gradient, self.subject.sizes[1], position)
+        length = self.subject.sizes[1]
+        return self.once(dependency.single_gradient, length, position, condition)
 
     def row_plans(self) -> list[str]:
         """The ways in which rows are replaced: see ``dependency.row_swaps``."""
@@ -247,12 +246,16 @@ class Probe:
 
     def dimensions(self, parameter: str) -> int:
         """Number of axes of a parameter."""
-        return self.subject.model.get_parameter(parameter).dim()
+        return dict(self.subject.model.named_parameters())[parameter].dim()
 
     def is_list(self, module: str) -> bool:
         """Whether a module only holds others and has no forward."""
         kinds = (torch.nn.ModuleList, torch.nn.ModuleDict)
-        return isinstance(self.subject.model.get_submodule(module), kinds)
+        return isinstance(self._modules[module], kinds)
+
+    @functools.cached_property
+    def _modules(self) -> dict[str, torch.nn.Module]:
+        return dict(self.subject.model.named_modules())
 
     def reads_module(self, module: str) -> bool:
         """See ``source.reads_module``."""
@@ -268,15 +271,15 @@ class Probe:
 
     def holds_modules(self, module: str) -> bool:
         """Whether a module has submodules."""
-        return next(self.subject.model.get_submodule(module).children(), None) is not None
+        return next(self._modules[module].children(), None) is not None
 
     def list_siblings(self, module: str) -> list[str]:
         """Names of the other modules of the same class in the same list or sequence."""
         above, _, own = module.rpartition(".")
-        holder = self.subject.model.get_submodule(above)
+        holder = self._modules[above]
         if not isinstance(holder, torch.nn.ModuleList | torch.nn.Sequential):
             return []
-        kind = type(holder.get_submodule(own))
+        kind = type(self._modules[module])
         prefix = f"{above}." if above else ""
         return [
             prefix + name

@@ -11,6 +11,7 @@ LAYOUTS = {
     "rows": "(B, T, V), (B, K) or anything else that is read as it is",
     "time": "(T, B, V)",
     "flat": "(B x T, V)",
+    "time_flat": "(T x B, V)",
     "scores": "(B, T), one number a token",
     "channels": "(B, V, T), as cross_entropy takes it",
     "column": "(B,), one number a text",
@@ -40,6 +41,8 @@ def arrange(logits: torch.Tensor, layout: str, rows: int, length: int) -> torch.
         return logits.transpose(0, 1)
     if layout == "flat" and logits.dim() == 2 and logits.shape[0] == rows * length:
         return logits.reshape(rows, length, logits.shape[-1])
+    if layout == "time_flat" and logits.dim() == 2 and logits.shape[0] == rows * length:
+        return logits.reshape(length, rows, logits.shape[-1]).transpose(0, 1)
     if layout == "scores" and logits.dim() == 2:
         return logits.unsqueeze(-1)
     if layout == "channels" and logits.dim() == 3:

@@ -62,9 +62,14 @@ def look(subject: Subject) -> Facts:
     first: Exception | None = None
     for rows, length in _shapes(subject):
         try:
-            return _look(subject, rows, length)
+            facts = _look(subject, rows, length)
         except Exception as error:  # noqa: BLE001 - the first one is raised if nothing works
             first = first or error
+            continue
+        if first is not None and not facts.limits and length > 1:
+            shorter, _ = _read(subject, _first_batch(subject, rows, length // 2), length // 2)
+            facts = replace(facts, limits=tuple(shorter.limits))
+        return facts
     assert first is not None
     raise first
 
@@ -94,7 +99,8 @@ def _look(subject: Subject, rows: int, length: int) -> Facts:
         output = read_output(subject.call(batch, {}))
         facts = replace(facts, needs_labels=True)
     if subject.time_major:
-        return _arranged(facts, output, "time", rows, length)
+        flat = output.logits.shape[0] == rows * length
+        return _arranged(facts, output, "time_flat" if flat else "time", rows, length)
     layout = find_layout(
         tuple(output.logits.shape), rows, length, per_token=_follows(subject, output, rows, length)
     )

@@ -39,9 +39,10 @@ def reads_module(model: nn.Module, name: str) -> bool:
     or a dict, the answer is yes.
     """
     above, _, own = name.rpartition(".")
-    if isinstance(model.get_submodule(above), nn.ModuleList | nn.ModuleDict | nn.Sequential):
+    around = dict(model.named_modules())[above]
+    if isinstance(around, nn.ModuleList | nn.ModuleDict | nn.Sequential):
         return True
-    files = [reads for _, reads in _sources(type(model.get_submodule(above)))]
+    files = [reads for _, reads in _sources(type(around))]
     return not files or any(reads.dynamic or own in reads.anywhere for reads in files)
 
 
@@ -51,7 +52,7 @@ def reads_parameter(model: nn.Module, name: str) -> bool:
     Where the source cannot be had the answer is yes.
     """
     above, _, own = name.rpartition(".")
-    files = list(_sources(type(model.get_submodule(above))))
+    files = list(_sources(type(dict(model.named_modules())[above])))
     return not files or any(
         reads.dynamic or own in reads.own.get(kind, frozenset()) or own in reads.through
         for kind, reads in files

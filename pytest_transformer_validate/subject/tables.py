@@ -105,8 +105,9 @@ class TableReader(TorchDispatchMode):
         behind = start is not None and start < 0
         begin = max(0, rows + start) if behind and start is not None else start or 0
         stop = rows if end is None or end > rows else end
-        if step == 1 and stop - begin == self.length < rows and self._owns(table):
-            self.limits.append(rows if behind else rows - begin)
+        added = stop - begin - self.length
+        if step == 1 and 0 <= added <= _ADDED and stop - begin < rows and self._owns(table):
+            self.limits.append(rows - added - (0 if behind else begin))
 
 
 def _storages(model: torch.nn.Module) -> set[int]:

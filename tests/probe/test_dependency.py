@@ -27,13 +27,13 @@ def test_both_oracles_see_the_triangle(model):
     for row in singles:
         assert not reached[row, : swaps.start[row]].any()
         assert reached[row, swaps.start[row] :].all()
-    matrix = probe.position_gradients()
+    matrix = probe.position_gradients("eval")
     assert torch.equal(matrix > 0, torch.ones_like(matrix).tril().bool())
 
 
 def test_no_lookup_means_no_gradient_oracle():
     probe = probe_of(models.OneHot())
-    assert probe.position_gradients() is None
+    assert probe.position_gradients("eval") is None
     assert probe.row_gradients() is None
 
 
@@ -44,7 +44,7 @@ def test_a_choice_over_the_sequence_is_seen_by_swaps_only():
             return self.head(x * (1 + (x.norm(dim=-1).argmax(1) % 2)[:, None, None]))
 
     probe = probe_of(Gated())
-    matrix = probe.position_gradients()
+    matrix = probe.position_gradients("eval")
     assert float(matrix.triu(1).max()) == 0.0
     swaps = probe.position_swaps(probe.swap_plans()[0])
     assert any(float(swaps.effect[r, :s].max()) > 0 for r, s in enumerate(swaps.start))

@@ -46,7 +46,7 @@ def test_nothing_of_the_model_is_changed(probe):
     probe.gradients()
     probe.gradients(noised=True)
     probe.samples(noised=True)
-    probe.position_gradients()
+    probe.position_gradients("eval")
     probe.row_swaps("every")
     assert fingerprint(model) == before[0]
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before[1], strict=True))

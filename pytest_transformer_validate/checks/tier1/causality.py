@@ -27,7 +27,6 @@ RULE = "logits of a causal LM must not change when a later token changes"
 _LIKELY = {
     "masked": "the causal mask is dropped, or overwritten, when an attention mask is given",
     "special": "the mask that separates texts or hides padding replaces the causal one",
-    "training": "the causal mask is applied in eval mode only",
     "long": "the mask (or a chunk, or a window) is right for short texts only",
 }
 WAY_OUT = 'an encoder? declare it: --tb-task=masked_lm, or "task" in config.json'
@@ -39,10 +38,10 @@ def causality(probe: Probe, *, factor: float = 16.0) -> Causality:
 
     Every token of a short text is replaced in turn, and whole suffixes: as it is, with an
     explicit attention mask, in a text with special ids, with every parameter moved at random (a
-    gate that starts at zero hides what is behind it), in training mode, and some tokens of a text
-    of full length; and the gradient of every output at every token vector is read in one
-    backward. Shapes are the same throughout, so the expected movement is exactly 0; ``factor`` u
-    are allowed.
+    gate that starts at zero hides what is behind it), and some tokens of a text of full length;
+    and the gradient of every output at every token vector is read in one backward, in eval and
+    in training mode. Shapes are the same throughout, so the expected movement is exactly 0;
+    ``factor`` u are allowed.
     """
     if probe.subject.task.task_type == "seq2seq" and not probe.subject.decodes:
         raise NotApplicable("forward takes no decoder input whose tokens could be replaced")
@@ -106,27 +105,36 @@ def require_repeatable(probe: Probe, swaps: Swaps | RowSwaps, limit: float) -> N
 def _judge_gradient(
     probe: Probe, measured: Causality, factor: float, notes: list[str]
 ) -> Causality:
-    try:
-        matrix = probe.position_gradients()
-    except Exception as error:  # noqa: BLE001 - a model need not support a backward in eval mode
-        notes.append(f"no gradient could be read (decided by replacing tokens): {error}"[:200])
-        matrix = None
-    if matrix is None:
-        return Causality(**{**vars(measured), "notes": tuple(notes)})
-    value, position, token = upper_leak(matrix)
-    limit = factor * probe.eps * float(matrix.max())
-    result = Causality(
-        **{**vars(measured), "gradient": value, "gradient_limit": limit, "notes": tuple(notes)}
-    )
-    if not value <= limit and float(probe.single_gradient(position)[token]) > limit:
-        raise CheckFailed(
-            f"{RULE}\n"
-            f"the gradient of position {position} at token {token} is {value:.2g} "
-            f"(limit {limit:.2g} = {factor:g} u), of at most {float(matrix.max()):.2g}\n"
-            f"replacing tokens moved nothing: the dependency is weak or saturated\n{WAY_OUT}",
-            result,
-        )
-    return result
+    """The same by gradient, in eval and in training mode."""
+    for mode in ("eval", "training"):
+        try:
+            matrix = probe.position_gradients(mode)
+        except Exception as error:  # noqa: BLE001 - a model need not support a backward here
+            notes.append(f"no gradient could be read in {mode} mode: {error}"[:200])
+            continue
+        if matrix is None:
+            continue
+        value, position, token = upper_leak(matrix)
+        limit = factor * probe.eps * float(matrix.max())
+        if mode == "eval" or not value <= limit:
+            numbers = {"gradient": value, "gradient_limit": limit}
+            measured = Causality(**{**vars(measured), **numbers})
+        if not value <= limit and float(probe.single_gradient(position, mode)[token]) > limit:
+            raise CheckFailed(
+                f"{RULE}\n"
+                f"in {mode} mode, the gradient of position {position} at token {token} is "
+                f"{value:.2g} (limit {limit:.2g} = {factor:g} u), of at most "
+                f"{float(matrix.max()):.2g}; replacing tokens moved nothing in eval mode\n"
+                f"likely: {_MODE[mode]}\n{WAY_OUT}",
+                measured,
+            )
+    return Causality(**{**vars(measured), "notes": tuple(notes)})
+
+
+_MODE = {
+    "training": "the causal mask is applied in eval mode only (is_causal=not self.training)",
+    "eval": "the path that runs with gradients has another mask, or the dependency is saturated",
+}
 
 
 def _swap_text(
@@ -138,7 +146,7 @@ def _swap_text(
     likely: str,
     notes: list[str],
 ) -> str:
-    under = {"training": " in training mode", "noised": " (all parameters moved at random)"}
+    moved = " (all parameters moved at random)" if swaps.condition == "noised" else ""
     what = f"token {leak.replaced} of {measured.length} was"
     if swaps.suffix[leak.experiment] and leak.replaced < measured.length - 1:
         what = f"tokens {leak.replaced} to {measured.length - 1} of {measured.length} were"
@@ -147,7 +155,7 @@ def _swap_text(
         [
             RULE,
             f"position {leak.position} moved by {leak.value:.2g} (limit {limit}) when {what} "
-            f"replaced{under.get(swaps.condition, '')}{reach}",
+            f"replaced{moved}{reach}",
             f"first module to differ: {where or 'none stands out'}",
             f"likely: {likely}",
             *notes,
@@ -206,7 +214,7 @@ def _likely(probe: Probe, leak: Leak, ahead: tuple[int, ...], swaps: Swaps) -> s
 def _in_gradient(probe: Probe) -> bool:
     """Whether the gradient sees any leak; yes where it cannot be read."""
     try:
-        matrix = probe.position_gradients()
+        matrix = probe.position_gradients("eval")
     except Exception:  # noqa: BLE001 - a model need not support a backward in eval mode
         return True
     return matrix is None or upper_leak(matrix)[0] > 0
