@@ -44,6 +44,21 @@ def typical(found: Gradients) -> tuple[float, float, float]:
     return statistics.median(norms), norms[0], norms[-1]
 
 
+def dead_block(found: Gradients, name: str) -> tuple[int, int] | None:
+    """The longest run of outputs of a weight without any gradient, as (first, one past the last).
+
+    ``None`` for less than 4 in a row, or less than a sixteenth: single dead units are common.
+    """
+    dead = found.dead_rows[name].tolist()
+    best, start = (0, 0), 0
+    for index, value in enumerate([*dead, False]):
+        if not value:
+            best = max(best, (start, index), key=lambda run: run[1] - run[0])
+            start = index + 1
+    size = best[1] - best[0]
+    return best if max(4, len(dead) / 16) <= size < len(dead) else None
+
+
 def without_gradient(found: Gradients, floor: float) -> set[str]:
     """Parameters that no gradient reaches, or one below ``floor`` times the median norm."""
     median, _, _ = typical(found)

@@ -88,7 +88,7 @@ def position_swaps(probe: Probe, plan: Plan) -> Swaps:
     before = _copies(probe, length, len(starts) + len(suffixes), source)
     role = _sequence(probe)
     if plan.name == "special":
-        before = _with_special(probe, before, role)
+        before = probe.subject.with_special(before)
     if plan.name == "masked":
         before = before.with_(attention_mask=torch.ones_like(before["input_ids"]))
     ids, other = before[role], _different(probe, before[role][:1], length)
@@ -115,10 +115,12 @@ def single_swap(probe: Probe, swaps: Swaps, row: int) -> torch.Tensor:
 
 
 def repeats(probe: Probe, swaps: Swaps | RowSwaps) -> float:
-    """How far the logits move when the very same batch is run again."""
-    with probe.under(swaps.condition):
-        again = finite_logits(probe, swaps.before)
-    return float(_difference(swaps.reference, again).max())
+    """How far the logits move when the very same batch is run again, with another random state."""
+    logits = []
+    for time in ("once", "again"):
+        with probe.under(swaps.condition), probe.running(time) as subject:
+            logits.append(subject(_rows(swaps.before, 0, subject.full_batch)).logits)
+    return float(_difference(*logits).max())
 
 
 def position_gradients(probe: Probe, length: int, condition: str) -> torch.Tensor | None:
@@ -340,14 +342,6 @@ def _copies(probe: Probe, length: int, rows: int, source: int | None = None) -> 
     """``rows`` copies of one text."""
     one = probe.batch(1, length, "text", length, source=source).inputs
     return Batch({role: t.expand(rows, *t.shape[1:]).clone() for role, t in one.items()})
-
-
-def _with_special(probe: Probe, batch: Batch, role: str) -> Batch:
-    """The same text with a special id at every other position, as far as there are any."""
-    ids = batch[role].clone()
-    for place, special in zip(range(1, ids.shape[1], 2), probe.subject.text_ids, strict=False):
-        ids[:, place] = special
-    return batch.with_(**{role: ids})
 
 
 def _sequence(probe: Probe) -> str:

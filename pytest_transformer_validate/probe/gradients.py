@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pytest_transformer_validate.subject.outputs import Output
 
 
+_SPECIAL = 1  # the batch that holds special ids (padding, end)
 _DIRECTIONS = 2  # a batch; six numbers agree by chance about once in 1e12
 
 
@@ -36,7 +37,9 @@ class Gradients:
     parameters whose gradient held NaN or infinity; ``unregistered`` counts parameters that get
     one and are not the model's. ``sketches`` are projections of the gradients
     on fixed random directions (with moved parameters only): two runs that compute the same
-    gradient have the same sketch, two that round differently do not.
+    gradient have the same sketch, two that round differently do not. ``dead_rows`` marks, for
+    the weight of each linear layer, the outputs without a gradient, which stand along
+    ``output_axis``.
     """
 
     norms: dict[str, float | None] = field(default_factory=dict)
@@ -47,6 +50,8 @@ class Gradients:
     only_padding: dict[str, bool] = field(default_factory=dict)
     sketches: dict[str, list[float]] = field(default_factory=dict)
     unregistered: int = 0
+    output_axis: dict[str, int] = field(default_factory=dict)
+    dead_rows: dict[str, torch.Tensor] = field(default_factory=dict)
     not_finite: list[str] = field(default_factory=list)
 
 
@@ -74,10 +79,12 @@ def _gradients(
     probe: Probe, shapes: list[tuple[int, int]], *, training: bool, thorough: bool
 ) -> Gradients:
     """``thorough`` keeps the gradient of every module's result, to see which parts are read."""
-    found = Gradients()
+    found = Gradients(output_axis=_output_axes(probe.subject.model))
     for number, (rows, length) in enumerate(shapes):
         source = length if training else None
         batch = probe.batch(rows, length, "gradients", number, source=source)
+        if number == _SPECIAL and probe.subject.task.per_token:
+            batch = probe.subject.with_special(batch)
         with probe.running("gradients", number, grad=True) as subject:
             _train_without_dropout(subject.model)
             if not training:
@@ -154,6 +161,7 @@ def _backward(
             continue
         if not math.isfinite(norm):
             found.not_finite.append(name)
+        _note_dead_rows(name, parameter, found)
         found.norms[name] = max(found.norms.get(name) or 0.0, norm)
     left = {name: p for name, p in named.items() if not found.norms[name]}
     unused = [*output.others, *_unused(results)]
@@ -163,6 +171,30 @@ def _backward(
         found.beside.update(name for name, parameter in left.items() if _norm(parameter))
         for parameter, grad in gradients:
             parameter.grad = grad
+
+
+def _note_dead_rows(name: str, parameter: torch.nn.Parameter, found: Gradients) -> None:
+    """Which outputs of a weight (rows) have no gradient in any batch."""
+    grad = parameter.grad
+    axis = found.output_axis.get(name)
+    if grad is None or axis is None or grad.is_sparse:
+        return
+    dead = (grad == 0).all(1 - axis).cpu()
+    found.dead_rows[name] = dead & found.dead_rows.get(name, dead)
+
+
+def _output_axes(model: torch.nn.Module) -> dict[str, int]:
+    """The axis of the outputs in the weights of linear layers (``nn.Linear``, and layers with
+    ``nf`` outputs, whose weight stands the other way round)."""
+    axes = {}
+    for name, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, torch.nn.Parameter) and weight.dim() == 2:
+            if isinstance(module, torch.nn.Linear):
+                axes[f"{name}.weight"] = 0
+            elif getattr(module, "nf", None) == weight.shape[1]:
+                axes[f"{name}.weight"] = 1
+    return axes
 
 
 def _unused(results: list[list[torch.Tensor]]) -> list[torch.Tensor]:

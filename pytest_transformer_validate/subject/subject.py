@@ -167,9 +167,10 @@ class Subject:
 
     @functools.cached_property
     def text_ids(self) -> list[int]:
-        """Ids with a meaning in plain text: padding, begin, end..., and the first one."""
+        """Ids with a meaning in plain text: padding, begin, end..., those that the forward
+        compares its input with, and the first one."""
         named = (declared(self.config, (f"{name}_token_id",)) for name in _TEXT)
-        found = [self.pad_id, self.end_id, *named, 0]
+        found = [self.pad_id, self.end_id, *named, *sorted(self.facts.compared), 0]
         return list(
             dict.fromkeys(i for i in found if isinstance(i, int) and 0 <= i < self.vocab_size)
         )
@@ -277,6 +278,14 @@ class Subject:
         if self.decodes:
             inputs["decoder_input_ids"] = self.ids(rows, length, generator, self.target_vocab_size)
         return self.complete(Batch(inputs)).to(self.device)
+
+    def with_special(self, batch: Batch) -> Batch:
+        """The same batch with a special id at every other position, as far as there are any."""
+        role = "decoder_input_ids" if self.decodes else "input_ids"
+        ids = batch[role].clone()
+        for place, special in zip(range(1, ids.shape[1] - 1, 2), self.text_ids, strict=False):
+            ids[:, place] = special
+        return batch.with_(**{role: ids})
 
     def images(self, rows: int, generator: torch.Generator) -> Batch:
         """Random images (rows, C, H, W)."""

@@ -8,6 +8,7 @@ from pytest_transformer_validate.checks.registry import check
 from pytest_transformer_validate.errors import CheckFailed
 from pytest_transformer_validate.measures.gradients import (
     GradientFlow,
+    dead_block,
     typical,
     without_gradient,
 )
@@ -72,6 +73,7 @@ def gradient_flow(probe: Probe, *, floor: float = 1e-7, ceiling: float = 1e6) ->
     if failing:
         where = _where(probe, found, failing)
         raise CheckFailed(_text(found, measured, failing, where), measured, where=where)
+    _judge_blocks(probe, found, measured)
     if measured.at_output and measured.largest > ceiling * measured.at_output:
         name = max(found.norms, key=lambda n: found.norms[n] or 0.0)
         raise CheckFailed(
@@ -84,6 +86,26 @@ def gradient_flow(probe: Probe, *, floor: float = 1e-7, ceiling: float = 1e6) ->
             where=_owner(name),
         )
     return measured
+
+
+def _judge_blocks(probe: Probe, found: Gradients, measured: GradientFlow) -> None:
+    """Fail where a whole block of a weight's outputs (a query, a head) gets no gradient."""
+    blocks = {name for name in found.dead_rows if dead_block(found, name)}
+    if not blocks:
+        return
+    alive = probe.gradients(noised=True)
+    for name in sorted(blocks):
+        block = dead_block(alive, name)
+        if block is not None and name not in measured.explained:
+            size = len(found.dead_rows[name])
+            raise CheckFailed(
+                f"{RULE}\n"
+                f"outputs {block[0]} to {block[1] - 1} of {size} of {name} get no gradient at all\n"
+                "likely: one part of a fused projection (query, key, value), or one head, is "
+                "detached, overwritten or not used",
+                measured,
+                where=_around(probe, _owner(name)) or probe.root,
+            )
 
 
 def _at_output(found: Gradients) -> float:
