@@ -84,6 +84,13 @@ def worst_leak(swaps: Swaps, limit: float) -> Leak:
     return Leak(worst, row, position, swaps.start[row], tuple(sorted(ahead)), len(looking))
 
 
+def leaking(swaps: Swaps, limit: float) -> list[int]:
+    """Experiments in which an earlier position moves by more than ``limit``, the worst first."""
+    moved = {row: float(swaps.effect[row, :start].max()) for row, start in enumerate(swaps.start)}
+    over = [row for row, effect in moved.items() if effect > limit]
+    return sorted(over, key=lambda row: -moved[row])
+
+
 def context_effect(swaps: Swaps) -> float:
     """The largest movement at a position after the one replaced token: what is allowed, and
     needed to show that the probe can see anything."""

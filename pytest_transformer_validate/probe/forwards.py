@@ -183,7 +183,7 @@ def _straining(probe: Probe, rows: int, length: int) -> dict[str, Batch]:
         "the largest id": base.with_(**{role: last}),
     }
     if subject.task.task_type != "classification":
-        for special in subject.text_ids[:4]:
+        for special in dict.fromkeys([*subject.text_ids[:4], 0]):
             marked = ids.clone()
             marked[:, length // 2] = special
             batches[f"id {special}"] = base.with_(**{role: marked})

@@ -158,7 +158,7 @@ class Probe:
         plans = [dependency.Plan("every", short, every)]
         if subject.signature.takes("attention_mask"):
             plans.append(dependency.Plan("masked", short, every))
-        if len(subject.text_ids) > 1 and short > 4:
+        if subject.text_ids and short > 4:
             plans.append(dependency.Plan("special", short, every))
         plans.append(dependency.Plan("noised", short, every))
         affordable = min(1024, max(32, int(4e9 / subject.parameters)))

@@ -168,9 +168,9 @@ class Subject:
     @functools.cached_property
     def text_ids(self) -> list[int]:
         """Ids with a meaning in plain text: padding, begin, end..., those that the forward
-        compares its input with, and the first one."""
+        compares its input with."""
         named = (declared(self.config, (f"{name}_token_id",)) for name in _TEXT)
-        found = [self.pad_id, self.end_id, *named, *sorted(self.facts.compared), 0]
+        found = [self.pad_id, self.end_id, *named, *sorted(self.facts.compared)]
         return list(
             dict.fromkeys(i for i in found if isinstance(i, int) and 0 <= i < self.vocab_size)
         )

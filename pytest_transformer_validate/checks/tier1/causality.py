@@ -10,6 +10,7 @@ from pytest_transformer_validate.measures.dependency import (
     Causality,
     Leak,
     context_effect,
+    leaking,
     upper_leak,
     worst_leak,
 )
@@ -29,6 +30,7 @@ _LIKELY = {
     "special": "the mask that separates texts or hides padding replaces the causal one",
     "long": "the mask (or a chunk, or a window) is right for short texts only",
 }
+_CONFIRMED = 5  # experiments that are repeated with their text alone in the batch
 WAY_OUT = 'an encoder? declare it: --tb-task=masked_lm, or "task" in config.json'
 
 
@@ -73,7 +75,10 @@ def _judge_swaps(probe: Probe, plan: Plan, factor: float, notes: list[str]) -> C
     )
     if leak.value <= limit.value:
         return measured
-    alone = float(probe.single_swap(swaps, leak.experiment)[: leak.replaced].max())
+    alone = max(
+        float(probe.single_swap(swaps, row)[: swaps.start[row]].max())
+        for row in leaking(swaps, limit.value)[:_CONFIRMED]
+    )
     if alone <= limit.value:
         notes.append("earlier outputs move only when other rows change: see batch_independence")
         return measured

@@ -100,7 +100,7 @@ def _judge_blocks(probe: Probe, found: Gradients, measured: GradientFlow) -> Non
             size = len(found.dead_rows[name])
             raise CheckFailed(
                 f"{RULE}\n"
-                f"outputs {block[0]} to {block[1] - 1} of {size} of {name} get no gradient at all\n"
+                f"outputs {block[0]} to {block[1] - 1} of {size} of {name} get no gradient\n"
                 "likely: one part of a fused projection (query, key, value), or one head, is "
                 "detached, overwritten or not used",
                 measured,
