@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pytest_transformer_validate.checks.registry import all_checks
-from pytest_transformer_validate.errors import CheckFailed, NotApplicable
+from pytest_transformer_validate.errors import Blocked, CheckFailed, NotApplicable
 from pytest_transformer_validate.probe.probe import Probe
 from pytest_transformer_validate.subject.subject import Subject
 from tests import models
@@ -302,3 +302,174 @@ def test_a_model_without_parameters_fails_to_load():
 def test_every_check_says_its_property_in_a_sentence():
     for check in all_checks():
         assert check.summary.endswith((".", "logits.")), check.name
+
+
+class Gate(models.Decoder):
+    """A summary of the text, or of the batch, behind a gate that starts at zero."""
+
+    axis = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Parameter(torch.zeros(1))
+
+    def hidden(self, ids):
+        x = super().hidden(ids)
+        return x + self.gate.tanh() * x.mean(self.axis, keepdim=True)
+
+
+class BatchGate(Gate):
+    axis = 0
+
+
+class Packed(models.Decoder):
+    """The mask that separates documents replaces the causal one."""
+
+    end = 7
+
+    def hidden(self, ids):
+        t = ids.size(1)
+        mask = torch.ones(t, t, dtype=torch.bool).tril().expand(len(ids), 1, t, t)
+        document = (ids == self.end).cumsum(1)
+        apart = document[:, None, :, None] == document[:, None, None, :]
+        mask = torch.where((ids == self.end).any(1)[:, None, None, None], apart, mask)
+        x = self.tokens(ids) + self.positions(torch.arange(t))
+        return self.norm(self.blocks[0](x, mask=mask))
+
+
+class EvalOnly(models.Decoder):
+    def hidden(self, ids):
+        x = self.tokens(ids) + self.positions(torch.arange(ids.size(1)))
+        return self.norm(self.blocks[0](x, causal=not self.training))
+
+
+LEAKS = {
+    "behind a gate": (Gate, "all parameters moved at random"),
+    "in packed documents": (Packed, "separates texts or hides padding"),
+    "in training mode": (EvalOnly, "applied in eval mode only"),
+}
+
+
+@pytest.mark.parametrize("leak", LEAKS)
+def test_causality_looks_where_people_do_not(leak):
+    model, words = LEAKS[leak]
+    with pytest.raises(CheckFailed, match=words):
+        CHECKS["causality"](probe_of(model()))
+
+
+def test_documents_that_are_causal_too_are_fine():
+    class Both(Packed):
+        def hidden(self, ids):
+            t = ids.size(1)
+            document = (ids == self.end).cumsum(1)
+            apart = document[:, None, :, None] == document[:, None, None, :]
+            mask = apart & torch.ones(t, t, dtype=torch.bool).tril()
+            x = self.tokens(ids) + self.positions(torch.arange(t))
+            return self.norm(self.blocks[0](x, mask=mask))
+
+    assert CHECKS["causality"](probe_of(Both())).value == 0.0
+
+
+def numbered(model):
+    """Rows are told apart by their number in the batch."""
+    hidden = model.hidden
+
+    def by_row(ids):
+        return hidden(ids) + torch.arange(len(ids))[:, None, None]
+
+    model.hidden = by_row
+    return model
+
+
+def crowded(model):
+    """From eight rows on, a row sees its neighbour."""
+    hidden = model.hidden
+
+    def with_neighbour(ids):
+        x = hidden(ids)
+        return x + x.roll(1, 0) * (len(ids) >= 8)
+
+    model.hidden = with_neighbour
+    return model
+
+
+MIXED = {
+    "behind a gate": (BatchGate, "all parameters moved at random"),
+    "by the number of the row": (lambda: numbered(models.Decoder()), "by the number of the row"),
+    "in a full batch": (lambda: crowded(models.Decoder()), "of 8 moved by"),
+}
+
+
+@pytest.mark.parametrize("how", MIXED)
+def test_batch_independence_looks_where_people_do_not(how):
+    model, words = MIXED[how]
+    with pytest.raises(CheckFailed, match=words):
+        CHECKS["batch_independence"](probe_of(model()))
+
+
+def test_what_is_drawn_in_eval_mode_is_not_called_a_leak():
+    class Draws(models.Decoder):
+        def hidden(self, ids):
+            return nn.functional.dropout(super().hidden(ids), 0.1)
+
+    class Remembers(models.Decoder):
+        calls = 0
+
+        def hidden(self, ids):
+            Remembers.calls += 1
+            return super().hidden(ids) * Remembers.calls
+
+    for model in (Draws(), Remembers()):
+        with pytest.raises(Blocked, match="the same batch twice"):
+            CHECKS["batch_independence"](probe_of(model))
+
+
+def test_layers_in_a_plain_list_are_counted():
+    model = models.Decoder()
+    model.blocks = None
+    model.__dict__["blocks"] = [models.Block() for _ in range(2)]
+    with pytest.raises(CheckFailed, match="are not in model.parameters"):
+        CHECKS["gradient_flow"](probe_of(model))
+
+
+def test_a_part_of_a_fused_projection_without_gradient():
+    class Frozen(models.Attention):
+        def forward(self, x, causal=True, mask=None):
+            weight, bias = self.qkv.weight, self.qkv.bias
+            queries = nn.functional.linear(x, weight[:32].detach(), bias[:32].detach())
+            rest = nn.functional.linear(x, weight[32:], bias[32:])
+            self.qkv_out = torch.cat([queries, rest], -1)
+            b, t, d = x.shape
+            q, k, v = (
+                s.view(b, t, self.heads, -1).transpose(1, 2) for s in self.qkv_out.chunk(3, -1)
+            )
+            y = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+            return self.out(y.transpose(1, 2).reshape(b, t, d))
+
+    model = models.Decoder()
+    model.blocks[0].attention = Frozen(32, 4)
+    with pytest.raises(CheckFailed, match="outputs 0 to 31 of 96 of blocks.0.attention.qkv") as e:
+        CHECKS["gradient_flow"](probe_of(model))
+    assert e.value.where == "blocks.0.attention"
+
+
+def test_a_length_that_gives_nan_is_a_wrong_shape():
+    class Spread(models.Decoder):
+        def hidden(self, ids):
+            x = super().hidden(ids)
+            spread = (x - x.mean(1, keepdim=True)).square().sum(1, keepdim=True)
+            return x / (spread / (x.size(1) - 1))
+
+    with pytest.raises(CheckFailed, match="1 x 1 ids gave NaN"):
+        CHECKS["shape_robustness"](probe_of(Spread()), "single_token")
+
+
+def test_a_length_that_nobody_declared_is_asked_for():
+    class Bounded(models.Decoder):
+        def hidden(self, ids):
+            assert ids.size(1) <= 40
+            x = self.tokens(ids)
+            return self.norm(self.blocks[0](x))
+
+    with pytest.raises(CheckFailed, match='declare it: "max_seq_len"'):
+        CHECKS["shape_robustness"](probe_of(Bounded()), "full_length")
