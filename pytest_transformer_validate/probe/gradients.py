@@ -185,15 +185,23 @@ def _note_dead_rows(name: str, parameter: torch.nn.Parameter, found: Gradients) 
 
 def _output_axes(model: torch.nn.Module) -> dict[str, int]:
     """The axis of the outputs in the weights of linear layers (``nn.Linear``, and layers with
-    ``nf`` outputs, whose weight stands the other way round)."""
+    ``nf`` outputs, whose weight stands the other way round).
+
+    Layers with far fewer outputs than inputs are left out: a router gives no gradient to what it
+    does not choose.
+    """
     axes = {}
     for name, module in model.named_modules():
         weight = getattr(module, "weight", None)
         if isinstance(weight, torch.nn.Parameter) and weight.dim() == 2:
             if isinstance(module, torch.nn.Linear):
-                axes[f"{name}.weight"] = 0
+                axis = 0
             elif getattr(module, "nf", None) == weight.shape[1]:
-                axes[f"{name}.weight"] = 1
+                axis = 1
+            else:
+                continue
+            if 2 * weight.shape[axis] >= weight.shape[1 - axis]:
+                axes[f"{name}.weight"] = axis
     return axes
 
 

@@ -80,12 +80,17 @@ def special_ids(config: ModelConfig) -> set[int]:
     return found
 
 
-def declares_image(model: nn.Module, config: ModelConfig, names: set[str]) -> bool:
-    """Whether the input is an image: by the name, by the configuration, else by the modules."""
+def declares_image(
+    model: nn.Module, config: ModelConfig, names: set[str], task: TaskSpec | None
+) -> bool:
+    """Whether the input is an image: by its name, by the declared task, by the configuration,
+    else by the modules."""
     if names & {"pixel_values", "images", "pixels", "img"}:
         return not names & {"input_ids"}
     if names & {"input_ids", "tokens", "token_ids", "idx"}:
         return False
+    if task is not None:
+        return not task.reads_tokens
     if config.first(*IMAGE, "patch_size") is not None:
         return True
     convolves = any(isinstance(m, nn.Conv2d) for m in model.modules())

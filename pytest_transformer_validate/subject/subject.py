@@ -95,11 +95,9 @@ class Subject:
     @functools.cached_property
     def vision(self) -> bool:
         """Whether the input is an image."""
-        named = declared_task(self.model, self.config, self._task)
-        if named is not None:
-            return not named.reads_tokens
         names = set(inspect.signature(self.model.forward).parameters)
-        return declares_image(self.model, self.config, names)
+        named = declared_task(self.model, self.config, self._task)
+        return declares_image(self.model, self.config, names, named)
 
     @functools.cached_property
     def one_number(self) -> bool:
