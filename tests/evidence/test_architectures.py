@@ -24,6 +24,7 @@ from pytest_transformer_validate.evidence.shrink import (
     Sizes,
     tiny_config,
 )
+from pytest_transformer_validate.validation import validate
 
 pytest.importorskip("transformers")
 
@@ -59,6 +60,13 @@ def test_a_sample_builds_and_runs(architecture: Architecture) -> None:
     assert torch.isfinite(logits).all()
     classifies = architecture.task.endswith("classification")
     assert tuple(logits.shape) == ((2, LABELS) if classifies else (2, 11, VOCABULARY))
+
+
+@pytest.mark.parametrize("architecture", sample(), ids=str)
+def test_a_sample_passes_every_check(architecture: Architecture) -> None:
+    result = validate(build(architecture))
+    assert not result.failures, str(result)
+    assert len([record for record in result if record.status == "passed"]) >= 7
 
 
 def test_the_seed_decides_the_weights() -> None:
