@@ -143,7 +143,7 @@ def position_gradients(probe: Probe, length: int, condition: str) -> torch.Tenso
         logits = logits.flatten(2)
         weight = _projection(probe, logits.shape[-1]).to(logits)
         diagonal = logits.diagonal(dim1=0, dim2=1).T  # (T, V): copy k at position k
-        torch.autograd.backward(_finite(diagonal).mul(weight).sum())
+        torch.autograd.backward(_finite(diagonal).mul(weight).sum(), inputs=lookup.leaves)
         matrix: torch.Tensor = lookup.gradient()[:length]
     return matrix
 
@@ -158,7 +158,8 @@ def single_gradient(probe: Probe, length: int, position: int, condition: str) ->
         with TokenLookup(batch[_sequence(probe)]) as lookup:
             logits = subject(batch).logits.flatten(2)
         weight = _projection(probe, logits.shape[-1]).to(logits)
-        torch.autograd.backward(_finite(logits[0, position]).mul(weight).sum())
+        loss = _finite(logits[0, position]).mul(weight).sum()
+        torch.autograd.backward(loss, inputs=lookup.leaves)
         matrix: torch.Tensor = lookup.gradient()
     return matrix[0]
 
@@ -382,7 +383,8 @@ def _row_matrix(
     for row in range(logits.shape[0]):
         for leaf in leaves:
             leaf.grad = None
-        _finite(logits[row]).mul(weight).sum().backward(retain_graph=True)
+        loss = _finite(logits[row]).mul(weight).sum()
+        torch.autograd.backward(loss, retain_graph=True, inputs=leaves)
         if lookup is not None:
             matrix.append(lookup.gradient().amax(1))
         else:
