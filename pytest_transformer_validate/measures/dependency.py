@@ -10,7 +10,8 @@ from pytest_transformer_validate.measures.measurement import Measurement
 if TYPE_CHECKING:
     import torch
 
-    from pytest_transformer_validate.probe.dependency import RowSwaps, Swaps
+    from pytest_transformer_validate.probe.positions import Swaps
+    from pytest_transformer_validate.probe.rows import RowSwaps
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 import torch
 
 from pytest_transformer_validate.errors import Blocked
-from pytest_transformer_validate.probe import dependency, forwards, gradients
+from pytest_transformer_validate.probe import compare, forwards, gradients, positions, rows
 from pytest_transformer_validate.probe.trace import ROOT, where_raised
 from pytest_transformer_validate.subject.guard import derive_seed, guard
 from pytest_transformer_validate.subject.source import reads_module, reads_parameter
@@ -20,9 +20,10 @@ from pytest_transformer_validate.subject.subject import Subject
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from pytest_transformer_validate.probe.dependency import RowSwaps, Swaps
     from pytest_transformer_validate.probe.forwards import Samples, Shape
     from pytest_transformer_validate.probe.gradients import Gradients
+    from pytest_transformer_validate.probe.positions import Swaps
+    from pytest_transformer_validate.probe.rows import RowSwaps
     from pytest_transformer_validate.subject.batch import Batch
     from pytest_transformer_validate.subject.outputs import Output
 
@@ -150,73 +151,73 @@ class Probe:
             return None
         return None if found.not_finite else found
 
-    def swap_plans(self) -> list[dependency.Plan]:
+    def swap_plans(self) -> list[positions.Plan]:
         """The ways in which tokens are replaced."""
         subject = self.subject
         short = subject.sizes[1]
         every = tuple(range(1, short))
-        plans = [dependency.Plan("every", short, every)]
+        plans = [positions.Plan("every", short, every)]
         if subject.signature.takes("attention_mask"):
-            plans.append(dependency.Plan("masked", short, every))
+            plans.append(positions.Plan("masked", short, every))
         if subject.text_ids and short > 4:
-            plans.append(dependency.Plan("special", short, every))
-        plans.append(dependency.Plan("noised", short, every))
+            plans.append(positions.Plan("special", short, every))
+        plans.append(positions.Plan("noised", short, every))
         affordable = min(1024, max(32, int(4e9 / subject.parameters)))
         longest = min(subject.max_length or 64, affordable)
         if longest > short:
             starts = {1, longest // 2, longest - 2} if subject.small else {longest // 2}
-            plans.append(dependency.Plan("long", longest, tuple(sorted(starts))))
+            plans.append(positions.Plan("long", longest, tuple(sorted(starts))))
         return plans
 
-    def position_swaps(self, plan: dependency.Plan) -> Swaps:
-        """See ``dependency.position_swaps``."""
-        return self.once(dependency.position_swaps, plan)
+    def position_swaps(self, plan: positions.Plan) -> Swaps:
+        """See ``positions.position_swaps``."""
+        return self.once(positions.position_swaps, plan)
 
     def repeats(self, swaps: Swaps | RowSwaps) -> float:
-        """See ``dependency.repeats``."""
-        return dependency.repeats(self, swaps)
+        """See ``compare.repeats``."""
+        return compare.repeats(self, swaps)
 
     def single_swap(self, swaps: Swaps, row: int) -> torch.Tensor:
-        """See ``dependency.single_swap``."""
-        return dependency.single_swap(self, swaps, row)
+        """See ``positions.single_swap``."""
+        return positions.single_swap(self, swaps, row)
 
     def position_gradients(self, condition: str) -> torch.Tensor | None:
-        """See ``dependency.position_gradients``."""
-        return self.once(dependency.position_gradients, self.subject.sizes[1], condition)
+        """See ``positions.position_gradients``."""
+        return self.once(positions.position_gradients, self.subject.sizes[1], condition)
 
     def single_gradient(self, position: int, condition: str) -> torch.Tensor:
-        """See ``dependency.single_gradient``."""
+        """See ``positions.single_gradient``."""
         length = self.subject.sizes[1]
-        return self.once(dependency.single_gradient, length, position, condition)
+        return self.once(positions.single_gradient, length, position, condition)
 
     def row_plans(self) -> list[str]:
-        """The ways in which rows are replaced: see ``dependency.row_swaps``."""
+        """The ways in which rows are replaced: see ``rows.row_swaps``."""
         subject = self.subject
         masks = subject.signature.takes("attention_mask") and not subject.vision
         padded = ["padded"] if masks and subject.sizes[1] > 4 else []
         return ["every", *padded, "noised", "full", "rolled"]
 
     def row_swaps(self, plan: str) -> RowSwaps:
-        """See ``dependency.row_swaps``."""
-        return self.once(dependency.row_swaps, plan)
+        """See ``rows.row_swaps``."""
+        return self.once(rows.row_swaps, plan)
 
     def row_gradients(self) -> torch.Tensor | None:
-        """See ``dependency.row_gradients``."""
-        return self.once(dependency.row_gradients, *self.subject.sizes)
+        """See ``rows.row_gradients``."""
+        return self.once(rows.row_gradients, *self.subject.sizes)
 
     # ... and where in the model something happens, run on a failure only.
 
     def locate_position(self, swaps: Swaps, row: int) -> tuple[str | None, tuple[int, ...]]:
-        """See ``dependency.locate_position``."""
-        return dependency.locate_position(self, swaps, row)
+        """See ``positions.locate_position``."""
+        return positions.locate_position(self, swaps, row)
 
     def locate_row(self, swaps: RowSwaps, index: int) -> str | None:
-        """See ``dependency.locate_row``."""
-        return dependency.locate_row(self, swaps, index)
+        """See ``rows.locate_row``."""
+        return rows.locate_row(self, swaps, index)
 
     def locate_row_gradient(self, row: int, source: int) -> str | None:
-        """See ``dependency.locate_row_gradient``."""
-        return dependency.locate_row_gradient(self, row, source)
+        """See ``rows.locate_row_gradient``."""
+        return rows.locate_row_gradient(self, row, source)
 
     def first_larger(self, ceiling: float) -> str | None:
         """See ``forwards.first_larger``."""

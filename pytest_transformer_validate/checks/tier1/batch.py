@@ -15,8 +15,8 @@ from pytest_transformer_validate.measures.dependency import (
 from pytest_transformer_validate.measures.tolerance import same_shape_limit, settle
 
 if TYPE_CHECKING:
-    from pytest_transformer_validate.probe.dependency import RowSwaps
     from pytest_transformer_validate.probe.probe import Probe
+    from pytest_transformer_validate.probe.rows import RowSwaps
 
 RULE = "a row's logits must not depend on the other rows of the batch"
 

@@ -21,8 +21,9 @@ from pytest_transformer_validate.measures.tolerance import (
 
 if TYPE_CHECKING:
     from pytest_transformer_validate.measures.measurement import Limit
-    from pytest_transformer_validate.probe.dependency import Plan, RowSwaps, Swaps
+    from pytest_transformer_validate.probe.positions import Plan, Swaps
     from pytest_transformer_validate.probe.probe import Probe
+    from pytest_transformer_validate.probe.rows import RowSwaps
 
 RULE = "logits of a causal LM must not change when a later token changes"
 _LIKELY = {

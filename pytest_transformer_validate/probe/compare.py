@@ -1,0 +1,102 @@
+"""Comparing two runs of one shape: the logits, and every tensor on the way."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from pytest_transformer_validate.errors import Blocked
+from pytest_transformer_validate.probe.trace import Call, traced
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pytest_transformer_validate.probe.positions import Swaps
+    from pytest_transformer_validate.probe.probe import Probe
+    from pytest_transformer_validate.probe.rows import RowSwaps
+    from pytest_transformer_validate.subject.batch import Batch
+
+    Moved = Callable[[torch.Tensor, torch.Tensor], bool]
+
+
+def finite_logits(probe: Probe, batch: Batch, length: int | None = None) -> torch.Tensor:
+    """The logits of a forward, in batches that the model takes; Blocked where they hold NaN, or
+    are not (B, T, V) when ``length`` is given."""
+    most = probe.subject.full_batch
+    parts = [
+        probe.forward(some_rows(batch, start, start + most)).logits
+        for start in range(0, batch.rows, most)
+    ]
+    logits = torch.cat(parts) if len(parts) > 1 else parts[0]
+    if bool(logits.isnan().any()):
+        raise Blocked("logits hold NaN: see output_stability")
+    if length is not None and logits.dim() > 3:
+        logits = logits.flatten(2)
+    if length is not None and (logits.dim() != 3 or logits.shape[1] != length):
+        shape = tuple(logits.shape)
+        raise Blocked(f"logits are {shape} for {length} tokens: see shape_robustness")
+    return logits
+
+
+def repeats(probe: Probe, swaps: Swaps | RowSwaps) -> float:
+    """How far the logits move when the very same batch is run again, with another random state."""
+    logits = []
+    for time in ("once", "again"):
+        with probe.under(swaps.condition), probe.running(time) as subject:
+            logits.append(subject(some_rows(swaps.before, 0, subject.full_batch)).logits)
+    return float(difference(*logits).max())
+
+
+def trace(probe: Probe, batch: Batch) -> list[Call]:
+    with probe.running("forward") as subject, traced(subject.model) as calls:
+        subject(batch)
+    return calls
+
+
+def sequence(probe: Probe) -> str:
+    """The role of the sequence that the output follows."""
+    return "decoder_input_ids" if probe.subject.decodes else "input_ids"
+
+
+def some_rows(batch: Batch, start: int, stop: int) -> Batch:
+    return batch.with_(**{role: t[start:stop] for role, t in batch.inputs.items()})
+
+
+def projection(probe: Probe, width: int) -> torch.Tensor:
+    """A fixed random direction (V,): a plain sum has no gradient behind a LayerNorm or softmax."""
+    generator = torch.Generator().manual_seed(probe.seed_for("projection"))
+    return torch.randn(width, generator=generator)
+
+
+def finite(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.where(tensor.isfinite(), tensor, 0)
+
+
+def difference(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """|a - b|, 0 where both are the same infinity."""
+    return torch.where(a == b, torch.zeros_like(a), (a - b).abs())
+
+
+def over(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tensors differ by more than 16 u of the first (same shape, see tolerance)."""
+    if not a.numel():
+        return False
+    numbers = a[a.isfinite()]
+    scale = float(numbers.abs().max()) if numbers.numel() else 0.0
+    both_nan = a.isnan() & b.isnan()
+    moved = torch.where(both_nan, 0, difference(a, b))
+    return not float(moved.max()) <= 16 * torch.finfo(a.dtype).eps * scale
+
+
+def axis_of(tensor: torch.Tensor, length: int) -> int | None:
+    """The axis of positions: the first one of that length."""
+    return next((i for i, size in enumerate(tensor.shape) if size == length), None)
+
+
+def batch_axis(tensor: torch.Tensor, rows: int) -> int | None:
+    """The axis of rows: the first of that size, else a leading one that holds rows x something."""
+    exact = next((i for i, size in enumerate(tensor.shape) if size == rows), None)
+    if exact is not None:
+        return exact
+    return 0 if tensor.dim() > 1 and tensor.shape[0] > 0 and tensor.shape[0] % rows == 0 else None

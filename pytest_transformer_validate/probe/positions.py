@@ -1,0 +1,199 @@
+"""What each output depends on along a text: two oracles, exact where rounding allows.
+
+The swap oracle replaces tokens and looks at what must not move; it sees discrete paths (routing,
+top-k). The gradient oracle reads d(output)/d(token vector); it sees every token at once and needs
+no luck in the choice of a token. Shapes never change within a comparison.
+
+Axes: B batch, T positions, V outputs, K experiments (one row of a batch each).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from pytest_transformer_validate.probe.compare import (
+    axis_of,
+    difference,
+    finite,
+    finite_logits,
+    over,
+    projection,
+    sequence,
+    some_rows,
+    trace,
+)
+from pytest_transformer_validate.probe.lookup import TokenLookup
+from pytest_transformer_validate.probe.trace import first_to_differ
+from pytest_transformer_validate.subject.batch import Batch
+
+if TYPE_CHECKING:
+    from pytest_transformer_validate.probe.probe import Probe
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A way of replacing tokens of one text of ``length`` tokens, one by one, at ``starts``.
+
+    ``name`` is ``every`` (token of a short text), ``masked`` (with an explicit mask that keeps
+    everything), ``special`` (in a text that holds padding, end and other special ids),
+    ``noised`` (with every parameter moved at random), or ``long`` (some tokens of a long text,
+    behind a short source where there is one).
+    """
+
+    name: str
+    length: int
+    starts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Swaps:
+    """Tokens replaced in copies of one text.
+
+    ``effect[k, s]`` is how far the output at position ``s`` moved in experiment ``k`` (largest
+    over V); ``start[k]`` the first replaced token and ``suffix[k]`` whether all later ones were
+    replaced too; ``reference`` the logits before (K, T, V).
+    """
+
+    plan: Plan
+    effect: torch.Tensor
+    start: list[int]
+    suffix: list[bool]
+    reference: torch.Tensor
+    before: Batch
+    after: Batch
+
+    @property
+    def condition(self) -> str:
+        """What the probe was under."""
+        return self.plan.name
+
+
+def position_swaps(probe: Probe, plan: Plan) -> Swaps:
+    """Replace single tokens, and whole suffixes, of one text; all experiments in one batch.
+
+    Suffixes start at about five of the plan's tokens.
+    """
+    length, starts, suffixes = plan.length, plan.starts, _suffixes(plan.starts)
+    source = max(1, length // 2) if plan.name == "long" else None
+    before = _copies(probe, length, len(starts) + len(suffixes), source)
+    role = sequence(probe)
+    if plan.name == "special":
+        before = probe.subject.with_special(before)
+    if plan.name == "masked":
+        before = before.with_(attention_mask=torch.ones_like(before["input_ids"]))
+    ids, other = before[role], _different(probe, before[role][:1], length)
+    changed = ids.clone()
+    experiments = [(k, False) for k in starts] + [(k, True) for k in suffixes]
+    for row, (k, suffix) in enumerate(experiments):
+        stop = length if suffix else k + 1
+        changed[row, k:stop] = other[0, k:stop]
+    after = before.with_(**{role: changed})
+    with probe.under(plan.name):
+        reference = finite_logits(probe, before, length)
+        effect = difference(reference, finite_logits(probe, after, length)).amax(-1)
+    start, suffix_flags = [k for k, _ in experiments], [s for _, s in experiments]
+    return Swaps(plan, effect.cpu(), start, suffix_flags, reference, before, after)
+
+
+def single_swap(probe: Probe, swaps: Swaps, row: int) -> torch.Tensor:
+    """The effect (T,) of one experiment when its text is alone in the batch."""
+    before, after = (some_rows(batch, row, row + 1) for batch in (swaps.before, swaps.after))
+    length = swaps.reference.shape[1]
+    with probe.under(swaps.condition):
+        old, new = (finite_logits(probe, batch, length) for batch in (before, after))
+    return difference(old, new)[0].amax(-1).cpu()
+
+
+def position_gradients(probe: Probe, length: int, condition: str) -> torch.Tensor | None:
+    """The dependency matrix (T, T): gradient of the output at k (row) at token s (column).
+
+    One backward over copies of a text: copy k contributes its output at position k. There is one
+    copy more than needed, so that B and T differ. ``None`` where no lookup by the ids is seen.
+    What a backward raises comes through. ``condition`` may be ``training``.
+    """
+    role = sequence(probe)
+    batch = _copies(probe, length, length + 1)
+    with (
+        probe.under(condition),
+        probe.running("position_gradients", grad=True) as subject,
+    ):
+        with TokenLookup(batch[role]) as lookup:
+            logits = subject(batch).logits
+        if not lookup:
+            return None
+        logits = logits.flatten(2)
+        weight = projection(probe, logits.shape[-1]).to(logits)
+        diagonal = logits.diagonal(dim1=0, dim2=1).T  # (T, V): copy k at position k
+        torch.autograd.backward(finite(diagonal).mul(weight).sum(), inputs=lookup.leaves)
+        matrix: torch.Tensor = lookup.gradient()[:length]
+    return matrix
+
+
+def single_gradient(probe: Probe, length: int, position: int, condition: str) -> torch.Tensor:
+    """One row (T,) of ``position_gradients`` from a batch of one text."""
+    batch = _copies(probe, length, 1)
+    with (
+        probe.under(condition),
+        probe.running("position_gradients", grad=True) as subject,
+    ):
+        with TokenLookup(batch[sequence(probe)]) as lookup:
+            logits = subject(batch).logits.flatten(2)
+        weight = projection(probe, logits.shape[-1]).to(logits)
+        loss = finite(logits[0, position]).mul(weight).sum()
+        torch.autograd.backward(loss, inputs=lookup.leaves)
+        matrix: torch.Tensor = lookup.gradient()
+    return matrix[0]
+
+
+def locate_position(probe: Probe, swaps: Swaps, row: int) -> tuple[str | None, tuple[int, ...]]:
+    """The first module in which positions before the replaced token move, and how far ahead of
+    the token these positions stand in its output (layers after it would look further)."""
+    start, length = swaps.start[row], swaps.reference.shape[1]
+    ahead: set[int] = set()
+
+    def moved(a: torch.Tensor, b: torch.Tensor) -> bool:
+        axis = axis_of(a, length)
+        if axis is None:
+            return False
+        places = [s for s in range(start) if over(a.select(axis, s), b.select(axis, s))]
+        ahead.clear()
+        ahead.update(start - s for s in places)
+        return bool(places)
+
+    with probe.under(swaps.condition):
+        before, after = (
+            trace(probe, some_rows(b, row, row + 1)) for b in (swaps.before, swaps.after)
+        )
+    where = first_to_differ(before, after, moved)
+    if where is None:
+        return None, ()
+    outputs = next((b, a) for b, a in zip(before, after, strict=True) if b.name == where)
+    for old, new in zip(outputs[0].outputs, outputs[1].outputs, strict=True):
+        if moved(old, new):
+            break
+    return where, tuple(sorted(ahead))
+
+
+def _copies(probe: Probe, length: int, rows: int, source: int | None = None) -> Batch:
+    """``rows`` copies of one text."""
+    one = probe.batch(1, length, "text", length, source=source).inputs
+    return Batch({role: t.expand(rows, *t.shape[1:]).clone() for role, t in one.items()})
+
+
+def _suffixes(starts: tuple[int, ...]) -> list[int]:
+    last = len(starts) - 1
+    return sorted({starts[i] for i in (0, last // 4, last // 2, 3 * last // 4, last)})
+
+
+def _different(probe: Probe, ids: torch.Tensor, length: int) -> torch.Tensor:
+    """Ids that differ from ``ids`` at every position."""
+    other = probe.batch(1, length, "swaps", length)[sequence(probe)]
+    pool = probe.batch(1, max(8, ids.shape[1]), "pool")["input_ids"].flatten()
+    for position in (other == ids)[0].nonzero().flatten().tolist():
+        different = pool[pool != ids[0, position]]
+        if len(different):
+            other[0, position] = different[0]
+    return other
