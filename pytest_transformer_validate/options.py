@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_transformer_validate.errors import SpecError
-from pytest_transformer_validate.task import canonical_task
+from pytest_transformer_validate.task import TASKS, canonical_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -53,14 +53,14 @@ OPTIONS = (
     Option("tb_config", "linelist", "PATH", "config.json to use; once, or once a model in order"),
     Option("tb_tokenizer", "linelist", "PATH", "tokenizer to use; once, or once a model in order"),
     Option("tb_weights", "linelist", "PATH", "weights to load; once, or once a model in order"),
-    Option("tb_task", "linelist", "TASK", "what the model is for; once, or once a model in order"),
+    Option("tb_task", "linelist", "TASK", f"{', '.join(TASKS)}; once, or once a model in order"),
     Option("tb_device", "string", "DEVICE", "cpu (default), cuda, cuda:N, mps or auto"),
     Option("tb_dtype", "string", "DTYPE", "float64, float32, bfloat16 or float16; default: as is"),
     Option("tb_seed", "int", "N", f"seed of all that is random, 0 to {LARGEST_SEED}; default 0"),
     Option("tb_timeout", "float", "SECONDS", "time limit of a check; default 300, 0: none"),
     Option("tb_allow_skipped", "bool", "", "a model of which nothing could be judged is no error"),
     Option("tb_json", "string", "PATH", "write the records as JSON to this file"),
-    Option("tb_train", "bool", "", "run the checks of tier 3, which train the model"),
+    Option("tb_train", "bool", "", "run checks of tier 3, which train (this version has none)"),
     Option("tier3", "bool", "", "short for -m tier3 --tb-train"),
 )
 PER_MODEL = ("tb_config", "tb_tokenizer", "tb_weights", "tb_task")

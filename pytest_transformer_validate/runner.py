@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pytest_transformer_validate.errors import (
     Blocked,
     CheckFailed,
+    MissingDependency,
     NotApplicable,
     SourceError,
     SubjectError,
 )
+from pytest_transformer_validate.measures.measurement import Measurement
 from pytest_transformer_validate.report.record import Record
 from pytest_transformer_validate.report.text import plain, printable
 from pytest_transformer_validate.report.trace import exception_line, model_traceback
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from pytest_transformer_validate.checks.registry import Check
-    from pytest_transformer_validate.measures.measurement import Measurement
     from pytest_transformer_validate.probe.probe import Probe
 
 LOAD = "load"
@@ -123,21 +124,27 @@ class ModelRun:
             self._load_error, self._load_traceback = error, error.__traceback__
             raise
 
-    def _call(self, check: Check, case: str | None, probe: Probe) -> Measurement:
+    def _call(self, check: Check, case: str | None, probe: Probe) -> Measurement | None:
         task = probe.subject.task
         if check.tasks is not None and task.task_type not in check.tasks:
             raise NotApplicable(f"{check.name} promises nothing about task {task}")
         arguments = [probe] if case is None else [probe, case]
-        return check.function(*arguments, **self.limits.get(check.name, {}))
+        measured = check.function(*arguments, **self.limits.get(check.name, {}))
+        if not isinstance(measured, Measurement | None):
+            raise TypeError(
+                f"a check returns a Measurement or None; {check.name} returned "
+                f"{type(measured).__name__}"
+            )
+        return measured
 
     def _raised(
         self, check: Check, case: str | None, raised: BaseException, where: str | None
     ) -> _Verdict:
-        own_words = isinstance(raised, SourceError | SubjectError)
+        own_words = isinstance(raised, SourceError | SubjectError | MissingDependency)
         text = str(raised) if own_words else model_traceback(raised)
         if raised is not self._load_error:
-            place = "" if where is None else f" in {where}"
-            text = text if own_words else f"the model raised{place}\n{text}"
+            who = "the check raised" if where is None else f"the model raised in {where}"
+            text = text if own_words else f"{who}\n{text}"
             text = self._failure_text(check, case, text)
             return _Verdict("broken", text, error=raised, where=where)
         shown, self._load_shown = self._load_shown, True

@@ -192,6 +192,8 @@ class _Again:
         for name, given in row.items():
             if config.getoption(name) is not None and given is not None:
                 self.words.append(f"--{name.replace('_', '-')}={given}")
+        for line in config.getoption("override_ini") or []:
+            self.words.append(f"-o={line}")
         for name in _GLOBAL:
             if config.getoption(name) is not None:
                 self.words.append(f"--{name.replace('_', '-')}={config.getoption(name)}")

@@ -58,9 +58,13 @@ class Result(Sequence["Record"]):
         return judged and not self.failures
 
     @property
-    def failures(self) -> Result:
+    def failures(self) -> tuple[Record, ...]:
         """The records that failed."""
-        return Result(record for record in self if record.failure)
+        return tuple(record for record in self if record.failure)
+
+    def __bool__(self) -> bool:
+        """``passed``, so that ``assert validate(model)`` means what it says."""
+        return self.passed
 
     def raise_for_failures(self) -> None:
         """Raises ValidationFailed (an AssertionError) with the texts of all failures."""

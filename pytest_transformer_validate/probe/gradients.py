@@ -159,7 +159,7 @@ def _backward(
         if norm is None:
             found.norms.setdefault(name, None)
             continue
-        if not math.isfinite(norm):
+        if not math.isfinite(norm) and name not in found.not_finite:
             found.not_finite.append(name)
         _note_dead_rows(name, parameter, found)
         found.norms[name] = max(found.norms.get(name) or 0.0, norm)

@@ -76,7 +76,7 @@ class Probe:
                 self._results[key] = run(self, *case, **named)
             except Exception as error:
                 name = "_".join(map(str, key))
-                place = where_raised(self.subject.model, error)
+                place = where_raised(self.subject.model, error) or ROOT
                 line = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
                 self._failures[key] = f"the pass {name} raised in {place}: {line}"
                 raise
@@ -266,8 +266,8 @@ class Probe:
         """See ``source.reads_parameter``."""
         return reads_parameter(self.subject.model, parameter)
 
-    def where_raised(self, error: BaseException) -> str:
-        """The innermost module whose code was running when ``error`` was raised."""
+    def where_raised(self, error: BaseException) -> str | None:
+        """See ``trace.where_raised``."""
         return where_raised(self.subject.model, error)
 
     def holds_modules(self, module: str) -> bool:

@@ -84,10 +84,11 @@ def first_not_finite(calls: list[Call]) -> str | None:
     return None
 
 
-def where_raised(model: torch.nn.Module, error: BaseException) -> str:
-    """The innermost module of the model whose code was running when ``error`` was raised."""
+def where_raised(model: torch.nn.Module, error: BaseException) -> str | None:
+    """The innermost module of the model whose code was running when ``error`` was raised;
+    ``None`` where the model was not running."""
     names = {id(module): name or ROOT for name, module in model.named_modules()}
-    place = ROOT
+    place = None
     trace = error.__traceback__
     while trace is not None:
         owner = trace.tb_frame.f_locals.get("self")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from pytest_transformer_validate.errors import SpecError, TaskError
 from pytest_transformer_validate.sources.config import ModelConfig
 from pytest_transformer_validate.task import TaskSpec
 
@@ -103,7 +104,10 @@ def declared_task(model: nn.Module, config: ModelConfig, option: str | None) -> 
         return TaskSpec(option, "declared by --tb-task")
     named = config.get("task")
     if isinstance(named, str):
-        return TaskSpec(named, "config.json")
+        try:
+            return TaskSpec(named, "config.json")
+        except SpecError as error:
+            raise TaskError(f'"task" in the configuration: {error}') from error
     head = _head(model, config)
     if head is None:
         return None

@@ -72,7 +72,10 @@ def read_signature(model: torch.nn.Module, *, vision: bool, translates: bool = T
 
     Raises SubjectError, with the signature, for a required parameter that nobody knows.
     """
-    signature = inspect.signature(_described(model).forward)
+    described = _described(model)
+    if getattr(described.forward, "__name__", "") == "_forward_unimplemented":
+        raise SubjectError(f"{type(model).__name__} defines no forward")
+    signature = inspect.signature(described.forward)
     parameters = [p for p in signature.parameters.values() if p.kind not in _VAR]
     text = f"forward{signature}"
     if not parameters:

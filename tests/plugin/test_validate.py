@@ -156,3 +156,10 @@ def test_without_pandas_the_install_line_is_given(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(MissingDependency, match=r"pytest-transformer-validate\[report\]"):
         Result(RECORDS).to_frame()
+
+
+def test_a_result_is_as_true_as_it_passed():
+    assert Result([RECORDS[0]])
+    assert not Result(RECORDS)
+    assert not Result([])
+    assert Result(RECORDS).failures

@@ -48,9 +48,9 @@ def judge(run: ModelRun, check: Check, case: str | None = None) -> Any:
 )
 def test_each_exception_has_its_status(error: BaseException | None, status: str) -> None:
     outcome = ModelRun("m").judge(make(error), None, lambda: PROBE)
-    assert outcome.record.status == status
+    assert record.status == status
     assert outcome.error is error
-    assert outcome.record.context == {"device": "cpu"}
+    assert record.context == {"device": "cpu"}
 
 
 def test_an_interruption_is_not_caught() -> None:
@@ -114,3 +114,13 @@ def test_a_declared_check_that_does_not_apply_is_stale() -> None:
     assert record.status == "stale"
     assert "does not apply" in record.message
     assert "remove this line: 'rule'" in record.message
+
+
+def test_a_check_that_returns_something_else_is_told_so() -> None:
+    def wrong(probe: Any) -> int:
+        return 3
+
+    record = judge(ModelRun("m"), Check("wrong", 1, wrong))
+    assert record.status == "broken"
+    assert "the check raised" in record.message
+    assert "a check returns a Measurement or None; wrong returned int" in record.message

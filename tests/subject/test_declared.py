@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_transformer_validate.errors import SpecError
+from pytest_transformer_validate.errors import TaskError
 from pytest_transformer_validate.sources.config import ModelConfig
 from pytest_transformer_validate.subject.declared import (
     declared_size,
@@ -78,7 +78,7 @@ def test_nothing_declared():
 
 
 def test_an_unknown_task_names_the_nearest():
-    with pytest.raises(SpecError, match="did you mean causal_lm"):
+    with pytest.raises(TaskError, match="did you mean causal_lm"):
         declared_task(Decoder(), ModelConfig({"task": "casual_lm"}), None)
 
 

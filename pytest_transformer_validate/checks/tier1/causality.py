@@ -47,7 +47,13 @@ def causality(probe: Probe, *, factor: float = 16.0) -> Causality:
     ``factor`` u are allowed.
     """
     if probe.subject.task.task_type == "seq2seq" and not probe.subject.decodes:
-        raise NotApplicable("forward takes no decoder input whose tokens could be replaced")
+        if probe.subject.signature.takes("labels"):
+            raise NotApplicable("forward makes its decoder input from labels")
+        raise CheckFailed(
+            "the task seq2seq is declared, and forward takes no decoder input\n"
+            f"signature: {probe.subject.signature.text[:200]}\n"
+            'declare another task: --tb-task=causal_lm, or "task" in config.json'
+        )
     if probe.subject.sizes[1] < 2:
         raise NotApplicable("the longest text is one token")
     notes: list[str] = []
