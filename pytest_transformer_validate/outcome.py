@@ -52,7 +52,8 @@ def failure_repr(record: Record) -> Any:
     except Verdict:
         shown: Any = pytest.ExceptionInfo.from_current().getrepr(style="value", chain=False)
     if shown.reprcrash is not None:
-        shown.reprcrash.message = record.message
+        # pytest's summary of failures prints this whole on CI machines.
+        shown.reprcrash.message = record.message.partition("\n")[0]
     return shown
 
 

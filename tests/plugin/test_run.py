@@ -238,7 +238,7 @@ class TestTimeLimit:
         add_checks(healthy, self.SLEEPS)
         result = healthy.runpytest_inprocess(MODEL, "--tb-timeout=0.3", "-m", "tier1")
         result.assert_outcomes(failed=1, passed=4, deselected=2)
-        result.stdout.fnmatch_lines(["sleeps (tier 1): the model raised*", "*Timeout (>0.3s)*"])
+        result.stdout.fnmatch_lines(["sleeps (tier 1): the check raised*", "*Timeout (>0.3s)*"])
 
     def test_of_a_load_blocks_the_rest(self, healthy: pytest.Pytester) -> None:
         healthy.makepyfile(model="import time; time.sleep(20)")

@@ -48,9 +48,9 @@ def judge(run: ModelRun, check: Check, case: str | None = None) -> Any:
 )
 def test_each_exception_has_its_status(error: BaseException | None, status: str) -> None:
     outcome = ModelRun("m").judge(make(error), None, lambda: PROBE)
-    assert record.status == status
+    assert outcome.record.status == status
     assert outcome.error is error
-    assert record.context == {"device": "cpu"}
+    assert outcome.record.context == {"device": "cpu"}
 
 
 def test_an_interruption_is_not_caught() -> None:
