@@ -94,9 +94,10 @@ def test_mixed_rows_are_no_leak_over_time():
     assert any("see batch_independence" in note for note in measured.notes)
 
 
-def test_a_model_for_one_token_has_nothing_to_look_ahead_to():
+@pytest.mark.parametrize("name", ["causality", "gradient_flow"])
+def test_a_model_for_one_token_has_nothing_to_look_at(name):
     with pytest.raises(NotApplicable, match="the longest text is one token"):
-        CHECKS["causality"](probe_of(models.Decoder(length=1), {"max_seq_len": 1}))
+        CHECKS[name](probe_of(models.Decoder(length=1), {"max_seq_len": 1}))
 
 
 def test_batch_independence_names_the_row_and_the_module():

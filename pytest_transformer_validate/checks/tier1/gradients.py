@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pytest_transformer_validate.checks.registry import check
-from pytest_transformer_validate.errors import CheckFailed
+from pytest_transformer_validate.errors import CheckFailed, NotApplicable
 from pytest_transformer_validate.measures.gradients import (
     GradientFlow,
     dead_block,
@@ -35,6 +35,8 @@ def gradient_flow(probe: Probe, *, floor: float = 1e-7, ceiling: float = 1e6) ->
     times the gradient of the last module explodes on its way back. Parameters that have no
     gradient for a structural reason are named in the record.
     """
+    if probe.subject.sizes[1] < 2:
+        raise NotApplicable("the longest text is one token: attention has nothing to choose from")
     found = probe.gradients()
     if not found.norms:
         raise CheckFailed(
