@@ -40,11 +40,6 @@ class TaskSpec:
         """Whether there is one output a token: (B, T, V)."""
         return self.task_type in {"causal_lm", "masked_lm", "seq2seq"}
 
-    @property
-    def autoregressive(self) -> bool:
-        """Whether an output may depend on no later token of its own sequence."""
-        return self.task_type in {"causal_lm", "seq2seq"}
-
 
 def canonical_task(name: str) -> str:
     """The task that ``name`` means. Raises SpecError for an unknown one, naming the nearest."""

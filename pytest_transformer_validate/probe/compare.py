@@ -20,20 +20,23 @@ if TYPE_CHECKING:
     Moved = Callable[[torch.Tensor, torch.Tensor], bool]
 
 
-def finite_logits(probe: Probe, batch: Batch, length: int | None = None) -> torch.Tensor:
-    """The logits of a forward, in batches that the model takes; Blocked where they hold NaN, or
-    are not (B, T, V) when ``length`` is given."""
-    most = probe.subject.full_batch
-    parts = [
-        probe.forward(some_rows(batch, start, start + most)).logits
-        for start in range(0, batch.rows, most)
-    ]
-    logits = torch.cat(parts) if len(parts) > 1 else parts[0]
+def finite_logits(probe: Probe, batch: Batch) -> torch.Tensor:
+    """The logits of a forward; Blocked where they hold NaN."""
+    logits = probe.forward(batch).logits
     if bool(logits.isnan().any()):
         raise Blocked("logits hold NaN: see output_stability")
-    if length is not None and logits.dim() > 3:
+    return logits
+
+
+def text_logits(probe: Probe, batch: Batch, length: int) -> torch.Tensor:
+    """The logits (B, T, V) of rows that have nothing to do with each other, in batches that the
+    model takes; Blocked where they hold NaN or have another shape."""
+    most = probe.subject.full_batch
+    parts = (some_rows(batch, start, start + most) for start in range(0, batch.rows, most))
+    logits = torch.cat([finite_logits(probe, part) for part in parts])
+    if logits.dim() > 3:
         logits = logits.flatten(2)
-    if length is not None and (logits.dim() != 3 or logits.shape[1] != length):
+    if logits.dim() != 3 or logits.shape[1] != length:
         shape = tuple(logits.shape)
         raise Blocked(f"logits are {shape} for {length} tokens: see shape_robustness")
     return logits
@@ -49,6 +52,7 @@ def repeats(probe: Probe, swaps: Swaps | RowSwaps) -> float:
 
 
 def trace(probe: Probe, batch: Batch) -> list[Call]:
+    """The calls of every module in one forward."""
     with probe.running("forward") as subject, traced(subject.model) as calls:
         subject(batch)
     return calls

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from pytest_transformer_validate.errors import NotApplicable
-from pytest_transformer_validate.probe.trace import ROOT, Call, first_not_finite, traced
+from pytest_transformer_validate.probe.compare import trace
+from pytest_transformer_validate.probe.trace import ROOT, first_not_finite
 
 if TYPE_CHECKING:
     from pytest_transformer_validate.probe.probe import Probe
@@ -45,7 +46,7 @@ def shapes_of(probe: Probe, case: str) -> list[Shape]:
 def shortens(probe: Probe) -> bool:
     """Whether some module works on a shorter sequence than it is given (pooling, strides)."""
     length = probe.subject.sizes[1]
-    calls = _trace(probe, probe.batch(1, length, "shortens"))
+    calls = trace(probe, probe.batch(1, length, "shortens"))
     return any(
         a.dim() == b.dim() == 3 and a.shape[1] == length and 1 < b.shape[1] < length
         for call in calls
@@ -63,8 +64,8 @@ def first_misshapen(probe: Probe, shape: Shape) -> str | None:
     other = probe.subject.sizes
     if other == (rows, length):
         other = probe.subject.other_sizes
-    good = _trace(probe, probe.batch(*other, "misshapen", source=other[1]))
-    bad = _trace(probe, probe.batch(rows, length, "misshapen", source=shape.source))
+    good = trace(probe, probe.batch(*other, "misshapen", source=other[1]))
+    bad = trace(probe, probe.batch(rows, length, "misshapen", source=shape.source))
     sizes = {other[0]: rows, other[1]: length}
     for call, reference in zip(bad, good, strict=False):
         if call.name != reference.name:
@@ -217,13 +218,13 @@ def _judged(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
 
 
 def _first_bad(probe: Probe, batch: Batch) -> str | None:
-    return first_not_finite(_trace(probe, batch))
+    return first_not_finite(trace(probe, batch))
 
 
 def first_larger(probe: Probe, ceiling: float) -> str | None:
     """The first module whose output exceeds ``ceiling`` in magnitude from inputs that do not."""
     batch = probe.batch(*probe.subject.sizes, "samples")
-    for call in _trace(probe, batch):
+    for call in trace(probe, batch):
         if _largest(call.outputs) > ceiling >= _largest(call.inputs):
             return call.name
     return None
@@ -235,7 +236,7 @@ def first_blind(probe: Probe, what: str) -> str | None:
     rows, length = probe.subject.sizes
     axis_of = {"input": (rows, 0), "position": (length, 1)}.get(what.rpartition(" ")[2])
     with probe.noised():
-        calls = _trace(probe, probe.batch(rows, length, "samples"))
+        calls = trace(probe, probe.batch(rows, length, "samples"))
     for call in calls:
         if (
             call.outputs
@@ -249,7 +250,7 @@ def first_blind(probe: Probe, what: str) -> str | None:
 def dead_input(probe: Probe) -> str | None:
     """The first module, where no module at all tells the rows of a random batch apart."""
     rows, length = probe.subject.sizes
-    calls = _trace(probe, probe.batch(rows, length, "samples"))
+    calls = trace(probe, probe.batch(rows, length, "samples"))
     seen = [(call.name, t) for call in calls for t in call.outputs if rows in t.shape]
     blind = all(_blind(t, (rows, 0)) for _, t in seen)
     return seen[0][0] if seen and blind else None
@@ -270,9 +271,3 @@ def _blind(tensor: torch.Tensor, axis_of: tuple[int, int] | None) -> bool:
 def _largest(tensors: list[torch.Tensor]) -> float:
     finite = [t[t.isfinite()] for t in tensors]
     return max((float(t.abs().max()) for t in finite if t.numel()), default=0.0)
-
-
-def _trace(probe: Probe, batch: Batch) -> list[Call]:
-    with probe.running("forward") as subject, traced(subject.model) as calls:
-        subject(batch)
-    return calls

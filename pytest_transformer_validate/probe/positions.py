@@ -18,11 +18,11 @@ from pytest_transformer_validate.probe.compare import (
     axis_of,
     difference,
     finite,
-    finite_logits,
     over,
     projection,
     sequence,
     some_rows,
+    text_logits,
     trace,
 )
 from pytest_transformer_validate.probe.lookup import TokenLookup
@@ -92,8 +92,8 @@ def position_swaps(probe: Probe, plan: Plan) -> Swaps:
         changed[row, k:stop] = other[0, k:stop]
     after = before.with_(**{role: changed})
     with probe.under(plan.name):
-        reference = finite_logits(probe, before, length)
-        effect = difference(reference, finite_logits(probe, after, length)).amax(-1)
+        reference = text_logits(probe, before, length)
+        effect = difference(reference, text_logits(probe, after, length)).amax(-1)
     start, suffix_flags = [k for k, _ in experiments], [s for _, s in experiments]
     return Swaps(plan, effect.cpu(), start, suffix_flags, reference, before, after)
 
@@ -103,7 +103,7 @@ def single_swap(probe: Probe, swaps: Swaps, row: int) -> torch.Tensor:
     before, after = (some_rows(batch, row, row + 1) for batch in (swaps.before, swaps.after))
     length = swaps.reference.shape[1]
     with probe.under(swaps.condition):
-        old, new = (finite_logits(probe, batch, length) for batch in (before, after))
+        old, new = (text_logits(probe, batch, length) for batch in (before, after))
     return difference(old, new)[0].amax(-1).cpu()
 
 

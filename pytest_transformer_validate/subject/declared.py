@@ -32,7 +32,6 @@ LENGTH = (
     "max_sequence_length", "seq_length", "sequence_length", "seq_len", "block_size", "n_ctx",
     "context_length", "context_size", "ctx_len", "max_len", "max_target_positions",
 )  # fmt: skip
-LAYERS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "decoder_layers", "depth")
 CHANNELS = ("num_channels", "in_channels", "in_chans", "channels")
 IMAGE = ("image_size", "img_size", "input_size")
 _PARTS = ("text_config", "decoder", "encoder", "text_encoder", "vision_config")

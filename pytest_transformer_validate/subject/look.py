@@ -58,7 +58,7 @@ def look(subject: Subject) -> Facts:
     """
     if subject.vision:
         output = read_output(subject.call(subject.images(2, torch.Generator().manual_seed(0)), {}))
-        return _facts(TableReader(subject.model, {}, 1), output, output.logits)
+        return _facts(TableReader(subject.model, {}, 1), output)
     first: Exception | None = None
     for rows, length in _shapes(subject):
         try:
@@ -93,7 +93,7 @@ def _look(subject: Subject, rows: int, length: int) -> Facts:
     if subject.time_major:
         reader, raw = _read(subject, batch, length)
     output = read_output(raw, column=subject.one_number)
-    facts = replace(_facts(reader, output, output.logits), time_major=subject.time_major)
+    facts = replace(_facts(reader, output), time_major=subject.time_major)
     if _last_only(subject, output, length):
         batch = batch.with_(labels=batch.inputs.get("decoder_input_ids", batch.main))
         output = read_output(subject.call(batch, {}))
@@ -173,7 +173,8 @@ def _arranged(facts: Facts, output: Output, layout: str, rows: int, length: int)
     return replace(facts, layout=layout, rank=len(shape), width=shape[-1], rest=shape[2:])
 
 
-def _facts(reader: TableReader, output: Output, logits: torch.Tensor) -> Facts:
+def _facts(reader: TableReader, output: Output) -> Facts:
+    logits = output.logits
     return Facts(
         vocabulary=reader.vocabulary,
         compared=frozenset(reader.compared),

@@ -13,7 +13,6 @@ from pytest_transformer_validate.errors import Blocked, TaskError
 from pytest_transformer_validate.sources.config import ModelConfig
 from pytest_transformer_validate.subject.batch import Batch
 from pytest_transformer_validate.subject.declared import (
-    LAYERS,
     LENGTH,
     PADDING,
     TARGET_VOCABULARY,
@@ -84,13 +83,6 @@ class Subject:
     def parameters(self) -> int:
         """Number of parameters, shared ones counted once."""
         return sum(p.numel() for p in self.model.parameters())
-
-    @functools.cached_property
-    def layers(self) -> int:
-        """Number of layers: declared, else the longest list of blocks of one class."""
-        number = declared_size(self.config, LAYERS)
-        lists = (m for m in self.model.modules() if isinstance(m, torch.nn.ModuleList))
-        return number or max((len(blocks) for blocks in lists), default=1)
 
     @functools.cached_property
     def vision(self) -> bool:

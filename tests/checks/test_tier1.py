@@ -474,3 +474,21 @@ def test_a_length_that_nobody_declared_is_asked_for():
 
     with pytest.raises(CheckFailed, match='declare it: "max_seq_len"'):
         CHECKS["shape_robustness"](probe_of(Bounded()), "full_length")
+
+
+def test_the_rows_of_a_probe_are_never_split():
+    class Wide(models.Decoder):
+        """Axes of 5 and 7 push the probe's batch to 13 rows; from nine on they mix."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.side = nn.Parameter(torch.zeros(5, 7))
+
+        def hidden(self, ids):
+            x = super().hidden(ids) + self.side.sum()
+            return x + x.roll(1, 0) * (len(ids) > 8)
+
+    probe = probe_of(Wide())
+    assert probe.subject.sizes[0] > probe.subject.full_batch
+    with pytest.raises(CheckFailed, match="a row's logits must not depend"):
+        CHECKS["batch_independence"](probe)
