@@ -490,5 +490,6 @@ def test_the_rows_of_a_probe_are_never_split():
 
     probe = probe_of(Wide())
     assert probe.subject.sizes[0] > probe.subject.full_batch
+    assert max(probe.row_swaps("every").effect) > 0
     with pytest.raises(CheckFailed, match="a row's logits must not depend"):
         CHECKS["batch_independence"](probe)
