@@ -4,8 +4,10 @@ Everything is in u = eps(dtype) x max|reference|, the spacing of floating point 
 scale of the output. Probes of one shape (another token, another row) repeat the same arithmetic:
 they are expected to differ by exactly 0, and mixtures of experts, whose grouped products change
 with the routing, by up to 3 u (measured over 183 causal language models of transformers 5.23).
-Hence 16 u. A value above its limit and below 16 times it is decided in float64: rounding shrinks
-by about 1e8 there, a defect keeps its size.
+Hence 16 u. Probes of two shapes or paths (cached and full, padded and not, batch 3 and 1) add in
+another order: up to 6.5 u measured (12 layers, d = 256), more where the model's own noise is
+larger. Hence max(64 u, 16 x noise). A value above its limit and below 16 times it is decided in
+float64: rounding shrinks by about 1e8 there, a defect keeps its size.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     import torch
 
 SAME_SHAPE = 16
+TWO_SHAPES = 64
+NOISE = 16
 ARBITRATED = 16
 SHRINKS = 1e-4
 
@@ -46,6 +50,17 @@ def unit(reference: torch.Tensor) -> float:
 def same_shape_limit(reference: torch.Tensor, factor: float = SAME_SHAPE) -> Limit:
     """The limit for two runs of one shape: ``factor`` u (default 16)."""
     return Limit(value=factor * unit(reference), rule=f"{factor:g} u")
+
+
+def two_shapes_limit(
+    reference: torch.Tensor, noise: float = 0.0, factor: float = TWO_SHAPES
+) -> Limit:
+    """The limit for two runs of different shape or path: ``factor`` u (default 64), or 16 times
+    the model's own ``noise`` where that is more (see ``Probe.noise``)."""
+    units = factor * unit(reference)
+    if NOISE * noise > units:
+        return Limit(value=NOISE * noise, rule=f"{NOISE} x the model's own noise")
+    return Limit(value=units, rule=f"{factor:g} u")
 
 
 def settle(value: float, limit: Limit, repeat: Repeat) -> Verdict:

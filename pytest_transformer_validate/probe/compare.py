@@ -51,6 +51,16 @@ def repeats(probe: Probe, swaps: Swaps | RowSwaps) -> float:
     return float(difference(*logits).max())
 
 
+def noise(probe: Probe) -> float:
+    """The model's own rounding: how far the logits of a row differ between two batch sizes."""
+    rows, length = probe.subject.sizes
+    batch = probe.batch(rows, length, "noise")
+    many = probe.forward(batch).logits[:1]
+    alone = probe.forward(some_rows(batch, 0, 1)).logits
+    both = many.isfinite() & alone.isfinite()
+    return float(difference(many, alone)[both].max()) if bool(both.any()) else 0.0
+
+
 def trace(probe: Probe, batch: Batch) -> list[Call]:
     """The calls of every module in one forward."""
     with probe.running("forward") as subject, traced(subject.model) as calls:

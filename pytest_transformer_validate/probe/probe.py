@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
 import torch
 
-from pytest_transformer_validate.errors import Blocked
+from pytest_transformer_validate.errors import Blocked, NotApplicable
 from pytest_transformer_validate.probe import compare, forwards, gradients, positions, rows
 from pytest_transformer_validate.probe.trace import ROOT, where_raised
 from pytest_transformer_validate.subject.guard import derive_seed, guard
@@ -69,11 +69,17 @@ class Probe:
         A pass that raises, raises once; whoever needs it later gets Blocked with the place.
         """
         key = (run.__name__, *case, *named.values())
+        return self.remember(key, lambda: run(self, *case, **named))
+
+    def remember(self, key: tuple[object, ...], run: Callable[[], Result]) -> Result:
+        """The result of the pass called ``key``, run at the first call only; see ``once``."""
         if key in self._failures:
             raise Blocked(self._failures[key])
         if key not in self._results:
             try:
-                self._results[key] = run(self, *case, **named)
+                self._results[key] = run()
+            except (Blocked, NotApplicable):
+                raise
             except Exception as error:
                 name = "_".join(map(str, key))
                 place = where_raised(self.subject.model, error) or ROOT
@@ -176,6 +182,10 @@ class Probe:
     def repeats(self, swaps: Swaps | RowSwaps) -> float:
         """See ``compare.repeats``."""
         return compare.repeats(self, swaps)
+
+    def noise(self) -> float:
+        """See ``compare.noise``."""
+        return self.once(compare.noise)
 
     def single_swap(self, swaps: Swaps, row: int) -> torch.Tensor:
         """See ``positions.single_swap``."""
