@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pytest_transformer_validate.checks.registry import all_checks
 from pytest_transformer_validate.evidence.mutants import MUTANTS
@@ -15,13 +15,12 @@ from pytest_transformer_validate.runner import ModelRun
 from pytest_transformer_validate.subject.subject import Subject
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     import torch
 
     from pytest_transformer_validate.checks.registry import Check
     from pytest_transformer_validate.evidence.mutants import Mutant
-    from pytest_transformer_validate.evidence.zoo import Healthy
     from pytest_transformer_validate.report.record import Record
 
 _WORST = ("broken", "failed", "blocked", "stale", "xfailed", "passed", "skipped")
@@ -93,17 +92,21 @@ def worst(records: Iterable[Record]) -> str:
 def judge(
     name: str,
     build: Callable[[int], torch.nn.Module],
-    healthy: Healthy,
+    config: Any,
     checks: Iterable[Check],
     seed: int = 0,
+    declared: Mapping[str, str] | None = None,
 ) -> tuple[Record, ...]:
-    """The records of ``checks`` on the model that ``build(seed)`` gives."""
-    run = ModelRun(name)
+    """The records of ``checks`` on the model that ``build(seed)`` gives.
+
+    ``config`` is the model's configuration, ``declared`` the deviations that are known.
+    """
+    run = ModelRun(name, declared=dict(declared or {}))
 
     @functools.cache
     def probe() -> Probe:
         model = build(seed)
-        subject = Subject(model, dict(healthy.config), seed=seed)
+        subject = Subject(model, config, seed=seed)
         return Probe(subject, seed=seed, weights=f"random (seed {seed})")
 
     return tuple(
@@ -121,22 +124,21 @@ def tier1() -> list[Check]:
 def healthy_row(name: str, seed: int = 0) -> HealthyRow:
     """All checks of tier 1 on one model of the zoo."""
     healthy = ZOO[name]
-    return HealthyRow(name, judge(name, healthy.build, healthy, tier1(), seed))
+    return HealthyRow(name, judge(name, healthy.build, healthy.config, tier1(), seed))
 
 
 def mutant_row(name: str, seed: int = 0) -> MutantRow:
     """The check that has to catch a mutant, on the mutant and on its parent."""
     mutant = MUTANTS[name]
-    healthy = mutant.healthy
     named = [check for check in tier1() if check.name == mutant.check]
-    records = judge(name, mutant.build, healthy, named, seed)
+    records = judge(name, mutant.build, mutant.healthy.config, named, seed)
     return MutantRow(mutant, _parent_status(mutant.parent, mutant.check, seed), records)
 
 
 @functools.cache
 def _parent_status(parent: str, check: str, seed: int) -> str:
     named = [c for c in tier1() if c.name == check]
-    return worst(judge(parent, ZOO[parent].build, ZOO[parent], named, seed))
+    return worst(judge(parent, ZOO[parent].build, ZOO[parent].config, named, seed))
 
 
 def zoo_table(rows: Sequence[HealthyRow]) -> list[str]:
