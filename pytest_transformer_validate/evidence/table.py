@@ -145,7 +145,7 @@ def zoo_table(rows: Sequence[HealthyRow]) -> list[str]:
     """Healthy models by check, alarms below."""
     names = [check.name for check in tier1()]
     cells = [[row.model, *(row.status(name) for name in names)] for row in rows]
-    lines = _aligned([["model", *names], *cells])
+    lines = aligned([["model", *names], *cells])
     alarms = [record for row in rows for record in row.alarms]
     judged = sum(record.status != "skipped" for row in rows for record in row.records)
     lines += ["", f"{len(rows)} healthy models, {judged} verdicts, {len(alarms)} false alarms"]
@@ -168,7 +168,7 @@ def mutant_table(rows: Sequence[MutantRow]) -> list[str]:
         for row in rows
     ]
     header = ["check", "family", "mutant", "parent", "status", "where", "localised"]
-    return [*_aligned([header, *cells]), "", *_totals(rows), *_misses(rows)]
+    return [*aligned([header, *cells]), "", *_totals(rows), *_misses(rows)]
 
 
 def _totals(rows: Sequence[MutantRow]) -> list[str]:
@@ -186,7 +186,7 @@ def _totals(rows: Sequence[MutantRow]) -> list[str]:
     families = len({row.mutant.family for row in rows})
     parents = len({row.mutant.parent for row in rows})
     return [
-        *_aligned([["check", "mutants", "caught", "to localise", "localised"], *cells, total]),
+        *aligned([["check", "mutants", "caught", "to localise", "localised"], *cells, total]),
         "",
         f"{len(rows)} mutants in {families} families over {parents} models",
     ]
@@ -205,7 +205,8 @@ def _misses(rows: Sequence[MutantRow]) -> list[str]:
     ]
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells as lines, each column as wide as its widest cell."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
