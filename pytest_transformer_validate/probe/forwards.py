@@ -154,7 +154,10 @@ def _case_shapes(probe: Probe, case: str) -> list[tuple[int, int, int | None]]:
         "single_token": [(1, 1, 1), (3, 1, 1), (2, 2, 2)],
         "coprime": [(rows, length, None), (*other, max(1, other[1] - 2))],
         "typical": [(2, typical, None), (2, typical + 1, None)],
-        "full_length": [*([(1, full - 1, full)] if full <= 1024 else []), (1, full, full)],
+        "full_length": [
+            *([(1, full - 1, full)] if subject.small and full <= 1024 else []),
+            (1, full, full),
+        ],
         "full_batch": [(subject.full_batch, min(16, full), None)],
     }
     most = subject.most_rows

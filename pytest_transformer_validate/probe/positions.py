@@ -38,9 +38,9 @@ class Plan:
     """A way of replacing tokens of one text of ``length`` tokens, one by one, at ``starts``.
 
     ``name`` is ``every`` (token of a short text), ``masked`` (with an explicit mask that keeps
-    everything), ``special`` (in a text that holds padding, end and other special ids),
-    ``noised`` (with every parameter moved at random), or ``long`` (some tokens of a long text,
-    behind a short source where there is one).
+    everything), ``special`` (in a text that holds padding, end and other special ids; a large
+    model is given the mask there too), ``noised`` (with every parameter moved at random), or
+    ``long`` (some tokens of a long text, behind a short source where there is one).
     """
 
     name: str
@@ -82,7 +82,7 @@ def position_swaps(probe: Probe, plan: Plan) -> Swaps:
     role = sequence(probe)
     if plan.name == "special":
         before = probe.subject.with_special(before)
-    if plan.name == "masked":
+    if plan.name == "masked" or (plan.name == "special" and _takes_mask_too(probe)):
         before = before.with_(attention_mask=torch.ones_like(before["input_ids"]))
     ids, other = before[role], _different(probe, before[role][:1], length)
     changed = ids.clone()
@@ -175,6 +175,11 @@ def locate_position(probe: Probe, swaps: Swaps, row: int) -> tuple[str | None, t
         if moved(old, new):
             break
     return where, tuple(sorted(ahead))
+
+
+def _takes_mask_too(probe: Probe) -> bool:
+    """Whether a text with special ids is given the mask too: one pass for two in large models."""
+    return not probe.subject.small and probe.subject.signature.takes("attention_mask")
 
 
 def _copies(probe: Probe, length: int, rows: int, source: int | None = None) -> Batch:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 Case = ParamSpec("Case")
 
+_PERIOD = 1_048_573
+
 
 class Probe:
     """Runs a Subject and remembers what it did.
@@ -163,9 +165,10 @@ class Probe:
         short = subject.sizes[1]
         every = tuple(range(1, short))
         plans = [positions.Plan("every", short, every)]
-        if subject.signature.takes("attention_mask"):
+        special = bool(subject.text_ids) and short > 4
+        if subject.signature.takes("attention_mask") and (subject.small or not special):
             plans.append(positions.Plan("masked", short, every))
-        if subject.text_ids and short > 4:
+        if special:
             plans.append(positions.Plan("special", short, every))
         plans.append(positions.Plan("noised", short, every))
         affordable = min(1024, max(32, int(4e9 / subject.parameters)))
@@ -205,7 +208,8 @@ class Probe:
         subject = self.subject
         masks = subject.signature.takes("attention_mask") and not subject.vision
         padded = ["padded"] if masks and subject.sizes[1] > 4 else []
-        return ["every", *padded, "noised", "full", "rolled"]
+        every = ["every"] if subject.small or subject.full_batch <= subject.sizes[0] else []
+        return [*every, *padded, "noised", "full", "rolled"]
 
     def row_swaps(self, plan: str) -> RowSwaps:
         """See ``rows.row_swaps``."""
@@ -329,8 +333,8 @@ class Probe:
                 trained = isinstance(parameter, torch.nn.Parameter)
                 if trained and data.is_floating_point() and data.numel() and not data.is_meta:
                     scale = 0.5 / math.sqrt(data[0].numel()) if data.dim() > 1 else 0.1
-                    noise = torch.randn(data.shape, generator=generator) * scale
-                    parameter.data = data + noise.to(data.device, data.dtype)
+                    noise = _normal(data.shape, generator).to(data.device, data.dtype)
+                    parameter.data = torch.add(data, noise, alpha=scale)
             self._calibrate()
             yield
         finally:
@@ -380,6 +384,16 @@ class Probe:
         except Exception:  # noqa: BLE001 - a model need not run in float64
             other = Probe(self.subject, seed=self.seed + 1, weights=self.weights)
             return measure(other), "with another seed (float64 does not run)"
+
+
+def _normal(shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
+    """Normally distributed numbers; those of a large tensor repeat with a prime period, because
+    drawing them takes longer than running the model."""
+    count = shape.numel()
+    if count <= _PERIOD:
+        return torch.randn(shape, generator=generator)
+    block = torch.randn(_PERIOD, generator=generator)
+    return block.repeat(count // _PERIOD + 1)[:count].reshape(shape)
 
 
 def _statistics(norm: torch.nn.modules.batchnorm._BatchNorm) -> list[torch.Tensor]:
