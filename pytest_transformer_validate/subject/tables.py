@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from pytest_transformer_validate.subject.dispatch import Operations
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,7 +30,7 @@ _SCATTERS = {_aten.scatter.value, _aten.scatter_.value}
 _ADDED = 8
 
 
-class TableReader(TorchDispatchMode):
+class TableReader(Operations):
     """Records lookups by ids, (B, T) for each role, and by positions while a model runs.
 
     ``vocabulary`` is, by role, the number of rows of the smallest table that the ids index;
@@ -40,7 +41,7 @@ class TableReader(TorchDispatchMode):
     def __init__(
         self, model: torch.nn.Module, ids: Mapping[str, torch.Tensor], length: int
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.ids = ids
         self.length = length
         self.vocabulary: dict[str, int] = {}
