@@ -75,32 +75,18 @@ _EXTRA: dict[str, dict[str, Any]] = {
 }
 
 # Few enough for every run of the tests: all tasks, and attention of every common kind.
-SAMPLE: tuple[tuple[str, str], ...] = (
-    ("causal_lm", "gpt2"),
-    ("causal_lm", "llama"),
-    ("causal_lm", "gemma2"),
-    ("causal_lm", "mixtral"),
-    ("causal_lm", "bloom"),
-    ("causal_lm", "mistral"),
-    ("causal_lm", "mamba"),
-    ("causal_lm", "opt"),
-    ("causal_lm", "qwen3"),
-    ("causal_lm", "deepseek_v3"),
-    ("causal_lm", "phi"),
-    ("causal_lm", "falcon"),
-    ("masked_lm", "bert"),
-    ("masked_lm", "roberta"),
-    ("masked_lm", "modernbert"),
-    ("masked_lm", "electra"),
-    ("seq2seq", "bart"),
-    ("seq2seq", "t5"),
-    ("seq2seq", "marian"),
-    ("classification", "bert"),
-    ("classification", "gpt2"),
-    ("classification", "llama"),
-    ("vision_classification", "vit"),
-    ("vision_classification", "swin"),
-)
+_SAMPLE = {
+    "causal_lm": "gpt2 llama gemma2 gemma3_text mixtral bloom mistral mamba mamba2 opt qwen2 qwen3 "
+    "qwen3_moe qwen3_next deepseek_v3 phi phi3 falcon gpt_neo gpt_neox gptj gpt_oss "
+    "olmo2 cohere2 mpt codegen stablelm xglm bart jamba zamba2 minimax nemotron "
+    "recurrent_gemma",
+    "masked_lm": "bert roberta modernbert electra deberta-v2 albert distilbert mpnet longformer "
+    "fnet squeezebert",
+    "seq2seq": "bart t5 marian pegasus led m2m_100 switch_transformers",
+    "classification": "bert gpt2 llama roberta xlnet mt5 funnel canine",
+    "vision_classification": "vit swin beit convnext dinov2 resnet segformer mobilevit",
+}
+SAMPLE = tuple((task, name) for task, names in _SAMPLE.items() for name in names.split())
 
 
 class NotBuildable(Exception):

@@ -9,22 +9,19 @@ import torch
 
 from pytest_transformer_validate.evidence.architectures import (
     MAPPINGS,
-    MOST_PARAMETERS,
     SAMPLE,
     Architecture,
     NotBuildable,
     architectures,
     build,
-    example_inputs,
     sample,
 )
 from pytest_transformer_validate.evidence.shrink import (
-    LABELS,
     VOCABULARY,
     Sizes,
     tiny_config,
 )
-from pytest_transformer_validate.validation import validate
+from pytest_transformer_validate.evidence.survey import survey_row
 
 pytest.importorskip("transformers")
 
@@ -46,27 +43,16 @@ def test_without_a_task_all_are_listed() -> None:
 
 
 def test_the_sample_is_complete_and_covers_every_task() -> None:
-    assert len(SAMPLE) == len(set(SAMPLE)) == len(sample()) == 24
+    assert len(SAMPLE) == len(set(SAMPLE)) == len(sample()) >= 60
     assert {task for task, _ in SAMPLE} == set(MAPPINGS)
 
 
 @pytest.mark.parametrize("architecture", sample(), ids=str)
-def test_a_sample_builds_and_runs(architecture: Architecture) -> None:
-    model = build(architecture)
-    assert not model.training
-    assert 0 < sum(p.numel() for p in model.parameters()) < MOST_PARAMETERS
-    with torch.no_grad():
-        logits = model(**example_inputs(architecture, model)).logits
-    assert torch.isfinite(logits).all()
-    classifies = architecture.task.endswith("classification")
-    assert tuple(logits.shape) == ((2, LABELS) if classifies else (2, 11, VOCABULARY))
-
-
-@pytest.mark.parametrize("architecture", sample(), ids=str)
-def test_a_sample_passes_every_check(architecture: Architecture) -> None:
-    result = validate(build(architecture))
-    assert not result.failures, str(result)
-    assert len([record for record in result if record.status == "passed"]) >= 7
+def test_a_sample_builds_and_passes_every_check(architecture: Architecture) -> None:
+    row = survey_row(architecture)
+    assert not row.problem
+    assert not row.alarms, [record.message for record in row.alarms]
+    assert len([record for record in row.records if record.status == "passed"]) >= 7
 
 
 def test_the_seed_decides_the_weights() -> None:
