@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 
 _MAIN = ("logits", "prediction_logits", "prediction_scores", "scores", "start_logits")
 _HIDDEN = ("last_hidden_state", "hidden_states", "hidden")
-_CACHE = ("past_key_values", "cache_params", "past", "cache", "kv_cache", "mems")
+_CACHE = (
+    "past_key_values", "cache_params", "past", "cache", "kv_cache", "mems", "presents", "present",
+    "present_key_values", "present_key_value", "new_cache", "next_cache", "new_kv_cache",
+    "next_kv_cache", "kv_caches", "caches", "past_kv", "new_past", "kv", "state", "states",
+    "new_state",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -69,13 +74,41 @@ def read_output(raw: Any, *, column: bool = False) -> Output:
             loss = tensors.get("loss")
             if loss is None and not isinstance(raw, Mapping):
                 loss = next((v for v in tensors.values() if v.dim() == 0), None)
-            cache = next((fields[key] for key in _CACHE if fields.get(key) is not None), None)
+            cache = next((value for _, value in named_caches(raw)), None)
             others = tuple(t for t in floating(raw) if t is not wide[name])
             return Output(wide[name], name, type(raw).__name__, loss, cache, others)
     raise SubjectError(
         f"forward must return logits, a floating point tensor (B, T, V) or (B, K); "
         f"it returned {describe(raw)}"
     )
+
+
+def named_caches(raw: Any) -> list[tuple[str, Any]]:
+    """The results under a name that caches have, the most telling name first."""
+    fields = dict(_fields(raw))
+    return [(name, fields[name]) for name in _CACHE if fields.get(name) is not None]
+
+
+def possible_caches(raw: Any) -> list[tuple[str, Any]]:
+    """Results without such a name that may be a cache: nests of tensors and objects first."""
+    fields = list(_fields(raw))
+    nests = [
+        (name, value)
+        for name, value in fields
+        if not isinstance(value, torch.Tensor | str | int | float | None)
+        and (floating(value) or hasattr(value, "__dict__"))
+    ]
+    tensors = [
+        (name, value)
+        for name, value in fields[1:]
+        if isinstance(value, torch.Tensor) and value.is_floating_point() and value.dim() > 1
+    ]
+    return nests + tensors
+
+
+def field_of(raw: Any, name: str) -> Any:
+    """The result under a name or index, ``None`` where there is none."""
+    return dict(_fields(raw)).get(name)
 
 
 def describe(raw: Any) -> str:

@@ -303,8 +303,12 @@ class Subject:
 
     def __call__(self, batch: Batch, **extra: Any) -> Output:
         """Call the model on a batch; ``extra`` is handed to forward by role."""
+        return self.read(self.call(batch, extra), batch)
+
+    def read(self, raw: Any, batch: Batch) -> Output:
+        """What the model returned for ``batch``, its logits as (B, T, V) or (B, K)."""
         facts = self.facts
-        output = read_output(self.call(batch, extra), column=facts.layout == "column")
+        output = read_output(raw, column=facts.layout == "column")
         if facts.layout == "rows":
             return output
         following = batch.inputs.get("decoder_input_ids", batch.main)
@@ -320,6 +324,11 @@ class Subject:
             extra = {"use_cache": False, **extra}
         if "start" in signature.required:
             extra = {"start": 0, **extra}
+        if "past_key_values" in signature.required:
+            extra = {"past_key_values": None, **extra}
+        if "input_pos" in signature.required:
+            steps = torch.arange(batch.inputs.get("decoder_input_ids", batch.main).shape[1])
+            extra = {"input_pos": steps.to(self.device), **extra}
         given = {**batch.inputs, **extra}
         if self.time_major:
             given = {
