@@ -188,7 +188,8 @@ def _totals(rows: Sequence[MutantRow]) -> list[str]:
     return [
         *aligned([["check", "mutants", "caught", "to localise", "localised"], *cells, total]),
         "",
-        f"{len(rows)} mutants in {families} families over {parents} models",
+        f"{len(rows)} mutants in {families} families over {parents} models, "
+        f"{sum(row.mutant.blind for row in rows)} of them written blind",
     ]
 
 

@@ -1,28 +1,18 @@
-"""Every mutant, by name."""
+"""Every mutant, by name: those of every module here that has a tuple ``MUTANTS``."""
 
 from __future__ import annotations
 
-from pytest_transformer_validate.evidence.mutants import (
-    batch_independence,
-    causality,
-    gradient_flow,
-    load,
-    output_stability,
-    shape_robustness,
-)
+import importlib
+import pkgutil
+
 from pytest_transformer_validate.evidence.mutants.surgery import Mutant
 
 __all__ = ["MUTANTS", "Mutant"]
 
+_modules = (
+    importlib.import_module(f"{__name__}.{module.name}")
+    for module in pkgutil.iter_modules(__path__)
+)
 MUTANTS: dict[str, Mutant] = {
-    mutant.name: mutant
-    for family in (
-        load,
-        shape_robustness,
-        gradient_flow,
-        output_stability,
-        causality,
-        batch_independence,
-    )
-    for mutant in family.MUTANTS
+    mutant.name: mutant for module in _modules for mutant in getattr(module, "MUTANTS", ())
 }

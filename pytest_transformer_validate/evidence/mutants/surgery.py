@@ -30,7 +30,9 @@ class Mutant:
     built or called); ``why`` says how people come to make it. ``edits`` are (snippet,
     replacement) pairs, each snippet found exactly once in the parent's source; ``operate``
     changes the built model. ``raises`` marks mistakes that consist in raising at something the
-    task allows; ``undetectable`` is the reason why no check can tell it from a healthy model.
+    task allows; ``undetectable`` is the reason why no check can tell it from a healthy model;
+    ``blind`` that it was written from the name of its family alone, by somebody who had not seen
+    the checks.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Mutant:
     operate: Operation | None = field(default=None, compare=False)
     raises: bool = False
     undetectable: str = ""
+    blind: bool = False
 
     @property
     def healthy(self) -> Healthy:
