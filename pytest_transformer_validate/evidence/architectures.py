@@ -76,8 +76,8 @@ _EXTRA: dict[str, dict[str, Any]] = {
 
 # Few enough for every run of the tests: all tasks, and attention of every common kind.
 _SAMPLE = {
-    "causal_lm": "gpt2 llama gemma2 gemma3_text mixtral bloom mistral mamba mamba2 opt qwen2 qwen3 "
-    "qwen3_moe qwen3_next deepseek_v3 phi phi3 falcon gpt_neo gpt_neox gptj gpt_oss "
+    "causal_lm": "gpt2 llama gemma2 gemma3_text mixtral bloom mistral mamba mamba2 opt qwen2 "
+    "qwen3 qwen3_moe qwen3_next deepseek_v3 phi phi3 falcon gpt_neo gpt_neox gptj gpt_oss "
     "olmo2 cohere2 mpt codegen stablelm xglm bart jamba zamba2 minimax nemotron "
     "recurrent_gemma",
     "masked_lm": "bert roberta modernbert electra deberta-v2 albert distilbert mpnet longformer "

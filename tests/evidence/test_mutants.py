@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_transformer_validate.checks.registry import all_checks
-from pytest_transformer_validate.evidence import table
+from pytest_transformer_validate.evidence import mutants, table
 from pytest_transformer_validate.evidence.mutants import MUTANTS
 from pytest_transformer_validate.report.record import Record
 
@@ -42,8 +42,10 @@ def test_check_catches_it(name: str) -> None:
 
 def test_names_are_unique_and_checks_exist() -> None:
     checks = {check.name for check in all_checks()}
+    modules = vars(mutants).values()
     assert {mutant.check for mutant in MUTANTS.values()} <= checks
-    assert all(name == mutant.name for name, mutant in MUTANTS.items())
+    listed = [m.name for module in modules for m in getattr(module, "MUTANTS", ())]
+    assert len(listed) == len(set(listed)) == len(MUTANTS)
 
 
 def test_a_lost_snippet_is_named() -> None:
