@@ -78,7 +78,7 @@ def position_swaps(probe: Probe, plan: Plan) -> Swaps:
     """
     length, starts, suffixes = plan.length, plan.starts, _suffixes(plan.starts)
     source = max(1, length // 2) if plan.name == "long" else None
-    before = _copies(probe, length, len(starts) + len(suffixes), source)
+    before = copies(probe, length, len(starts) + len(suffixes), source)
     role = sequence(probe)
     if plan.name == "special":
         before = probe.subject.with_special(before)
@@ -115,7 +115,7 @@ def position_gradients(probe: Probe, length: int, condition: str) -> torch.Tenso
     What a backward raises comes through. ``condition`` may be ``training``.
     """
     role = sequence(probe)
-    batch = _copies(probe, length, length + 1)
+    batch = copies(probe, length, length + 1)
     with (
         probe.under(condition),
         probe.running("position_gradients", grad=True) as subject,
@@ -134,7 +134,7 @@ def position_gradients(probe: Probe, length: int, condition: str) -> torch.Tenso
 
 def single_gradient(probe: Probe, length: int, position: int, condition: str) -> torch.Tensor:
     """One row (T,) of ``position_gradients`` from a batch of one text."""
-    batch = _copies(probe, length, 1)
+    batch = copies(probe, length, 1)
     with (
         probe.under(condition),
         probe.running("position_gradients", grad=True) as subject,
@@ -182,7 +182,7 @@ def _takes_mask_too(probe: Probe) -> bool:
     return not probe.subject.small and probe.subject.signature.takes("attention_mask")
 
 
-def _copies(probe: Probe, length: int, rows: int, source: int | None = None) -> Batch:
+def copies(probe: Probe, length: int, rows: int, source: int | None = None) -> Batch:
     """``rows`` copies of one text."""
     one = probe.batch(1, length, "text", length, source=source).inputs
     return Batch({role: t.expand(rows, *t.shape[1:]).clone() for role, t in one.items()})

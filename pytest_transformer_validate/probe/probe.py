@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
 import torch
 
-from pytest_transformer_validate.errors import Blocked, NotApplicable
+from pytest_transformer_validate.errors import Blocked, NotApplicable, SubjectError
 from pytest_transformer_validate.probe import compare, forwards, gradients, positions, rows
+from pytest_transformer_validate.probe.mixing import Mixing
+from pytest_transformer_validate.probe.order import Order
+from pytest_transformer_validate.probe.resized import Resizing
 from pytest_transformer_validate.probe.trace import ROOT, where_raised
 from pytest_transformer_validate.subject.guard import derive_seed, guard
 from pytest_transformer_validate.subject.source import reads_module, reads_parameter
@@ -52,13 +55,20 @@ class Probe:
         """What is in force: task, parameters, device, dtype, seed, weights."""
         subject = self.subject
         return {
-            "task": str(subject.task),
+            "task": self._task(),
             "parameters": subject.parameters,
             "device": str(subject.device),
             "dtype": str(subject.dtype).removeprefix("torch."),
             "seed": self.seed,
             "weights": self.weights,
         }
+
+    def _task(self) -> str:
+        """The task; a model whose output cannot be read has none, which a check has to say."""
+        try:
+            return str(self.subject.task)
+        except (SubjectError, Blocked):
+            return "unknown"
 
     def once(
         self,
@@ -124,7 +134,13 @@ class Probe:
         finally:
             self._training = False
 
-    # Passes, each run once...
+    # Passes, each run once: groups of them...
+
+    mixing = functools.cached_property(Mixing)
+    order = functools.cached_property(Order)
+    resizing = functools.cached_property(Resizing)
+
+    # ... and single ones...
 
     def shapes_of(self, case: str) -> list[Shape]:
         """See ``forwards.shapes_of``."""

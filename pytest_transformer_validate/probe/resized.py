@@ -1,0 +1,158 @@
+"""The same inputs in other sizes: prefixes of texts, rows in other batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from pytest_transformer_validate.probe.compare import (
+    batch_axis,
+    difference,
+    finite_logits,
+    sequence,
+    some_rows,
+    text_logits,
+    trace,
+)
+from pytest_transformer_validate.probe.passes import Passes, remembered
+from pytest_transformer_validate.probe.trace import Call, first_to_differ
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pytest_transformer_validate.subject.batch import Batch
+
+_VISIBLE = 1e-4  # of the largest number of a tensor: two shapes round differently
+
+
+@dataclass(frozen=True)
+class Resized:
+    """Inputs run in several sizes.
+
+    ``moved[size]`` is how far the logits were from those of the largest size, and ``place[size]``
+    the position, or the row, that moved most; ``reference`` the logits of the largest.
+    """
+
+    condition: str
+    moved: dict[int, float]
+    place: dict[int, int]
+    reference: torch.Tensor
+
+    @property
+    def worst(self) -> tuple[float, int]:
+        """The largest movement and its size; not a number counts as the largest."""
+        size = max(self.moved, key=lambda n: (self.moved[n] != self.moved[n], self.moved[n]))
+        return self.moved[size], size
+
+
+class Resizing(Passes):
+    """Runs of prefixes and of single rows. ``condition`` is that of ``Probe.under``."""
+
+    @remembered
+    def prefixes(self, condition: str) -> Resized:
+        """The first k tokens of a text alone, for a few k, against the first k of the whole."""
+        probe = self.probe
+        length = probe.subject.sizes[1]
+        batch = self._text()
+        with probe.under(condition):
+            whole = text_logits(probe, batch, length)
+            moved, place = {}, {}
+            for size in self.prefix_sizes():
+                part = text_logits(probe, self._cut(batch, size), size)
+                apart = difference(whole[:, :size], part).amax((0, 2))
+                moved[size], place[size] = float(apart.max()), int(apart.argmax())
+        return Resized(condition, moved, place, whole)
+
+    def prefix_sizes(self) -> list[int]:
+        """Lengths of prefixes, all shorter than the text."""
+        length = self.probe.subject.sizes[1]
+        sizes = {2, length // 2, length - 1} if self.probe.subject.small else {length // 2}
+        return sorted(size for size in sizes if 1 < size < length)
+
+    def locate_prefix(self, condition: str, size: int) -> str | None:
+        """The first module that gives the first ``size`` positions another value."""
+        length = self.probe.subject.sizes[1]
+        batch = self._text()
+        with self.probe.under(condition):
+            whole = trace(self.probe, batch)
+            part = trace(self.probe, self._cut(batch, size))
+
+        def cut(tensor: torch.Tensor) -> torch.Tensor:
+            for axis, n in enumerate(tensor.shape):
+                tensor = tensor.narrow(axis, 0, size) if n == length else tensor
+            return tensor
+
+        return first_to_differ(_each(whole, cut), part, _moved)
+
+    def _text(self) -> Batch:
+        subject = self.probe.subject
+        return self.probe.batch(min(3, subject.most_rows), subject.sizes[1], "prefixes")
+
+    def _cut(self, batch: Batch, size: int) -> Batch:
+        """The batch with its sequence cut; what stands token by token beside it is too."""
+        role = sequence(self.probe)
+        length = batch[role].shape[1]
+        keep = {"input_ids", "attention_mask"} if role == "decoder_input_ids" else set[str]()
+        shorter = {
+            name: t[:, :size]
+            for name, t in batch.inputs.items()
+            if name not in keep and t.dim() == 2 and t.shape[1] == length
+        }
+        return batch.with_(**shorter)
+
+    @remembered
+    def rows(self, condition: str) -> Resized:
+        """The first row alone, in smaller batches, and in the largest."""
+        batch, sizes = self._rows()
+        with self.probe.under(condition):
+            full = finite_logits(self.probe, batch)
+            moved, place = {}, {}
+            for size in sizes:
+                part = finite_logits(self.probe, some_rows(batch, 0, size))
+                apart = difference(full[:size], part).flatten(1).amax(1)
+                moved[size], place[size] = float(apart.max()), int(apart.argmax())
+        return Resized(condition, moved, place, full)
+
+    def _rows(self) -> tuple[Batch, list[int]]:
+        subject = self.probe.subject
+        largest = min(max(subject.full_batch, subject.sizes[0]), subject.most_rows, 64)
+        sizes = [size for size in (1, 2, 3) if size < largest]
+        return self.probe.batch(largest, subject.sizes[1], "rows alone"), sizes
+
+    def locate_rows(self, condition: str, size: int, row: int) -> str | None:
+        """The first module in which a row of a smaller batch has another value."""
+        batch, _ = self._rows()
+        with self.probe.under(condition):
+            full = trace(self.probe, batch)
+            part = trace(self.probe, some_rows(batch, 0, size))
+        return first_to_differ(
+            _each(full, _row_of(batch.rows, row)), _each(part, _row_of(size, row)), _moved
+        )
+
+
+def _row_of(rows: int, row: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Cuts one row out of a tensor of ``rows``; all of it where it has no axis of rows."""
+
+    def cut(tensor: torch.Tensor) -> torch.Tensor:
+        axis = batch_axis(tensor, rows)
+        if axis is None:
+            return tensor
+        size = tensor.shape[axis] // rows
+        return tensor.narrow(axis, row * size, size)
+
+    return cut
+
+
+def _each(calls: list[Call], cut: Callable[[torch.Tensor], torch.Tensor]) -> list[Call]:
+    return [Call(c.name, [cut(t) for t in c.inputs], [cut(t) for t in c.outputs]) for c in calls]
+
+
+def _moved(a: torch.Tensor, b: torch.Tensor) -> bool:
+    if not a.numel():
+        return False
+    numbers = a[a.isfinite()]
+    scale = float(numbers.abs().max()) if numbers.numel() else 0.0
+    both_nan = a.isnan() & b.isnan()
+    return not float(torch.where(both_nan, 0, difference(a, b)).max()) <= _VISIBLE * scale
