@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 import torch
 
 from pytest_transformer_validate.errors import Blocked, NotApplicable, SubjectError
-from pytest_transformer_validate.probe import compare, forwards, gradients, positions, rows
+from pytest_transformer_validate.probe import answers, compare, forwards, gradients, positions, rows
+from pytest_transformer_validate.probe.caches import Caches
 from pytest_transformer_validate.probe.mixing import Mixing
 from pytest_transformer_validate.probe.order import Order
 from pytest_transformer_validate.probe.resized import Resizing
@@ -64,11 +65,13 @@ class Probe:
         }
 
     def _task(self) -> str:
-        """The task; a model whose output cannot be read has none, which a check has to say."""
+        """The task; ``unknown`` where the output is none, which is for a check to say."""
         try:
             return str(self.subject.task)
-        except (SubjectError, Blocked):
-            return "unknown"
+        except (SubjectError, Blocked) as error:
+            if answers.NO_OUTPUT in str(error):
+                return "unknown"
+            raise
 
     def once(
         self,
@@ -138,6 +141,7 @@ class Probe:
 
     mixing = functools.cached_property(Mixing)
     order = functools.cached_property(Order)
+    caches = functools.cached_property(Caches)
     resizing = functools.cached_property(Resizing)
 
     # ... and single ones...

@@ -2,11 +2,13 @@
 
 from pytest_transformer_validate.checks.tier1 import (  # isort: skip
     load,
+    output_kind,
     shapes,
     stability,
     gradients,
     causality,
     batch,
+    cache,
 )
 
-__all__ = ["batch", "causality", "gradients", "load", "shapes", "stability"]
+__all__ = ["batch", "cache", "causality", "gradients", "load", "output_kind", "shapes", "stability"]

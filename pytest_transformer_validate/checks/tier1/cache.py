@@ -1,0 +1,211 @@
+"""A text decoded token by token is the text at once."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from pytest_transformer_validate.checks.registry import check
+from pytest_transformer_validate.errors import Blocked, CheckFailed, NotApplicable
+from pytest_transformer_validate.measures.caches import KvCache
+from pytest_transformer_validate.measures.dependency import worst_leak
+from pytest_transformer_validate.measures.tolerance import (
+    same_shape_limit,
+    settle,
+    two_shapes_limit,
+)
+
+if TYPE_CHECKING:
+    from pytest_transformer_validate.measures.measurement import Limit
+    from pytest_transformer_validate.probe.caches import Decoded, Plan
+    from pytest_transformer_validate.probe.probe import Probe
+
+RULE = "decoding with the cache must give the logits of the whole text"
+CASES = ("steps", "chunks", "long", "padded")
+
+
+@check(tier=1, tasks=("causal_lm", "seq2seq"), cases=CASES)
+def kv_cache(probe: Probe, case: str, *, factor: float = 64.0) -> KvCache:
+    """Decoding with the cache gives the logits of the whole text.
+
+    ``steps``: one token after the other, after another text was decoded, and the whole text with
+    ``use_cache``; ``chunks``: pieces of several tokens, and a continuation after the same prefix
+    went on otherwise (all parameters moved at random in small models); ``long``: past a declared
+    window and far into a long text, one row; ``padded``: rows padded differently on the left,
+    with their mask and positions. Two paths: ``factor`` u are allowed, or 16 times the noise.
+    """
+    caches = probe.caches
+    protocol = caches.protocol()
+    signature = probe.subject.signature
+    if case == "padded" and (not signature.takes("attention_mask") or probe.subject.decodes):
+        raise NotApplicable("forward takes no attention_mask for what it decodes")
+    plans = caches.plan(case)
+    if not plans:
+        raise NotApplicable(f"no text of {probe.subject.max_length} tokens is long enough for it")
+    notes: list[str] = []
+    results = [_judge(probe, plan, factor, notes) for plan in plans]
+    worst = max(results, key=lambda r: (r.value or 0.0) / (r.limit.value or 1.0) if r.limit else 0)
+    return dataclasses.replace(worst, protocol=protocol.text, notes=tuple(notes))
+
+
+def _judge(probe: Probe, plan: Plan, factor: float, notes: list[str]) -> KvCache:
+    found = probe.caches.decoded(plan)
+    limit = _limit(probe, plan, found, factor)
+    measured = KvCache(
+        value=found.worst,
+        limit=limit,
+        protocol=probe.caches.protocol().text,
+        rows=plan.rows,
+        pieces=plan.pieces,
+    )
+    if found.raised is None and found.misshapen is None and found.worst <= limit.value:
+        return measured
+    _require_causal(probe, plan)
+    if found.raised is not None or found.misshapen is not None:
+        return _without_logits(probe, plan, found, measured, notes)
+    verdict = settle(
+        found.worst, limit, lambda: probe.repeated(lambda other: _repeat(other, plan))
+    )
+    notes.extend(verdict.notes)
+    if not verdict.exceeded:
+        return measured
+    position = found.first_over(limit.value)
+    cached, size = _piece(plan, position)
+    if size > 1 and cached and not probe.caches.grows():
+        notes.append("the cache is a state: several tokens after it at once are not judged")
+        return dataclasses.replace(measured, value=0.0)
+    likely = _likely(probe, plan, limit, cached, size)
+    if likely == _RESTARTS and probe.caches.self_positioned:
+        notes.append(f"{likely}, which prepare_inputs_for_generation does")
+        return dataclasses.replace(measured, value=0.0)
+    where = probe.caches.locate(plan, position)
+    measured = dataclasses.replace(measured, position=position, cached=cached)
+    raise CheckFailed(_text(plan, measured, where, likely, verdict.notes), measured, where=where)
+
+
+def _limit(probe: Probe, plan: Plan, found: Decoded, factor: float) -> Limit:
+    if not bool(found.reference.isfinite().any()):
+        raise Blocked("logits hold no finite number: see output_stability")
+    return two_shapes_limit(found.reference, probe.caches.noise(plan.condition), factor)
+
+
+def _repeat(other: Probe, plan: Plan) -> float:
+    found = other.caches.decoded(plan)
+    if found.raised is not None:
+        raise Blocked(found.raised)
+    return found.worst
+
+
+def _require_causal(probe: Probe, plan: Plan) -> None:
+    """Raise NotApplicable where earlier outputs know later tokens: nothing can be cached then."""
+    if probe.subject.sizes[1] < 2:
+        return
+    for swap in probe.swap_plans():
+        if swap.name != "every" and swap.name != plan.condition:
+            continue
+        swaps = probe.position_swaps(swap)
+        limit = same_shape_limit(swaps.reference)
+        if not worst_leak(swaps, limit.value).value <= limit.value:
+            raise NotApplicable("outputs depend on later tokens (see causality): nothing to cache")
+
+
+def _without_logits(
+    probe: Probe, plan: Plan, found: Decoded, measured: KvCache, notes: list[str]
+) -> KvCache:
+    """A piece that raised or gave something else than its logits."""
+    cached, size = sum(plan.pieces[: found.at]), plan.pieces[found.at]
+    several = size > 1 and cached > 0
+    if several and (found.raised is not None or not probe.caches.grows()):
+        what = found.raised or f"logits of shape {found.misshapen}"
+        notes.append(f"{size} tokens at once after {cached} cached ones are not taken: {what}")
+        return dataclasses.replace(measured, value=0.0)
+    where = found.where if found.raised else probe.root
+    says = found.raised or f"gave logits of shape {found.misshapen}"
+    verb = "raised " if found.raised else ""
+    raise CheckFailed(
+        f"{RULE}\n"
+        f"{_pieces(size)} after {cached} cached ones ({plan.rows} rows) {verb}{says}\n"
+        f"in: {where or probe.root}\n"
+        "likely: a mask, a table or a view made for the new tokens alone, or for one row",
+        dataclasses.replace(measured, value=None, position=cached, cached=cached),
+        where=where,
+    )
+
+
+_RESTARTS = "positions start at 0 again after cached tokens unless position_ids are given"
+
+
+def _likely(probe: Probe, plan: Plan, limit: Limit, cached: int, size: int) -> str:
+    """The usual mistake behind what is off, found out by decoding a little otherwise."""
+    caches = probe.caches
+
+    def holds(**other: object) -> bool:
+        found = caches.decoded(dataclasses.replace(plan, **other))  # type: ignore[arg-type]
+        return found.raised is None and found.misshapen is None and found.worst <= limit.value
+
+    if not cached:
+        return "with use_cache (or a position) the forward has another mask, or other positions"
+    if not plan.positions and probe.subject.signature.takes("position_ids"):
+        if holds(positions=True):
+            return _RESTARTS
+    if plan.after == "another" and holds(after="nothing"):
+        return "something of the text before is kept (a cache that is not emptied or overwritten)"
+    if plan.after == "prefix" and holds(after="nothing"):
+        return "something is kept outside of the cache that is handed over"
+    if plan.rows > 1 and not plan.padded and holds(rows=1):
+        return "one row's cache is used for all, or the cache is laid out for one row"
+    if plan.padded and holds(padded=False):
+        return "the mask is cut to the new tokens, or not moved with the cache"
+    window = caches.window
+    if window is not None and plan.length > window and cached + size >= window:
+        if caches.decoded(dataclasses.replace(plan, pieces=(2, 1))).worst <= limit.value:
+            return "the window is cut one token too short or too long in the cache"
+    if size > 1 and holds(pieces=(1,) * min(plan.length, 12)):
+        return (
+            "the mask of several tokens after cached ones: it has to be aligned at the bottom "
+            "right (tril(diagonal=cached)), not at the top left"
+        )
+    return (
+        "positions of cached tokens (restarted, or off by one), keys cached before or after what "
+        "the forward does (rotation, norm), new and old in the wrong order, or a layer that does "
+        "not cache"
+    )
+
+
+def _piece(plan: Plan, position: int) -> tuple[int, int]:
+    start = 0
+    for size in plan.pieces:
+        if position < start + size:
+            return start, size
+        start += size
+    raise IndexError(position)
+
+
+def _pieces(size: int) -> str:
+    return "1 token" if size == 1 else f"{size} tokens"
+
+
+def _text(
+    plan: Plan, measured: KvCache, where: str | None, likely: str, notes: tuple[str, ...]
+) -> str:
+    assert measured.position is not None
+    _, size = _piece(plan, measured.position)
+    how = {"another": ", after another text", "prefix": ", after the prefix went on otherwise"}
+    extra = how.get(plan.after, "") + (", rows padded on the left" if plan.padded else "")
+    if plan.condition == "noised":
+        extra += ", all parameters moved at random"
+    what = (
+        f"{_pieces(size)} after {measured.cached} cached ones"
+        if measured.cached
+        else "the first tokens"
+    )
+    return "\n".join(
+        [
+            RULE,
+            f"position {measured.position} of {plan.length} is off by up to {measured.value:.2g} "
+            f"(limit {measured.limit}): {what}{extra}; cache: {measured.protocol}",
+            f"first module to differ: {where or 'none stands out'}",
+            f"likely: {likely}",
+            *notes,
+        ]
+    )
