@@ -79,21 +79,19 @@ class AsLoaded:
     """How a model was when it was loaded, cheap to compare with how it is."""
 
     def __init__(self, model: torch.nn.Module) -> None:
-        from pytest_transformer_validate.subject.guard import fingerprint
+        from pytest_transformer_validate.subject.guard import fingerprint, state_tensors
 
         self._fingerprint = fingerprint
         self._print = fingerprint(model)
-        self._buffers = [
-            (buffer, buffer._version, buffer.detach().clone())
-            for buffer in model.buffers()
-            if not buffer.is_meta
+        self._tensors = [
+            (tensor, tensor._version, tensor.detach().clone()) for tensor in state_tensors(model)
         ]
 
     def describes(self, model: torch.nn.Module) -> bool:
         """Whether nothing of the model has changed."""
         return self._fingerprint(model) == self._print and all(
-            buffer._version == version or buffer.equal(value)
-            for buffer, version, value in self._buffers
+            tensor._version == version or tensor.equal(value)
+            for tensor, version, value in self._tensors
         )
 
 

@@ -10,10 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pytest_transformer_validate.subject.attributes import (
+    Attributes,
+    give_value_back,
+    members,
+    restore,
+    version_of,
+)
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_PLAIN = (bool, int, float, str, type(None))
 _HOOKS = (
     "_forward_hooks",
     "_forward_pre_hooks",
@@ -30,25 +37,49 @@ def derive_seed(seed: int, *words: object) -> int:
     return zlib.crc32(":".join(map(str, (seed, *words))).encode())
 
 
+def seed_all(seed: int) -> None:
+    """Seed every generator that models draw from: Python's, torch's, and NumPy's where loaded."""
+    random.seed(seed)
+    # not torch.manual_seed, which notes a traceback for every device that is not in use yet
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+    if torch.backends.mps.is_available():
+        torch.mps.manual_seed(seed)
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        numpy.random.seed(seed)
+
+
 def fingerprint(model: torch.nn.Module) -> tuple[Any, ...]:
     """What tells that a model is no longer as loaded, without reading its weights.
 
-    Identity of every parameter and buffer, version counter of the parameters, whether they ask
-    for a gradient and have one, mode and number of hooks of every module. Values of buffers are
-    compared elsewhere: ``guard`` gives them back, which their version counter does not show.
+    Identity of every parameter, buffer and tensor in a plain attribute, version counter of the
+    parameters and of large tensors in plain attributes, whether parameters ask for a gradient and
+    have one, mode and number of hooks of every module. Values of ``state_tensors`` are compared
+    elsewhere: ``guard`` gives them back, which their version counter does not show.
     """
+    attributes = Attributes(model)
     tensors = (
         *(
             (n, id(p), p._version, p.requires_grad, p.grad is None)
             for n, p in model.named_parameters()
         ),
         *((name, id(buffer)) for name, buffer in model.named_buffers()),
+        *(id(tensor) for tensor in attributes.small),
+        *((id(tensor), version_of(tensor)) for tensor in attributes.large),
     )
     modules = tuple(
         (name, module.training, tuple(len(getattr(module, hooks, ())) for hooks in _HOOKS))
         for name, module in model.named_modules()
     )
     return tensors, modules
+
+
+def state_tensors(model: torch.nn.Module) -> list[torch.Tensor]:
+    """Tensors that ``guard`` gives back by value: buffers, and small ones in plain attributes."""
+    buffers = [buffer for buffer in model.buffers() if not buffer.is_meta]
+    return buffers + Attributes(model).small
 
 
 @contextlib.contextmanager
@@ -58,14 +89,12 @@ def guard(model: torch.nn.Module, seed: int = 0) -> Iterator[None]:
     Inside, every generator is seeded with ``seed``. Given back: random state of ``random``, torch
     and NumPy (where it is loaded), default dtype, grad mode, thread count, deterministic flag;
     mode, hooks, ``requires_grad`` and ``.grad`` of the model, its buffers, its submodules and
-    their plain attributes (a model may exchange its attention for inputs of some length).
+    their plain attributes with what these hold (see ``Attributes``): caches, tables, counters. A
+    parameter that is exchanged comes back; one that is written to does not, unless its module
+    overrides ``train()``, which may fold an adapter into it.
     """
     with _globals_kept(), _model_kept(model):
-        random.seed(seed)
-        torch.manual_seed(seed)
-        numpy = sys.modules.get("numpy")
-        if numpy is not None:
-            numpy.random.seed(seed)
+        seed_all(seed)
         yield
 
 
@@ -102,34 +131,46 @@ def _globals_kept() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _model_kept(model: torch.nn.Module) -> Iterator[None]:
-    modules = [
-        (
-            module,
-            dict(module._modules),
-            {name: value for name, value in vars(module).items() if isinstance(value, _PLAIN)},
-            {name: dict(getattr(module, name, {})) for name in _HOOKS},
-        )
-        for module in model.modules()
+    modules = list(model.modules())
+    registries = [(held, dict(held)) for module in modules for held in _registries(module)]
+    attributes = Attributes(model, modules)
+    parameters = [
+        (p, None if torch.nn.parameter.is_lazy(p) else p.data, p.requires_grad, p.grad)
+        for p in members(modules, "_parameters")
     ]
-    parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
-    buffers = [(b, b._version, b.detach().clone()) for b in model.buffers() if not b.is_meta]
+    folded = [(p.data, p.detach().clone()) for p in _folding(modules) if not p.is_meta]
+    buffers = [
+        (b, b.data_ptr(), version_of(b), b.detach().clone())
+        for b in members(modules, "_buffers")
+        if not b.is_meta
+    ]
     try:
         yield
     finally:
-        for module, children, plain, hooks in modules:
-            if type(module._modules) is dict and module._modules != children:
-                module._modules.clear()
-                module._modules.update(children)
-            vars(module).update(plain)
-            for name, kept in hooks.items():
-                current = getattr(module, name, None)
-                if current is not None and dict(current) != kept:
-                    current.clear()
-                    current.update(kept)
-        for parameter, requires_grad, grad in parameters:
+        for held, entries in registries:
+            restore(held, entries)
+        attributes.give_back()
+        for parameter, data, requires_grad, grad in parameters:
+            if data is not None and parameter.data_ptr() != data.data_ptr():
+                parameter.data = data
             parameter.requires_grad_(requires_grad)
             parameter.grad = grad
-        for buffer, version, value in buffers:
-            if buffer._version != version:
-                with torch.no_grad():
-                    buffer.copy_(value)
+        for data, value in folded:
+            if not data.equal(value):
+                data.copy_(value)
+        for buffer, place, version, value in buffers:
+            if version_of(buffer) != version or buffer.data_ptr() != place:
+                give_value_back(buffer, value)
+
+
+def _registries(module: torch.nn.Module) -> list[dict[Any, Any]]:
+    """Submodules, parameters, buffers and hooks of a module, where they are plain dicts."""
+    named = vars(module)
+    found = [named.get(name) for name in ("_modules", "_parameters", "_buffers", *_HOOKS)]
+    return [held for held in found if isinstance(held, dict)]
+
+
+def _folding(modules: list[torch.nn.Module]) -> list[torch.Tensor]:
+    """Parameters of modules that do something of their own when the mode changes."""
+    own = torch.nn.Module
+    return members([m for m in modules if type(m).train is not own.train], "_parameters")

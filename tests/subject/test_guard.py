@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from typing import ClassVar
 
 import numpy
 import pytest
@@ -61,6 +62,94 @@ def test_the_model_comes_back():
     assert fingerprint(model) == before
 
 
+class Keeps(nn.Module):
+    """State of every kind that models keep outside of parameters and buffers."""
+
+    shared: ClassVar[list[torch.Tensor]] = []
+    calls = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+        self.mask = None
+        self.table = torch.zeros(3)
+        self.large = torch.zeros(1 << 17)
+        self.past = [torch.zeros(2)]
+        self.tables = {"sin": torch.zeros(2)}
+        self.hidden = [nn.Linear(2, 2)]
+        self.cache = Cache()
+        self.register_buffer("seen", torch.zeros(2))
+        self.linear = nn.Linear(2, 2)
+
+    def state(self) -> tuple[object, ...]:
+        tensors = (self.table, *self.past, *self.tables.values(), *self.cache.keys, self.seen)
+        return (
+            *((id(t), t.tolist()) for t in (*tensors, *self.shared)),
+            (self.count, self.calls, self.mask, sorted(vars(self)), self.hidden[0].training),
+            id(self.hidden[0].weight),
+            id(self.linear.weight),
+            self.linear.weight.data_ptr(),
+        )
+
+
+class Cache:
+    def __init__(self) -> None:
+        self.keys = [torch.zeros(2)]
+
+
+def write_everywhere(model: Keeps) -> None:
+    model.count += 1
+    Keeps.calls += 1
+    Keeps.shared.append(torch.ones(1))
+    model.mask = torch.ones(2)
+    model.lazily = torch.ones(2)
+    model.table += 1
+    model.past.append(torch.ones(2))
+    model.past[0].add_(1)
+    model.tables["cos"] = model.tables.pop("sin") + 1
+    model.hidden[0].eval()
+    model.hidden[0].weight = nn.Parameter(torch.ones(2, 2))
+    model.cache.keys[0] = torch.ones(2)
+    model.seen = torch.ones(5)
+
+
+def test_what_a_model_keeps_comes_back():
+    model = Keeps()
+    before, written = model.state(), fingerprint(model)
+    with guard(model):
+        write_everywhere(model)
+        model.linear.weight.data = torch.ones(2, 2)
+    assert model.state() == before
+    assert fingerprint(model) == written
+
+
+def test_an_exchanged_parameter_comes_back():
+    model = Keeps()
+    before = model.state()
+    with guard(model):
+        model.linear.weight = nn.Parameter(torch.ones(2, 2))
+    assert model.state() == before
+
+
+class Folds(nn.Linear):
+    """As adapters do: the update is folded into the weight in evaluation."""
+
+    def train(self, mode: bool = True):
+        folded, self.folded = getattr(self, "folded", False), not mode
+        if self.folded != folded:
+            self.weight.data += 1 if self.folded else -1
+        return super().train(mode)
+
+
+def test_what_folds_at_a_change_of_mode_comes_back():
+    model = Folds(2, 2)
+    before = model.weight.tolist()
+    with guard(model):
+        model.eval()
+        assert model.weight.tolist() != before
+    assert model.weight.tolist() == before
+
+
 CHANGES = {
     "mode": lambda m: m.eval(),
     "weight": lambda m: m.head.weight.detach().add_(1),
@@ -68,6 +157,22 @@ CHANGES = {
     "flag": lambda m: m.head.weight.requires_grad_(False),
     "module": lambda m: setattr(m, "head", nn.Linear(32, 101)),
 }
+
+
+KEEPS = {
+    "attribute": lambda m: setattr(m, "mask", torch.ones(2)),
+    "list": lambda m: m.past.append(torch.ones(2)),
+    "object": lambda m: m.cache.keys.append(torch.ones(2)),
+    "large": lambda m: m.large.add_(1),
+}
+
+
+@pytest.mark.parametrize("change", KEEPS)
+def test_a_kept_tensor_changes_the_fingerprint(change):
+    model = Keeps()
+    before = fingerprint(model)
+    KEEPS[change](model)
+    assert fingerprint(model) != before
 
 
 @pytest.mark.parametrize("change", CHANGES)
