@@ -29,7 +29,7 @@ def remembered(
 
     @functools.wraps(method)
     def run(self: Group, *case: Case.args, **named: Case.kwargs) -> Result:
-        key = (method.__name__, *case, *named.values())
+        key = (method.__qualname__, *case, *named.values())
         return self.probe.remember(key, lambda: method(self, *case, **named))
 
     return cast("Callable[Concatenate[Group, Case], Result]", run)

@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 import torch
 
 from pytest_transformer_validate.errors import Blocked, NotApplicable, SubjectError
-from pytest_transformer_validate.probe import answers, compare, forwards, gradients, positions, rows
+from pytest_transformer_validate.probe import compare, forwards, gradients, positions, rows
+from pytest_transformer_validate.probe.answers import NO_OUTPUT, Answers
 from pytest_transformer_validate.probe.caches import Caches
 from pytest_transformer_validate.probe.mixing import Mixing
 from pytest_transformer_validate.probe.order import Order
+from pytest_transformer_validate.probe.padding import Padding
 from pytest_transformer_validate.probe.resized import Resizing
+from pytest_transformer_validate.probe.resources import Resources
 from pytest_transformer_validate.probe.trace import ROOT, where_raised
 from pytest_transformer_validate.subject.guard import derive_seed, guard
 from pytest_transformer_validate.subject.source import reads_module, reads_parameter
@@ -69,7 +72,7 @@ class Probe:
         try:
             return str(self.subject.task)
         except (SubjectError, Blocked) as error:
-            if answers.NO_OUTPUT in str(error):
+            if NO_OUTPUT in str(error):
                 return "unknown"
             raise
 
@@ -141,8 +144,11 @@ class Probe:
 
     mixing = functools.cached_property(Mixing)
     order = functools.cached_property(Order)
+    answers = functools.cached_property(Answers)
     caches = functools.cached_property(Caches)
     resizing = functools.cached_property(Resizing)
+    resources = functools.cached_property(Resources)
+    padding = functools.cached_property(Padding)
 
     # ... and single ones...
 

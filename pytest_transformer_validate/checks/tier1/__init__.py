@@ -8,7 +8,9 @@ from pytest_transformer_validate.checks.tier1 import (  # isort: skip
     gradients,
     causality,
     batch,
+    padding,
     cache,
 )
 
-__all__ = ["batch", "cache", "causality", "gradients", "load", "output_kind", "shapes", "stability"]
+__all__ = ["batch", "cache", "causality", "gradients", "load", "output_kind", "padding", "shapes"]
+__all__ += ["stability"]

@@ -1,0 +1,75 @@
+"""Numbers about padding: what it does to the outputs of real tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pytest_transformer_validate.measures.measurement import Measurement
+from pytest_transformer_validate.measures.tolerance import (
+    same_shape_limit,
+    two_shapes_limit,
+    unit,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from pytest_transformer_validate.measures.measurement import Limit
+    from pytest_transformer_validate.probe.padding import Content, Lengths
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaddingInvariance(Measurement):
+    """How far outputs of real tokens move with the padding.
+
+    ``value`` is the largest movement of an output at a real token (of a text's one output);
+    ``argument`` the mask that was given (``None``: the model finds padding by its id, or needs no
+    mask); ``effect`` how far the mask moves those outputs, against a mask of ones (0: nothing was
+    shown); ``comparisons`` how many probes were compared and ``lengths`` the lengths of texts.
+    """
+
+    argument: str | None = None
+    effect: float | None = None
+    comparisons: int = 0
+    lengths: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskEffect(Measurement):
+    """What a mask does.
+
+    ``value`` is how far masking tokens moves the outputs of the others and ``limit`` what it has
+    to exceed; ``ones`` how far a mask of ones is from none and ``ones_limit`` what it was held
+    against (``None`` where forward requires a mask).
+    """
+
+    argument: str | None = None
+    ones: float | None = None
+    ones_limit: float | None = None
+
+
+def content_limit(found: Content, factor: float) -> Limit:
+    """16 u: one shape, so exactly 0 is expected."""
+    return same_shape_limit(found.reference, factor)
+
+
+def lengths_limit(found: Lengths, noise: float, factor: float) -> Limit:
+    """64 u, or 16 times the model's own noise: two shapes."""
+    return two_shapes_limit(found.reference, noise, factor)
+
+
+def effect_floor(reference: torch.Tensor, factor: float) -> float:
+    """What an effect has to exceed: 256 u (the smallest of a healthy model at its first weights,
+    measured over transformers 5.23: 9e-5 of the largest output, 750 u)."""
+    return factor * unit(reference)
+
+
+def worst_length(found: Lengths) -> tuple[float, int]:
+    """The largest movement, and the row that moved; NaN is larger than any number."""
+    worst = max(range(len(found.moved)), key=lambda row: _rank(found.moved[row]))
+    return found.moved[worst], worst
+
+
+def _rank(value: float) -> float:
+    return value if value == value else float("inf")

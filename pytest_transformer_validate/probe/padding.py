@@ -1,0 +1,554 @@
+"""What padding does to the outputs of real tokens, and whether a mask is read at all.
+
+Axes: B batch, T positions of the ids that are padded, V outputs. ``keep`` (B, T) is True at real
+tokens. A *layout* says where the padding is: ``right`` (rows of different lengths), ``hole`` (some
+tokens in the middle, what a causal model has to be given: nothing looks at padding on the right),
+``equal_right`` and ``equal_hole`` (all rows alike), ``left``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pytest_transformer_validate.errors import Blocked, NotApplicable
+from pytest_transformer_validate.probe.compare import difference, over, trace
+from pytest_transformer_validate.probe.passes import Passes, remembered
+from pytest_transformer_validate.probe.trace import Call, first_to_differ
+from pytest_transformer_validate.subject.batch import Batch
+from pytest_transformer_validate.subject.masks import (
+    SOURCE,
+    TARGET,
+    Way,
+    padding_id,
+    takes_anything,
+    ways,
+)
+from pytest_transformer_validate.subject.tables import TableReader
+
+_HIDDEN = 3  # tokens in a hole
+_LONGEST = 512
+
+
+@dataclass(frozen=True)
+class Content:
+    """Ids under a mask replaced, everything else as it was.
+
+    ``moved`` is how far the worst output of a real token moved, over the fillings ``after``
+    (other ids, the padding id), and ``filling`` the worst of them; ``effect`` how far the mask
+    itself moves the outputs of real tokens, against a mask of ones.
+    """
+
+    way: Way
+    condition: str
+    moved: float
+    filling: int
+    effect: float
+    reference: torch.Tensor
+    keep: torch.Tensor
+    before: Batch
+    after: tuple[Batch, ...]
+    open: Batch
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Texts of several lengths, padded to one, against the same texts as they are.
+
+    ``moved[i]`` is how far the outputs of row ``i`` (real tokens) are from those of the unpadded
+    text; ``reference`` holds the unpadded outputs (n, V); ``padded`` and ``alone`` are the batches
+    of the worst row's comparison.
+    """
+
+    condition: str
+    covers: str
+    side: str
+    moved: list[float]
+    lengths: list[int]
+    size: int
+    reference: torch.Tensor
+    padded: Batch
+    alone: Batch
+    rows: list[int]
+
+
+class Padding(Passes):
+    """Passes with padding, for the ids called ``covers``."""
+
+    # What the model takes...
+
+    @property
+    def sequences(self) -> tuple[str, ...]:
+        """The roles of ids that can be padded."""
+        return (SOURCE, TARGET) if self.probe.subject.decodes else (SOURCE,)
+
+    @remembered
+    def accepted(self, covers: str) -> tuple[Way | None, str]:
+        """The first mask argument that forward takes, and what the first refusal said."""
+        refused = ""
+        rows, length = self.probe.subject.sizes
+        for way in ways(self.probe.subject, covers):
+            batch = self.probe.batch(rows, length, "padding")
+            keep = self.keep(batch[covers], "right")
+            try:
+                self.probe.forward(way.tell(batch, keep))
+            except Exception as error:  # noqa: BLE001 - a model need not take every form
+                line = f"{type(error).__name__}: {error}".partition("\n")[0][:150]
+                refused = refused or f"{way.role} {tuple(way.mask(keep).shape)} raised {line}"
+                continue
+            return way, refused
+        return None, refused
+
+    @remembered
+    def way(self, covers: str) -> tuple[Way | None, bool]:
+        """The mask argument over ``covers`` as the model reads it, and whether it reads it the
+        other way round than its default.
+
+        Judged by what is measured: where ids under the mask leak, and do not when the mask is
+        inverted, that is its reading.
+        """
+        way, _ = self.accepted(covers)
+        if way is None:
+            return None, False
+        found = self.content(way, self.layout(covers), "plain")
+        if self.holds(found):
+            return way, False
+        other = self.content(way.inverted(), self.layout(covers), "plain")
+        if self.holds(other) and other.effect > 0:
+            return way.inverted(), True
+        return way, False
+
+    def holds(self, content: Content) -> bool:
+        """Whether the ids under a mask move nothing (16 u)."""
+        u = torch.finfo(content.reference.dtype).eps * float(content.reference.abs().max())
+        return content.moved <= 16 * u
+
+    @remembered
+    def compares(self, covers: str) -> bool:
+        """Whether forward compares these ids with the padding id."""
+        subject = self.probe.subject
+        pad = padding_id(subject)
+        if pad is None or pad not in subject.facts.compared:
+            return False
+        if not subject.decodes:
+            return True
+        batch = self.probe.batch(*subject.sizes, "padding")
+        with (
+            self.probe.running("compares"),
+            TableReader(subject.model, {covers: batch[covers]}, subject.sizes[1]) as reader,
+        ):
+            subject.call(batch, {})
+        return pad in reader.compared
+
+    @property
+    def causal(self) -> bool:
+        """Whether the task forbids later tokens to matter."""
+        return self.probe.subject.task.task_type == "causal_lm"
+
+    def layout(self, covers: str) -> str:
+        """Where padding has to stand to show a leak, and the model can know that it is there.
+
+        Classifiers that find the last token by the padding id take ordinary ids at the end of a
+        row, masked or not, for text.
+        """
+        finds_end = self.probe.subject.task.task_type == "classification" and self.compares(covers)
+        return "hole" if self.causal or covers == TARGET or finds_end else "right"
+
+    def keep(self, ids: torch.Tensor, layout: str) -> torch.Tensor:
+        """(B, T) of real tokens."""
+        rows, length = ids.shape
+        steps = torch.arange(length, device=ids.device).expand(rows, length)
+        row = torch.arange(rows, device=ids.device)[:, None]
+        if layout.startswith("equal"):
+            row = torch.zeros_like(row)
+        if layout.endswith("hole"):
+            start = 1 + row % max(1, length - _HIDDEN - 1)
+            return (steps < start) | (steps >= start + _HIDDEN)
+        return steps < length - torch.tensor([3, 0, 1, length // 2], device=ids.device)[row % 4]
+
+    # ... ids under a mask...
+
+    @remembered
+    def content(self, way: Way, layout: str, condition: str) -> Content:
+        """Replace the ids under the mask; ``condition`` is ``plain`` or ``noised``."""
+        probe, subject = self.probe, self.probe.subject
+        if subject.sizes[1] < 2 * _HIDDEN:
+            raise NotApplicable("texts are too short to be padded")
+        covers = way.covers
+        batch = probe.batch(*subject.sizes, "padding")
+        other = probe.batch(*subject.sizes, "padding", "other")
+        keep = self.keep(batch[covers], layout)
+        batch = self._ended(batch, covers, keep)
+        before = way.tell(batch, keep)
+        fillings = [torch.where(keep, batch[covers], other[covers])]
+        pad = padding_id(subject)
+        if pad is not None and not self.compares(covers) and condition == "plain":
+            fillings.append(batch[covers].masked_fill(~keep, pad))
+        after = tuple(before.with_(**{covers: ids}) for ids in fillings)
+        everything = way.tell(batch, torch.ones_like(keep))
+        with probe.under(condition):
+            reference = self._outputs(before, covers, keep)
+            moved = [self._gap(reference, self._outputs(a, covers, keep)) for a in after]
+            unmasked = _finite(self._outputs(everything, covers, keep))
+        return Content(
+            way=way,
+            condition=condition,
+            moved=max(moved, key=_nan_first),
+            filling=moved.index(max(moved, key=_nan_first)),
+            effect=self._gap(unmasked, reference),
+            reference=unmasked,
+            keep=keep,
+            before=before,
+            after=after,
+            open=everything,
+        )
+
+    @remembered
+    def without_mask(self, way: Way, layout: str, condition: str) -> float:
+        """How far the outputs of real tokens move when the tokens that the mask would hide are
+        replaced and nothing is masked: 0 shows that no token reaches another."""
+        found = self.content(way, layout, condition)
+        changed = found.open.with_(**{way.covers: found.after[0][way.covers]})
+        with self.probe.under(condition):
+            moved = self._outputs(changed, way.covers, found.keep)
+        return self._gap(found.reference, moved)
+
+    @remembered
+    def reads_lengths(self, way: Way) -> bool:
+        """Whether a hole means the same as as much padding on the right: the mask is added up."""
+        hole = self.content(way, "hole", "plain")
+        last = hole.keep.sort(dim=1, descending=True).values
+        logits = self.probe.forward(way.tell(hole.before, last)).logits
+        return bool((logits == self.probe.forward(hole.before).logits).all())
+
+    @remembered
+    def touched(self, way: Way) -> bool:
+        """Whether any operation reads the mask."""
+        batch = self.probe.batch(*self.probe.subject.sizes, "padding")
+        told = way.tell(batch, self.keep(batch[way.covers], "right"))
+        with self.probe.running("touched") as subject, _Reader(told[way.role]) as reader:
+            subject.call(told, {})
+        return reader.read
+
+    @property
+    def takes_anything(self) -> bool:
+        """See ``masks.takes_anything``."""
+        return takes_anything(self.probe.subject)
+
+    @remembered
+    def no_mask(self, way: Way) -> tuple[float, torch.Tensor]:
+        """How far the outputs move between a mask of ones and none, and those without one."""
+        batch = self.probe.batch(*self.probe.subject.sizes, "padding")
+        ones = torch.ones_like(batch[way.covers], dtype=torch.bool)
+        reference = _finite(self._outputs(batch, way.covers, None))
+        given = self._outputs(way.tell(batch, ones), way.covers, None)
+        return self._gap(reference, given), reference
+
+    @remembered
+    def other_dtypes(self, way: Way) -> dict[str, float | str]:
+        """How far the outputs of real tokens move when the mask is of another dtype, or the
+        exception that forward raises then."""
+        found = self.content(way, self.layout(way.covers), "plain")
+        reference = self._outputs(found.before, way.covers, found.keep)
+        moved: dict[str, float | str] = {}
+        for dtype in (torch.int64, torch.bool, self.probe.subject.dtype):
+            if dtype == way.dtype:
+                continue
+            told = replace(way, dtype=dtype).tell(found.before, found.keep)
+            name = str(dtype).removeprefix("torch.")
+            try:
+                moved[name] = self._gap(reference, self._outputs(told, way.covers, found.keep))
+            except Exception as error:  # noqa: BLE001 - a model need not take every dtype
+                moved[name] = f"{type(error).__name__}: {error}".partition("\n")[0][:100]
+        return moved
+
+    # ... texts of several lengths...
+
+    @remembered
+    def lengths(self, covers: str, plan: str, side: str, condition: str) -> Lengths:
+        """Pad texts on one ``side`` and compare with the texts alone.
+
+        ``plan`` is ``mixed`` (rows of different lengths), ``equal`` (all rows alike) or ``long``
+        (near the longest text).
+        """
+        probe, subject = self.probe, self.probe.subject
+        if subject.sizes[1] < 2 * _HIDDEN:
+            raise NotApplicable("texts are too short to be padded")
+        way, _ = self.way(covers)
+        given = self._given(covers, plan)
+        size = given[covers].shape[1]
+        sizes = {
+            "mixed": [size - 1, size // 2 + 1, size, 3],
+            "equal": [size - 3],
+            "long": [size - 2, size // 2],
+        }[plan]
+        lengths = [sizes[row % len(sizes)] for row in range(given.rows)]
+        padded, keep = self._padded(given, covers, lengths, side, way)
+        moved = [0.0] * given.rows
+        groups: dict[int, Batch] = {}
+        references = []
+        with probe.under(condition):
+            outputs = self._by_row(padded, covers)
+            for length in dict.fromkeys(lengths):
+                rows = [row for row, own in enumerate(lengths) if own == length]
+                groups[length] = self._alone(given, covers, rows, length, side, way)
+                reference = _finite(self._by_row(groups[length], covers))
+                references.append(reference.flatten(0, 1))
+                for row, own in zip(rows, reference, strict=True):
+                    real = outputs[row]
+                    if len(real) == size != len(own):
+                        real = real[keep[row]]
+                    moved[row] = self._gap(own, real)
+        worst = moved.index(max(moved, key=_nan_first))
+        return Lengths(
+            condition=condition,
+            side=side,
+            moved=moved,
+            lengths=lengths,
+            size=size,
+            reference=torch.cat(references),
+            covers=covers,
+            padded=padded,
+            alone=groups[lengths[worst]],
+            rows=[row for row, own in enumerate(lengths) if own == lengths[worst]],
+        )
+
+    @property
+    def longest(self) -> int | None:
+        """The longest text that is worth padding, where there is one."""
+        subject = self.probe.subject
+        most = subject.max_length
+        near = subject.small and most is not None and subject.sizes[1] < most <= _LONGEST
+        return most if near else None
+
+    def _given(self, covers: str, plan: str) -> Batch:
+        """The texts before they are cut."""
+        subject = self.probe.subject
+        rows, length = subject.sizes
+        if plan != "long" or self.longest is None:
+            return self.probe.batch(rows, length, "lengths", plan)
+        source = self.longest if covers == SOURCE else None
+        length = length if subject.decodes and covers == SOURCE else self.longest
+        return self.probe.batch(min(2, rows), length, "lengths", plan, source=source)
+
+    def _padded(
+        self, given: Batch, covers: str, lengths: list[int], side: str, way: Way | None
+    ) -> tuple[Batch, torch.Tensor]:
+        """Every text cut to its length and padded to the size of all, and what is real."""
+        ids = given[covers]
+        size = ids.shape[1]
+        steps = torch.arange(size, device=ids.device).expand_as(ids)
+        count = torch.tensor(lengths, device=ids.device)[:, None]
+        keep = steps < count if side == "right" else steps >= size - count
+        source = steps if side == "right" else steps - (size - count)
+        texts = self._cut(ids, lengths).gather(1, source.clamp(min=0))
+        pad = padding_id(self.probe.subject)
+        filler = int(ids[0, 0]) if pad is None else pad
+        told = self._with_ids(given, covers, texts.masked_fill(~keep, filler))
+        return self._told(told, keep, covers, side, way), keep
+
+    def _alone(
+        self, given: Batch, covers: str, rows: list[int], length: int, side: str, way: Way | None
+    ) -> Batch:
+        """The texts of one length, without padding."""
+        chosen = Batch({role: t[rows] for role, t in given.inputs.items()})
+        texts = self._cut(chosen[covers], [length] * len(rows))[:, :length].contiguous()
+        told = self._with_ids(chosen, covers, texts)
+        keep = torch.ones_like(texts, dtype=torch.bool)
+        return self._told(told, keep, covers, side, way)
+
+    def _cut(self, ids: torch.Tensor, lengths: list[int]) -> torch.Tensor:
+        """Texts that end where they are cut, with an end id where there is one."""
+        if not self.probe.subject.ends:
+            return ids
+        ids, ends = ids.clone(), ids[:, -1].clone()
+        for row, length in enumerate(lengths):
+            ids[row, -1] = ids[row, 0]
+            ids[row, length - 1] = ends[row]
+        return ids
+
+    def _with_ids(self, given: Batch, covers: str, ids: torch.Tensor) -> Batch:
+        roles = {role: given[role] for role in self.sequences}
+        return self.probe.subject.complete(Batch({**roles, covers: ids})).to(ids.device)
+
+    def _told(
+        self, batch: Batch, keep: torch.Tensor, covers: str, side: str, way: Way | None
+    ) -> Batch:
+        if side == "left" and self.takes_positions:
+            batch = batch.with_(position_ids=(keep.cumsum(1) - 1).clamp(min=0))
+        return batch if way is None else way.tell(batch, keep)
+
+    @property
+    def takes_positions(self) -> bool:
+        """Whether forward takes the positions of the tokens."""
+        return self.probe.subject.signature.takes("position_ids")
+
+    # ... where a leak begins, run on a failure only...
+
+    def locate_content(self, found: Content) -> str | None:
+        """The first module in which a real token sees what is under the mask."""
+        with self.probe.under(found.condition):
+            before = trace(self.probe, found.before)
+            after = trace(self.probe, found.after[found.filling])
+        keep = found.keep
+
+        def moved(a: torch.Tensor, b: torch.Tensor) -> bool:
+            real = _real(a, keep)
+            return real is not None and over(a.masked_fill(~real, 0), b.masked_fill(~real, 0))
+
+        return first_to_differ(before, after, moved)
+
+    def locate_no_mask(self, way: Way) -> str | None:
+        """The first module that a mask of ones changes."""
+        batch = self.probe.batch(*self.probe.subject.sizes, "padding")
+        told = way.tell(batch, torch.ones_like(batch[way.covers], dtype=torch.bool))
+        return first_to_differ(trace(self.probe, batch), trace(self.probe, told), _far)
+
+    def locate_lengths(self, found: Lengths) -> str | None:
+        """The first module in which a padded text differs from the same text alone."""
+        with self.probe.under(found.condition):
+            padded = trace(self.probe, found.padded)
+            alone = trace(self.probe, found.alone)
+        length = found.alone[found.covers].shape[1]
+        start = 0 if found.side == "right" else found.size - length
+        rows = found.padded.rows
+
+        def part(tensor: torch.Tensor) -> torch.Tensor:
+            return _narrowed(tensor, rows, found.rows, found.size, start, length)
+
+        cut = [
+            Call(call.name, [part(t) for t in call.inputs], [part(t) for t in call.outputs])
+            for call in padded
+        ]
+        return first_to_differ(cut, alone, _far)
+
+    def repeats(self, batch: Batch, condition: str) -> float:
+        """How far the logits move when the very same batch is run again."""
+        logits = []
+        for time in ("once", "again"):
+            with self.probe.under(condition), self.probe.running(time) as subject:
+                logits.append(subject(batch).logits)
+        return float(difference(*logits).nan_to_num(0).max())
+
+    # ... and helpers.
+
+    def _ended(self, batch: Batch, covers: str, keep: torch.Tensor) -> Batch:
+        """The batch with an end id at the last real token, where texts have one."""
+        if not self.probe.subject.ends:
+            return batch
+        ids = batch[covers].clone()
+        last = torch.where(keep, torch.arange(ids.shape[1], device=ids.device), 0).amax(1)
+        ends = ids[:, -1:].clone()
+        ids[:, -1] = ids[:, 0]
+        ids.scatter_(1, last[:, None], ends)
+        return batch.with_(**{covers: ids})
+
+    def _by_row(self, batch: Batch, covers: str) -> torch.Tensor:
+        """(B, T, V), or (B, 1, K) where there is one output a text."""
+        logits = self.probe.forward(batch).logits
+        if logits.dim() == 2:
+            return logits[:, None]
+        if covers == SOURCE and self.probe.subject.decodes:
+            return logits.flatten(2)
+        length = batch[covers].shape[1]
+        if logits.shape[1] < length:
+            shape = tuple(logits.shape)
+            raise NotApplicable(f"outputs are {shape} for {length} tokens: not one for each token")
+        return logits[:, :length].flatten(2)
+
+    def _outputs(self, batch: Batch, covers: str, keep: torch.Tensor | None) -> torch.Tensor:
+        """(n, V): outputs of real tokens, or all there are where they do not follow ``covers``."""
+        logits = self.probe.forward(batch).logits
+        if logits.dim() == 2 or (self.probe.subject.decodes and covers == SOURCE):
+            return logits.flatten(0, -2)
+        length = batch[covers].shape[1]
+        if logits.dim() < 3 or logits.shape[1] < length:
+            shape = tuple(logits.shape)
+            raise NotApplicable(f"outputs are {shape} for {length} tokens: not one for each token")
+        logits = logits[:, :length].flatten(2)
+        return logits.flatten(0, 1) if keep is None else logits[keep]
+
+    @staticmethod
+    def _gap(a: torch.Tensor, b: torch.Tensor) -> float:
+        moved = difference(a, b)
+        return float("nan") if bool(moved.isnan().any()) else float(moved.max())
+
+
+class _Reader(TorchDispatchMode):
+    """Notices whether anything computes with a tensor (or with a view of it)."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.storage = tensor.untyped_storage().data_ptr()
+        self.read = False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        given = [a for a in (*args, *(kwargs or {}).values()) if isinstance(a, torch.Tensor)]
+        self.read |= any(t.untyped_storage().data_ptr() == self.storage for t in given)
+        return func(*args, **(kwargs or {}))
+
+
+def _real(tensor: torch.Tensor, keep: torch.Tensor) -> torch.Tensor | None:
+    """Which entries of a tensor belong to real tokens only: every axis of positions counts.
+    ``None`` where no axis of rows is found."""
+    rows, length = keep.shape
+    axis = next((i for i, size in enumerate(tensor.shape) if size == rows), None)
+    if axis is None:
+        if not tensor.dim() or not tensor.shape[0] or tensor.shape[0] % rows:
+            return None
+        real = _real(tensor.unflatten(0, (rows, -1)), keep)
+        return (
+            None
+            if real is None
+            else real.expand(tensor.unflatten(0, (rows, -1)).shape).flatten(0, 1)
+        )
+    real = torch.ones_like(tensor, dtype=torch.bool)
+    for position, size in enumerate(tensor.shape):
+        if size == length and position != axis:
+            shape = [1] * tensor.dim()
+            shape[axis], shape[position] = rows, length
+            own = keep if axis < position else keep.T
+            real = real & own.reshape(shape)
+    return real
+
+
+def _narrowed(
+    tensor: torch.Tensor, rows: int, chosen: list[int], size: int, start: int, length: int
+) -> torch.Tensor:
+    """The part of a tensor that belongs to some rows and to ``length`` positions."""
+    axis = next((i for i, n in enumerate(tensor.shape) if n == rows), None)
+    folded = axis is None and tensor.dim() > 0 and tensor.shape[0] > 0
+    if folded and tensor.shape[0] % rows == 0:
+        parts = tensor.unflatten(0, (rows, -1))
+        return _narrowed(parts, rows, chosen, size, start, length).flatten(0, 1)
+    if axis is not None:
+        tensor = tensor.index_select(axis, torch.tensor(chosen, device=tensor.device))
+    for position, n in enumerate(tensor.shape):
+        if n == size and position != axis:
+            tensor = tensor.narrow(position, start, length)
+    return tensor
+
+
+def _far(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tensors differ by more than rounding may between two shapes (256 u)."""
+    if not a.numel():
+        return False
+    numbers = b[b.isfinite()]
+    scale = float(numbers.abs().max()) if numbers.numel() else 0.0
+    moved = torch.where(a.isnan() & b.isnan(), 0, difference(a, b))
+    return not float(moved.max()) <= 256 * torch.finfo(a.dtype).eps * scale
+
+
+def _finite(logits: torch.Tensor) -> torch.Tensor:
+    if bool(logits.isnan().any()):
+        raise Blocked("logits hold NaN: see output_stability")
+    return logits
+
+
+def _nan_first(value: float) -> float:
+    return value if value == value else float("inf")

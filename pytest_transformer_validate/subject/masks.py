@@ -1,0 +1,107 @@
+"""How a model is told which tokens of a batch are padding."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from pytest_transformer_validate.subject.declared import PADDING
+
+if TYPE_CHECKING:
+    from pytest_transformer_validate.subject.batch import Batch
+    from pytest_transformer_validate.subject.subject import Subject
+
+SOURCE, TARGET = "input_ids", "decoder_input_ids"
+# Roles that carry a mask, the most telling first, by the ids that they cover.
+_ROLES = {
+    SOURCE: ("attention_mask", "padding_mask", "mask"),
+    TARGET: ("decoder_attention_mask", "decoder_padding_mask"),
+}
+# Masks that have to say the same as another one: cross attention reads the source's.
+_TOGETHER = {"padding_mask": ("memory_padding_mask",)}
+_TRUE_IGNORES = {"padding_mask", "decoder_padding_mask", "memory_padding_mask"}
+_AXES = (0, 1, 2)  # (B, T), (B, 1, T), (B, 1, 1, T)
+
+
+@dataclass(frozen=True)
+class Way:
+    """A mask argument and how it is filled in.
+
+    ``role`` is the input that carries the mask and ``covers`` the ids that it is about; ``keeps``
+    says that 1 (or True) marks what is kept, ``axes`` how many axes of size 1 stand between B and
+    T, ``dtype`` what it is made of.
+    """
+
+    role: str
+    covers: str
+    keeps: bool
+    dtype: torch.dtype
+    axes: int = 0
+    together: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return self.role
+
+    def mask(self, keep: torch.Tensor) -> torch.Tensor:
+        """The mask that says what ``keep`` (B, T; True keeps) says."""
+        values = keep if self.keeps else ~keep
+        shape = (keep.shape[0], *(1,) * self.axes, keep.shape[1])
+        return values.to(self.dtype).reshape(shape)
+
+    def tell(self, batch: Batch, keep: torch.Tensor) -> Batch:
+        """The batch with this mask."""
+        return batch.with_(**dict.fromkeys((self.role, *self.together), self.mask(keep)))
+
+    def inverted(self) -> Way:
+        """The same argument, read the other way round."""
+        return replace(self, keeps=not self.keeps)
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the name says which value keeps: everybody's ``attention_mask`` has 1 there,
+        while True of a ``mask`` or ``padding_mask`` keeps in one half of public code and hides in
+        the other."""
+        return self.role in {"attention_mask", "decoder_attention_mask"}
+
+
+def ways(subject: Subject, covers: str) -> list[Way]:
+    """What forward could take as a mask over ``covers``, the likeliest first."""
+    found = []
+    for role in _ROLES[covers]:
+        if not subject.signature.takes(role):
+            continue
+        together = tuple(r for r in _TOGETHER.get(role, ()) if subject.signature.takes(r))
+        whole = role.endswith("attention_mask")
+        kinds = (torch.int64, torch.bool) if whole else (torch.bool, torch.int64)
+        found += [
+            Way(role, covers, role not in _TRUE_IGNORES, kind, axes, together)
+            for axes in _AXES
+            for kind in (*kinds, subject.dtype)
+        ]
+    return found
+
+
+def takes_anything(subject: Subject) -> bool:
+    """Whether forward takes whatever it is given: what it names may be there for the interface."""
+    parameters = inspect.signature(subject.model.forward).parameters.values()
+    return any(p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def padding_id(subject: Subject) -> int | None:
+    """The id that fills up texts: as declared, else an attribute of a module that is called so,
+    else 0 where 0 is what the forward compares its ids with."""
+    if subject.pad_id is not None and 0 <= subject.pad_id < subject.vocab_size:
+        return subject.pad_id
+    named = {
+        value
+        for module in subject.model.modules()
+        for name, value in vars(module).items()
+        if name in PADDING and type(value) is int and not isinstance(module, nn.Embedding)
+    }
+    if len(named) == 1:
+        return named.pop()
+    return 0 if subject.facts.compared == {0} else None
