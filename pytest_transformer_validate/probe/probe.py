@@ -20,6 +20,7 @@ from pytest_transformer_validate.probe.padding import Padding
 from pytest_transformer_validate.probe.resized import Resizing
 from pytest_transformer_validate.probe.resources import Resources
 from pytest_transformer_validate.probe.trace import ROOT, where_raised
+from pytest_transformer_validate.subject import promises
 from pytest_transformer_validate.subject.guard import derive_seed, guard
 from pytest_transformer_validate.subject.source import reads_module, reads_parameter
 from pytest_transformer_validate.subject.subject import Subject
@@ -305,6 +306,23 @@ class Probe:
     def reads_parameter(self, parameter: str) -> bool:
         """See ``source.reads_parameter``."""
         return reads_parameter(self.subject.model, parameter)
+
+    @functools.cached_property
+    def window(self) -> int | None:
+        """See ``promises.declared_window``."""
+        return promises.declared_window(self.subject)
+
+    def switches_window(self) -> bool:
+        """See ``promises.switches_window``."""
+        return promises.switches_window(self.subject)
+
+    def tells_of_limits(self) -> str | None:
+        """See ``promises.tells_of_limits``."""
+        return promises.tells_of_limits(self.subject)
+
+    def position_promise(self, *, rotary: bool = False) -> str | None:
+        """See ``promises.position_promise``."""
+        return promises.position_promise(self.subject, rotary=rotary)
 
     def where_raised(self, error: BaseException) -> str | None:
         """See ``trace.where_raised``."""

@@ -10,7 +10,8 @@ from pytest_transformer_validate.checks.tier1 import (  # isort: skip
     batch,
     padding,
     cache,
+    resources,
 )
 
 __all__ = ["batch", "cache", "causality", "gradients", "load", "output_kind", "padding", "shapes"]
-__all__ += ["stability"]
+__all__ += ["resources", "stability"]

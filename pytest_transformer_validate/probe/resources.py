@@ -1,0 +1,395 @@
+"""What a model needs: bytes that a backward keeps, operations, what stays alive, and time.
+
+Counted, not sampled: the same on every machine, but for the time. Axes: B batch, T positions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import itertools
+import math
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pytest_transformer_validate.errors import NotApplicable
+from pytest_transformer_validate.probe.ledger import Ledger, Saved, Work, keeping, places
+from pytest_transformer_validate.probe.passes import Passes, remembered
+from pytest_transformer_validate.probe.trace import ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pytest_transformer_validate.subject.batch import Batch
+    from pytest_transformer_validate.subject.subject import Subject
+
+Size = tuple[int, int]
+
+# Calls of one shape over which results may pile up before it counts as growth: longer than the
+# memories of segments and queues that models keep on purpose.
+_CALLS = (8, 64, 64)
+_CALLS_OF_LARGE = (2, 4, 4)
+_LISTED = 100_000
+
+
+@dataclass(frozen=True)
+class Counts:
+    """One forward of (B, T) that a backward could follow: bytes ``saved`` for it, in order, and
+    the ``work``; by module in ``work_of`` and ``calls`` where asked for. ``unseen`` says why no
+    bytes could be counted."""
+
+    size: Size
+    saved: tuple[Saved, ...]
+    work: Work
+    work_of: dict[str, Work]
+    calls: dict[str, int]
+    unseen: str = ""
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of activations that are kept."""
+        return sum(each.size for each in self.saved)
+
+
+@dataclass(frozen=True)
+class Growth:
+    """What stays alive after calls of one shape, in one mode.
+
+    ``bytes`` is what each call adds once ``calls`` have run (0 where nothing piles up), ``wider``
+    the same for twice as many rows; ``holder`` the attribute that holds it (``module.attribute``)
+    and ``module`` where it is; ``bounded`` that the holder is a queue with a maximum length.
+    """
+
+    mode: str
+    bytes: float = 0.0
+    wider: float = 0.0
+    calls: int = 0
+    module: str | None = None
+    holder: str | None = None
+    bounded: bool = False
+
+
+class Resources(Passes):
+    """Memory, work and time of forwards."""
+
+    @property
+    def sizes(self) -> dict[str, Size]:
+        """``base`` (B, T) and, where the model takes them, ``wide`` (2B, T) and ``long`` (B, 2T);
+        few rows, short. Images have no length."""
+        subject = self.probe.subject
+        rows = max(1, min(2, subject.most_rows // 2))
+        longest = 1 if subject.vision else subject.max_length or 32
+        length = min(8, max(1, longest // 4 if longest >= 4 else longest // 2))
+        sizes = {"base": (rows, length)}
+        if 2 * rows <= subject.most_rows:
+            sizes["wide"] = (2 * rows, length)
+        if 2 * length <= longest:
+            sizes["long"] = (rows, 2 * length)
+        return sizes
+
+    def larger(self, axis: int, times: int) -> Size | None:
+        """``base`` with one size (``axis`` 0: B, 1: T) that many times larger, if it is taken."""
+        subject = self.probe.subject
+        rows, length = self.sizes["base"]
+        size = (times * rows, length) if axis == 0 else (rows, times * length)
+        longest = subject.max_length or 64
+        return size if size[0] <= subject.most_rows and size[1] <= longest else None
+
+    def base(self) -> Counts:
+        """What was counted at the ``base`` size."""
+        return self.counted(*self.sizes["base"])
+
+    def squares(self, small: str, large: str, axis: int) -> list[Saved]:
+        """What is kept for a backward and has two axes that grow with B (``axis`` 0) or T (1):
+        see ``quadratic``. For B a third size is counted where two agree."""
+        before, after = (self.counted(*self.sizes[name]) for name in (small, large))
+        found = quadratic(before, after, None, axis)
+        third = self.larger(axis, 3) if axis == 0 else None
+        if not found or third is None:
+            return found
+        return quadratic(before, after, self.counted(*third), axis)
+
+    def place_of(self, saved: Saved, size: str) -> str | None:
+        """The first module that keeps a tensor like ``saved`` at the size called ``size``."""
+        located = self.counted(*self.sizes[size], located=True).saved
+        alike = (s.place for s in located if (s.shape, s.size) == (saved.shape, saved.size))
+        return next(alike, None)
+
+    @remembered
+    def counted(self, rows: int, length: int, located: bool = False) -> Counts:
+        """Count one forward, in eval mode (so that nothing is dropped) with gradients.
+
+        ``located`` also says which module did what. Raises NotApplicable where a model that runs
+        by itself does not run while it is counted.
+        """
+        try:
+            return self._counted(rows, length, located=located, keeps=True)
+        except Exception as error:
+            with contextlib.suppress(Exception):  # torch.func bears no hooks on what is kept
+                counts = self._counted(rows, length, located=located, keeps=False)
+                return replace(counts, unseen=str(error).partition("\n")[0][:200])
+            with self.probe.running("resources", grad=True) as subject:
+                subject.call(self._batch(rows, length), {})
+            raise NotApplicable(f"the model cannot be watched while it runs: {error}") from error
+
+    def _counted(self, rows: int, length: int, *, located: bool, keeps: bool) -> Counts:
+        batch = self._batch(rows, length)
+        with self.probe.running("resources", grad=True) as subject:
+            ledger = Ledger(subject.model)
+            calls: dict[str, int] = {}
+            saved: list[Saved] = []
+            with contextlib.ExitStack() as stack:
+                if located:
+                    calls = stack.enter_context(places(subject.model, ledger.inside))
+                if keeps:
+                    saved = stack.enter_context(keeping(subject.model, ledger.inside)).saved
+                stack.enter_context(ledger)
+                output = subject.call(batch, {})
+            del output
+        return Counts((rows, length), tuple(saved), ledger.work, ledger.work_of, calls)
+
+    def _batch(self, rows: int, length: int) -> Batch:
+        return self.probe.batch(rows, length, "resources", source=length)
+
+    @remembered
+    def growth(self, mode: str) -> Growth:
+        """What piles up over calls of one shape: ``eval`` without gradients, or ``training`` with
+        labels where the model takes some. Two calls where nothing does."""
+        probe = self.probe
+        training = mode == "training"
+        with probe.under(mode), probe.running("growth", mode, grad=training) as subject:
+            calls = _Calls(subject, self._given(*self.sizes["base"], labels=training))
+            calls.run(1)
+            first = calls.ledger.alive_bytes()
+            calls.run(1)
+            if calls.ledger.alive_bytes() <= first:
+                return Growth(mode)
+            gc.collect()  # a cycle of references keeps until then
+            first = calls.ledger.alive_bytes()
+            calls.run(1)
+            gc.collect()
+            if calls.ledger.alive_bytes() <= first:
+                return Growth(mode)
+            return self._watched(mode, calls)
+
+    def _watched(self, mode: str, calls: _Calls) -> Growth:
+        """More calls, with the garbage collected, until it is clear what stays."""
+        counts = _CALLS if self.probe.subject.small else _CALLS_OF_LARGE
+        alive = []
+        for count in counts:
+            calls.run(count)
+            gc.collect()
+            alive.append(calls.ledger.alive_bytes())
+        before, after = (b - a for a, b in itertools.pairwise(alive))
+        if before <= 0 or after < 0.9 * before:
+            return Growth(mode)
+        module, holder, bounded = _holder(self.probe.subject.model, calls.ledger)
+        total = 3 + sum(counts)
+        each = after / counts[-1]
+        wider = 0.0
+        if "wide" in self.sizes:
+            calls.given = self._given(*self.sizes["wide"], labels=mode == "training")
+            calls.run(counts[0])
+            gc.collect()
+            wider = (calls.ledger.alive_bytes() - alive[-1]) / counts[0]
+        if module is None:
+            module = self._created(calls)
+        return Growth(mode, each, wider, total, module, holder, bounded)
+
+    def _created(self, calls: _Calls) -> str | None:
+        """The module that was running when what one more call leaves was made."""
+        before = calls.ledger.alive()
+        with places(self.probe.subject.model, calls.ledger.inside):
+            calls.run(1)
+        new = [v for key, v in calls.ledger.alive().items() if key not in before]
+        return max(new)[1] if new else None
+
+    def _given(self, rows: int, length: int, *, labels: bool) -> list[Batch]:
+        """The batch to call with; with labels first, without them where that raises."""
+        batch = self.probe.batch(rows, length, "growth", source=length)
+        subject = self.probe.subject
+        if not labels or not subject.signature.takes("labels") or "labels" in batch.inputs:
+            return [batch]
+        if subject.task.per_token:
+            target = batch.inputs.get("decoder_input_ids", batch.main)
+        else:
+            target = torch.zeros(batch.rows, dtype=torch.long, device=batch.main.device)
+        return [batch.with_(labels=target), batch]
+
+    @remembered
+    def cache_bytes(self) -> float | None:
+        """Bytes a token of the cache that a forward returns; ``None`` where it returns none."""
+        probe = self.probe
+        if not probe.subject.signature.takes("use_cache"):
+            return None
+        rows, length = self.sizes["base"]
+        batch = self._batch(rows, length)
+        try:
+            output = probe.forward(batch, use_cache=True)
+        except Exception:  # noqa: BLE001 - a model need not support a cache
+            return None
+        sizes = {
+            t.untyped_storage()._cdata: t.untyped_storage().nbytes()
+            for _, t in _tensors(output.cache, "")
+        }
+        return sum(sizes.values()) / (rows * length) if sizes else None
+
+    def timed(self, rounds: int | None = None, warm: int = 1) -> dict[Size, list[float]]:
+        """Seconds of forwards in eval mode at ``sizes``, the sizes taking turns.
+
+        ``rounds`` forwards of each after ``warm`` that are not counted; by default few: what
+        takes about 12 ms, one of each for a large model.
+        """
+        probe = self.probe
+        sizes = list(self.sizes.values())
+        batches = {size: self._batch(*size) for size in sizes}
+        seconds: dict[Size, list[float]] = {size: [] for size in sizes}
+        with probe.running("timed") as subject:
+            if rounds is None:
+                once = min(_seconds(subject, batches[sizes[0]]) for _ in range(2))
+                rounds = max(1, min(10, int(0.012 / (once * (len(sizes) + 1)))))
+                warm = 1 if subject.small else 0
+            for turn in range(warm + rounds):
+                for size, batch in batches.items():
+                    took = _seconds(subject, batch)
+                    if turn >= warm:
+                        seconds[size].append(took)
+        return seconds
+
+    def locate_work(self, small: Size, large: Size, ratio: float) -> str | None:
+        """The innermost module that is called as often for both sizes and whose work (in
+        products, else in operations) grows by more than ``ratio``."""
+        before, after = (self.counted(*size, located=True) for size in (small, large))
+        inside = {name: _inside(before, name) for name in before.calls}
+        grown = [
+            name
+            for name, calls in before.calls.items()
+            if after.calls.get(name) == calls
+            and inside[name]
+            and _inside(after, name) > ratio * inside[name]
+        ]
+        return max(grown, key=lambda name: (name != ROOT, name.count("."))) if grown else None
+
+
+class _Calls:
+    """Calls of one shape, each with inputs of its own, whose results are dropped."""
+
+    def __init__(self, subject: Subject, given: list[Batch]) -> None:
+        self.subject = subject
+        self.given = given
+        self.ledger = Ledger(subject.model, remember=True)
+
+    def run(self, count: int) -> None:
+        for _ in range(count):
+            with self.ledger:
+                self._call()
+
+    def _call(self) -> None:
+        batch = self.given[0]
+        fresh = batch.with_(**{role: t.clone() for role, t in batch.inputs.items()})
+        try:
+            self.subject.call(fresh, {})
+        except Exception:
+            if len(self.given) == 1:
+                raise
+            self.given = self.given[1:]
+            self._call()
+
+
+def _seconds(subject: Subject, batch: Batch) -> float:
+    _finish(subject.device)
+    start = time.perf_counter()
+    subject.call(batch, {})
+    _finish(subject.device)
+    return time.perf_counter() - start
+
+
+def _finish(device: torch.device) -> None:
+    """Wait for what an accelerator still has to do."""
+    if device.type not in ("cpu", "meta"):
+        torch.accelerator.synchronize(device)
+
+
+def _inside(counts: Counts, name: str) -> int:
+    """Multiplications in products, of a module and all inside it."""
+    return sum(
+        work.products
+        for place, work in counts.work_of.items()
+        if name == ROOT or place == name or place.startswith(f"{name}.")
+    )
+
+
+def _holder(model: torch.nn.Module, ledger: Ledger) -> tuple[str | None, str | None, bool]:
+    """The module, and its attribute, that holds most of what is alive; whether it is bounded."""
+    alive = ledger.alive()
+    best: tuple[int, str | None, str | None, bool] = (0, None, None, False)
+    for name, module in model.named_modules():
+        for key, value in _attributes(module):
+            held = [t for _, t in _tensors(value, "") if t.untyped_storage()._cdata in alive]
+            bounded = isinstance(value, deque) and value.maxlen is not None
+            if len(held) > best[0]:
+                best = (len(held), name or ROOT, f"{name}.{key}".strip("."), bounded)
+    return best[1:]
+
+
+def _attributes(module: torch.nn.Module) -> Iterator[tuple[str, Any]]:
+    """Plain attributes of a module and of its class."""
+    registered = {"_parameters", "_modules"}
+    yield from ((key, value) for key, value in vars(module).items() if key not in registered)
+    for kind in type(module).__mro__:
+        if kind is torch.nn.Module:
+            return
+        yield from ((k, v) for k, v in vars(kind).items() if isinstance(v, list | dict | deque))
+
+
+def _tensors(value: Any, path: str, depth: int = 0) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor inside a nest of containers and plain objects."""
+    if isinstance(value, torch.Tensor):
+        with contextlib.suppress(RuntimeError, NotImplementedError):
+            value.untyped_storage()
+            yield path, value
+    elif depth > 6 or isinstance(value, str | bytes | torch.nn.Module | type):
+        return
+    elif isinstance(value, Mapping):
+        for key in list(value)[-_LISTED:]:
+            yield from _tensors(value[key], f"{path}[{key!r}]", depth + 1)
+    elif isinstance(value, list | tuple | deque | set):
+        for index, item in enumerate(list(value)[-_LISTED:]):
+            yield from _tensors(item, f"{path}[{index}]", depth + 1)
+    elif hasattr(value, "__dict__"):
+        for key, item in list(vars(value).items()):
+            yield from _tensors(item, f"{path}.{key}", depth + 1)
+
+
+def quadratic(small: Counts, large: Counts, third: Counts | None, axis: int) -> list[Saved]:
+    """What autograd keeps more than linearly in one size (``axis`` 0: B, 1: T): tensors two axes
+    of which grow with it. ``third`` is a third size that has to agree.
+
+    Empty where the runs do not keep the same number of tensors.
+    """
+    runs = [run for run in (small, large, third) if run is not None]
+    if len({len(run.saved) for run in runs}) > 1:
+        return []
+    found = []
+    for each in zip(*(run.saved for run in runs), strict=True):
+        if all(
+            _squared(each[0], other, run.size[axis] / small.size[axis])
+            for other, run in zip(each[1:], runs[1:], strict=True)
+        ):
+            found.append(each[1])
+    return found
+
+
+def _squared(small: Saved, large: Saved, ratio: float) -> bool:
+    """Whether two axes, and the bytes, grow with a size that grows by ``ratio``."""
+    if len(small.shape) != len(large.shape):
+        return False
+    growing = sum(
+        b > 1 and math.isclose(b, ratio * a) for a, b in zip(small.shape, large.shape, strict=True)
+    )
+    return growing >= 2 and large.size >= 0.99 * ratio**2 * small.size
