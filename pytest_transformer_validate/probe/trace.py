@@ -26,7 +26,9 @@ class Call:
 
 
 @contextlib.contextmanager
-def traced(model: torch.nn.Module) -> Iterator[list[Call]]:
+def traced(
+    model: torch.nn.Module, tensors: Callable[[Any], list[torch.Tensor]] = floating
+) -> Iterator[list[Call]]:
     """The calls of every module while inside, in the order in which they end.
 
     An inner module ends before the one around it, so the first call with a property is the
@@ -37,11 +39,11 @@ def traced(model: torch.nn.Module) -> Iterator[list[Call]]:
     handles: list[Any] = []
 
     def enter(_module: Any, args: Any, kwargs: Any) -> None:
-        open_calls.append([t.detach().clone() for t in floating((args, kwargs))])
+        open_calls.append([t.detach().clone() for t in tensors((args, kwargs))])
 
     def leave(name: str) -> Callable[..., None]:
         def record(_module: Any, _args: Any, output: Any) -> None:
-            outputs = [t.detach().clone() for t in floating(output)]
+            outputs = [t.detach().clone() for t in tensors(output)]
             calls.append(Call(name, open_calls.pop(), outputs))
 
         return record

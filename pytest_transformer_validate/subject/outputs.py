@@ -43,15 +43,20 @@ class Output:
 
 def floating(value: Any) -> list[torch.Tensor]:
     """Every floating point tensor in a nest of tuples, lists, mappings and dataclasses."""
+    return [t for t in tensors_in(value) if t.is_floating_point()]
+
+
+def tensors_in(value: Any) -> list[torch.Tensor]:
+    """Every tensor in such a nest, of whatever type."""
     if isinstance(value, torch.Tensor):
-        return [value] if value.is_floating_point() and not value.is_nested else []
+        return [] if value.is_nested else [value]
     if isinstance(value, Mapping):
-        return [t for item in value.values() for t in floating(item)]
+        return [t for item in value.values() for t in tensors_in(item)]
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        return [t for item in value for t in floating(item)]
+        return [t for item in value for t in tensors_in(item)]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         names = (f.name for f in dataclasses.fields(value))
-        return [t for name in names for t in floating(getattr(value, name, None))]
+        return [t for name in names for t in tensors_in(getattr(value, name, None))]
     return []
 
 

@@ -1,0 +1,111 @@
+"""During which module something happens: hooks around every call of one forward."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pytest_transformer_validate.probe.trace import ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from torch import nn
+
+
+@contextlib.contextmanager
+def watched(
+    model: nn.Module,
+    event: Callable[[str], None],
+    *,
+    called: Callable[[str, nn.Module, Any, Any], None] | None = None,
+) -> Iterator[None]:
+    """Call ``event(name)`` whenever a call of a module begins or ends while inside.
+
+    ``name`` is the innermost module whose code ran since the last event, ``(model)`` for the
+    model itself. ``called(name, module, arguments, output)`` is called when a call ends.
+    """
+    running: list[str] = []
+    handles: list[Any] = []
+
+    def enter(name: str) -> Callable[..., None]:
+        def begin(*_: Any) -> None:
+            event(running[-1] if running else ROOT)
+            running.append(name)
+
+        return begin
+
+    def leave(name: str) -> Callable[..., None]:
+        def end(module: Any, args: Any, output: Any) -> None:
+            event(running.pop())
+            if called is not None:
+                called(name, module, args, output)
+
+        return end
+
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue
+        handles.append(module.register_forward_pre_hook(enter(name or ROOT)))
+        handles.append(module.register_forward_hook(leave(name or ROOT)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextlib.contextmanager
+def first_change(model: nn.Module, happened: Callable[[], bool]) -> Iterator[list[str]]:
+    """The module during which ``happened()`` first became true while inside; empty if it did
+    not."""
+    found: list[str] = []
+
+    def event(name: str) -> None:
+        if not found and happened():
+            found.append(name)
+
+    with watched(model, event):
+        yield found
+
+
+@contextlib.contextmanager
+def drawing(model: nn.Module, device: torch.device) -> Iterator[list[str]]:
+    """The modules that draw from torch's generator by their own code, in order, while inside."""
+    names: list[str] = []
+    last = generator_state(device)
+
+    def event(name: str) -> None:
+        nonlocal last
+        state = generator_state(device)
+        if not state.equal(last):
+            names.append(name)
+        last = state
+
+    with watched(model, event):
+        yield names
+
+
+def generator_state(device: torch.device) -> torch.Tensor:
+    """The state of the generator that a model on ``device`` draws from."""
+    if device.type == "cuda":
+        return torch.cat([torch.get_rng_state(), torch.cuda.get_rng_state(device)])
+    return torch.get_rng_state()
+
+
+def same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tensors are equal bit by bit, NaN being equal to NaN."""
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    if a.equal(b):
+        return True
+    if not (a.is_floating_point() or a.is_complex()):
+        return False
+    return bool(((a == b) | (a.isnan() & b.isnan())).all())
+
+
+def all_same(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) -> bool:
+    """Whether two lists of tensors are equal bit by bit."""
+    return len(a) == len(b) and all(map(same, a, b))
