@@ -21,7 +21,6 @@ from pytest_transformer_validate.errors import NotApplicable
 from pytest_transformer_validate.probe.compare import (
     axis_of,
     difference,
-    sequence,
     some_rows,
 )
 from pytest_transformer_validate.probe.passes import Passes, remembered
@@ -114,6 +113,17 @@ class Decoded:
         return int((self.effect > limit).nonzero()[0])
 
 
+class Encoded(tuple[Any, ...]):
+    """What an encoder gave, in every form in which it is asked for: first item, or attribute."""
+
+    __slots__ = ()
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self[0] if name == "last_hidden_state" else None
+
+
 class Caches(Passes):
     """Passes with a cache."""
 
@@ -184,10 +194,7 @@ class Caches(Passes):
         raised, where = None, None
         with probe.running("decoded") as subject, kept(subject.model):
             try:
-                for piece in _feed(probe, subject, protocol, plan, text):
-                    logits.append(piece)
-            except NotApplicable:
-                raise
+                logits.extend(_feed(probe, subject, protocol, plan, text))  # as far as it gets
             except Exception as error:  # noqa: BLE001 - the check says what raising means
                 raised = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
                 where = where_raised(subject.model, error)
@@ -224,6 +231,26 @@ class Caches(Passes):
         rows = text["attention_mask"].bool() if plan.padded else None
         assert isinstance(calls, list)
         return _first_other(full, calls, plan.length, start, plan.pieces[index], rows)
+
+    def without(self, plan: Plan, position: int) -> float:
+        """How far ``position`` moves without any cache when the text ends with its piece, and
+        where rows are padded, when they are not."""
+        probe = self.probe
+        text = _text(probe, plan, "decoded")
+        start, index = _piece_of(plan, position)
+        end = start + plan.pieces[index]
+        with probe.under(plan.condition):
+            reference = probe.forward(text).logits[:, position]
+            subject = probe.subject
+            cut = _piece(subject, text, 0, end, positions=plan.padded)
+            moved = [difference(reference, probe.forward(cut).logits[:, position])]
+            if plan.padded:
+                row = text.rows - 1
+                pads = int((text["attention_mask"][row] == 0).sum())
+                alone = Batch({"input_ids": text["input_ids"][row : row + 1, pads:]})
+                plain = probe.forward(subject.complete(alone)).logits[:, position - pads]
+                moved.append(difference(reference[row : row + 1], plain))
+        return max(float(m.nan_to_num(0.0).max()) for m in moved)
 
     def grows(self) -> bool:
         """Whether a cache that is handed over holds something for every token: what stands in it
@@ -281,7 +308,7 @@ def _feed(
                 caches.append(copy.deepcopy(cache))
         if encoded is None and subject.decodes and subject.signature.takes("encoder_outputs"):
             found = field_of(raw, "encoder_last_hidden_state")
-            encoded = None if found is None else (found,)
+            encoded = None if found is None else Encoded((found,))
         yield calls if index == watched else subject.read(raw, piece).logits
         done += size
 
@@ -374,10 +401,10 @@ def _compared(
     else:
         hidden = torch.zeros(plan.rows, plan.length, dtype=torch.bool, device=reference.device)
     done = 0
-    for index, (size, piece) in enumerate(zip(plan.pieces, logits, strict=False)):
+    for index, (size, given) in enumerate(zip(plan.pieces, logits, strict=False)):
         expected = reference[:, done : done + size]
-        if piece.dim() == 2 and piece.shape == expected[:, -1].shape:
-            piece = piece[:, None]
+        squeezed = given.dim() == 2 and given.shape == expected[:, -1].shape
+        piece = given[:, None] if squeezed else given
         last_only = piece.shape == expected[:, -1:].shape
         if piece.shape != expected.shape and not last_only:
             shape = tuple(piece.shape)
@@ -401,7 +428,7 @@ def _handed(probe: Probe) -> Protocol:
     text = _text(probe, plan, "protocol")
     blank = Protocol(name, None)
     with probe.running("protocol") as running, kept(running.model):
-        raw, _ = _call(running, text, 0, length, blank, None, None, positions=True)
+        raw = _first_call(running, text, length, blank)
         own = field_of(raw, name)
         named = [(name, own)] if own is not None else named_caches(raw)
         if named:
@@ -427,10 +454,21 @@ def _inside(probe: Probe) -> Protocol:
     protocol = Protocol(f"{name}, kept inside the model", None, reset)
     with probe.running("protocol") as running, kept(running.model):
         before = _contents(running.model)
-        _call(running, text, 0, length, protocol, None, None, positions=True)
+        _first_call(running, text, length, protocol)
         if _contents(running.model) == before:
             raise NotApplicable(f"forward takes {name}, returns no cache and keeps nothing")
     return protocol
+
+
+def _first_call(subject: Subject, text: Batch, length: int, protocol: Protocol) -> Any:
+    try:
+        raw, _ = _call(subject, text, 0, length, protocol, None, None, positions=True)
+    except Exception as error:
+        line = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
+        raise NotApplicable(
+            f"asked for a cache ({protocol.text}), forward raises {line}"
+        ) from error
+    return raw
 
 
 def tensors_of(value: Any) -> list[torch.Tensor]:
@@ -537,17 +575,17 @@ def _differ(
     size: int,
     keep: torch.Tensor | None,
 ) -> bool:
-    for a, b in zip(full, piece, strict=False):
-        axis = axis_of(a, length)
-        if axis is None or axis >= b.dim() or b.shape[axis] != size:
+    for at_once, cached in zip(full, piece, strict=False):
+        axis = axis_of(at_once, length)
+        if axis is None or axis >= cached.dim() or cached.shape[axis] != size:
             continue
-        part = a.narrow(axis, start, size)
-        if part.shape != b.shape:
+        a, b = at_once.narrow(axis, start, size), cached
+        if a.shape != b.shape:
             continue
-        if keep is not None and axis == 1 and part.shape[:2] == keep.shape:
-            part, b = part[keep], b[keep]
-        scale = float(part[part.isfinite()].abs().max()) if bool(part.isfinite().any()) else 0.0
-        moved = difference(part, b).nan_to_num(0.0)
+        if keep is not None and axis == 1 and a.shape[:2] == keep.shape:
+            a, b = a[keep], b[keep]
+        scale = float(a[a.isfinite()].abs().max()) if bool(a.isfinite().any()) else 0.0
+        moved = difference(a, b).nan_to_num(0.0)
         if moved.numel() and float(moved.max()) > 128 * torch.finfo(a.dtype).eps * scale:
             return True
     return False

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pytest_transformer_validate.checks.registry import check
 from pytest_transformer_validate.errors import Blocked, CheckFailed, NotApplicable
 from pytest_transformer_validate.measures.caches import KvCache
 from pytest_transformer_validate.measures.dependency import worst_leak
 from pytest_transformer_validate.measures.tolerance import (
+    ARBITRATED,
     same_shape_limit,
     settle,
     two_shapes_limit,
@@ -69,7 +70,11 @@ def _judge(probe: Probe, plan: Plan, factor: float, notes: list[str]) -> KvCache
     notes.extend(verdict.notes)
     if not verdict.exceeded:
         return measured
+    if plan.condition and found.worst <= ARBITRATED * limit.value:
+        notes.append("with parameters moved at random it is rounding or little more: as loaded")
+        return _judge(probe, dataclasses.replace(plan, condition=""), factor, notes)
     position = found.first_over(limit.value)
+    _require_comparable(probe, plan, position, limit)
     cached, size = _piece(plan, position)
     if size > 1 and cached and not probe.caches.grows():
         notes.append("the cache is a state: several tokens after it at once are not judged")
@@ -109,6 +114,15 @@ def _require_causal(probe: Probe, plan: Plan) -> None:
             raise NotApplicable("outputs depend on later tokens (see causality): nothing to cache")
 
 
+def _require_comparable(probe: Probe, plan: Plan, position: int, limit: Limit) -> None:
+    """Raise NotApplicable where the same happens without a cache."""
+    if plan.padded and not probe.caches.grows():
+        raise NotApplicable("the cache is a state: whether a mask goes with it is not known")
+    if probe.caches.without(plan, position) > limit.value:
+        what = "padding on the left, or the length of the text," if plan.padded else "the length"
+        raise NotApplicable(f"{what} changes the logits of earlier tokens without a cache too")
+
+
 def _without_logits(
     probe: Probe, plan: Plan, found: Decoded, measured: KvCache, notes: list[str]
 ) -> KvCache:
@@ -132,44 +146,46 @@ def _without_logits(
     )
 
 
-_RESTARTS = "positions start at 0 again after cached tokens unless position_ids are given"
-
-
 def _likely(probe: Probe, plan: Plan, limit: Limit, cached: int, size: int) -> str:
     """The usual mistake behind what is off, found out by decoding a little otherwise."""
     caches = probe.caches
 
-    def holds(**other: object) -> bool:
-        found = caches.decoded(dataclasses.replace(plan, **other))  # type: ignore[arg-type]
+    def holds(**other: Any) -> bool:
+        found = caches.decoded(dataclasses.replace(plan, **other))
         return found.raised is None and found.misshapen is None and found.worst <= limit.value
 
     if not cached:
         return "with use_cache (or a position) the forward has another mask, or other positions"
-    if not plan.positions and probe.subject.signature.takes("position_ids"):
-        if holds(positions=True):
-            return _RESTARTS
-    if plan.after == "another" and holds(after="nothing"):
-        return "something of the text before is kept (a cache that is not emptied or overwritten)"
-    if plan.after == "prefix" and holds(after="nothing"):
-        return "something is kept outside of the cache that is handed over"
-    if plan.rows > 1 and not plan.padded and holds(rows=1):
-        return "one row's cache is used for all, or the cache is laid out for one row"
-    if plan.padded and holds(padded=False):
-        return "the mask is cut to the new tokens, or not moved with the cache"
-    window = caches.window
-    if window is not None and plan.length > window and cached + size >= window:
-        if caches.decoded(dataclasses.replace(plan, pieces=(2, 1))).worst <= limit.value:
-            return "the window is cut one token too short or too long in the cache"
-    if size > 1 and holds(pieces=(1,) * min(plan.length, 12)):
-        return (
-            "the mask of several tokens after cached ones: it has to be aligned at the bottom "
-            "right (tril(diagonal=cached)), not at the top left"
-        )
-    return (
-        "positions of cached tokens (restarted, or off by one), keys cached before or after what "
-        "the forward does (rotation, norm), new and old in the wrong order, or a layer that does "
-        "not cache"
+    takes_positions = probe.subject.signature.takes("position_ids") and not probe.subject.decodes
+    beyond = plan.length > (caches.window or plan.length) and cached + size >= plan.pieces[0] + 1
+    singles = (1,) * min(plan.length, 12)
+    guesses = (
+        (_RESTARTS, not plan.positions and takes_positions, {"positions": True}),
+        (_STALE, plan.after == "another", {"after": "nothing"}),
+        (_OUTSIDE, plan.after == "prefix", {"after": "nothing"}),
+        (_ONE_ROW, plan.rows > 1 and not plan.padded, {"rows": 1}),
+        (_NO_PAST_MASK, plan.padded, {"padded": False}),
+        (_TRIMMED, beyond, {"pieces": (2, 1)}),
+        (_TOP_LEFT, size > 1, {"pieces": singles}),
     )
+    return next((text for text, fits, other in guesses if fits and holds(**other)), _POSITIONS)
+
+
+_RESTARTS = "positions start at 0 again after cached tokens unless position_ids are given"
+_STALE = "something of the text before is kept (a cache that is not emptied or overwritten)"
+_OUTSIDE = "something is kept outside of the cache that is handed over"
+_ONE_ROW = "one row's cache is used for all, or the cache is laid out for one row"
+_NO_PAST_MASK = "the mask is cut to the new tokens, or not moved with the cache"
+_TRIMMED = "the window is cut too short or too long in the cache"
+_TOP_LEFT = (
+    "the mask of several tokens after cached ones: it has to be aligned at the bottom right "
+    "(tril(diagonal=cached)), not at the top left"
+)
+_POSITIONS = (
+    "positions of cached tokens (restarted, or off by one), keys cached before or after what the "
+    "forward does to them (rotation, norm), new and old in the wrong order, or a layer that does "
+    "not cache"
+)
 
 
 def _piece(plan: Plan, position: int) -> tuple[int, int]:
