@@ -63,15 +63,15 @@ def two_shapes_limit(
     return Limit(value=units, rule=f"{factor:g} u")
 
 
-def settle(value: float, limit: Limit, repeat: Repeat) -> Verdict:
-    """Compare, and repeat the probe where the value is within 16 times its limit.
+def settle(value: float, limit: Limit, repeat: Repeat, *, sure: float = ARBITRATED) -> Verdict:
+    """Compare, and repeat the probe where the value is within ``sure`` times its limit.
 
     ``repeat()`` gives the value of the same probe from an independent run and the words for it
     (``in float64``, ``with another seed``).
     """
     if value <= limit.value:
         return Verdict(exceeded=False)
-    if not value <= ARBITRATED * limit.value:
+    if not value <= sure * limit.value:
         return Verdict(exceeded=True)
     again, how = repeat()
     if again > SHRINKS * value:

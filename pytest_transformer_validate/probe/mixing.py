@@ -6,13 +6,14 @@ input, V outputs, K positions looked at.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from pytest_transformer_validate.probe.compare import finite, projection, sequence
+from pytest_transformer_validate.probe.compare import finite, projection, sequence, trace
 from pytest_transformer_validate.probe.lookup import TokenLookup
 from pytest_transformer_validate.probe.passes import Passes, remembered
 from pytest_transformer_validate.probe.positions import Plan, copies
@@ -147,6 +148,32 @@ class Mixing(Passes):
                 return _footprints(probe, length, source)
         except Exception:  # noqa: BLE001 - a model need not support a backward in eval mode
             return []
+
+    @functools.cached_property
+    def patch(self) -> int:
+        """Side of the patches of an image: the stride of the first convolution that has a large
+        one, else a quarter of the image."""
+        probe = self.probe
+        side = min(probe.batch(1, 1, "mixing")["pixel_values"].shape[2:])
+        strides = (
+            int(m.stride[0])
+            for m in probe.subject.model.modules()
+            if isinstance(m, torch.nn.Conv2d)
+        )
+        first = next((n for n in strides if 4 <= n <= side // 2), None)
+        return first or max(1, side // 4)
+
+    def first_shortening(self) -> str | None:
+        """The first module that is given a sequence and gives a shorter one, or one vector."""
+        probe = self.probe
+        length = probe.subject.sizes[1]
+        for call in trace(probe, probe.batch(2, length, "shortening")):
+            given = [t for t in call.inputs if t.dim() == 3]
+            if given and call.outputs and call.outputs[0].dim() in (2, 3):
+                before, after = given[0], call.outputs[0]
+                if after.dim() == 2 or after.shape[1] < before.shape[1]:
+                    return call.name
+        return None
 
     def kind(self, module: str) -> tuple[object, ...]:
         """What modules that are built alike have in common: class, parameters and their

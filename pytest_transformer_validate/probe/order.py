@@ -17,6 +17,7 @@ from pytest_transformer_validate.probe.compare import (
     finite_logits,
     sequence,
     text_logits,
+    trace,
 )
 from pytest_transformer_validate.probe.lookup import TokenLookup
 from pytest_transformer_validate.probe.passes import Passes, remembered
@@ -174,6 +175,20 @@ class Order(Passes):
         return Constant(module, entered[0], tuple(reader.found))
 
     @remembered
+    def scores(self, side: str) -> tuple[Scores, ...]:
+        """The scores of every self-attention over one text; none where the model does not run
+        that way."""
+        length = self.sides[side][1]
+        reader = ScoreReader(self.probe.subject.model, length)
+        with (
+            contextlib.suppress(Exception),
+            self.probe.running("order", grad=True) as subject,
+            reader.watching(),
+        ):
+            subject(self._text())
+        return tuple(reader.found)
+
+    @remembered
     def entering(self, side: str, module: str, length: int) -> torch.Tensor | None:
         """(T, D): what ``module`` is given of a text of ``length`` that repeats one token; the
         rest of the forward is not run."""
@@ -199,6 +214,32 @@ class Order(Passes):
         before = text_logits(probe, batch.with_(position_ids=steps), length)
         after = text_logits(probe, batch.with_(position_ids=steps + by), length)
         return float(difference(before, after).max()), before
+
+    def first_same(self, side: str, module: str, length: int, one: int, two: int) -> str:
+        """The first module that is given nothing that depends on tokens alone and gives two
+        positions one vector (a table of positions); else ``module``."""
+        probe = self.probe
+        for call in trace(probe, self._repeated(side, length)):
+            if call.name == module:
+                break
+            for tensor in call.outputs:
+                axis = axis_of(tensor, length)
+                if axis is None:
+                    continue
+                apart = (tensor.select(axis, one) - tensor.select(axis, two)).abs().max()
+                varies = (tensor - tensor.narrow(axis, 0, 1)).abs().max()
+                if float(apart) <= 1e-7 * float(tensor.abs().max()) < float(varies):
+                    return call.name
+        return module
+
+    def promised_module(self, promise: str) -> str | None:
+        """The module of that name, or that holds a tensor of it."""
+        model = self.probe.subject.model
+        names = {name for name, _ in model.named_modules() if name}
+        if promise in names:
+            return promise
+        held = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
+        return (promise.rpartition(".")[0] or ROOT) if promise in held else None
 
     def _text(self) -> Batch:
         probe = self.probe

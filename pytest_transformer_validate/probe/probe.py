@@ -19,7 +19,9 @@ from pytest_transformer_validate.probe.order import Order
 from pytest_transformer_validate.probe.padding import Padding
 from pytest_transformer_validate.probe.resized import Resizing
 from pytest_transformer_validate.probe.resources import Resources
+from pytest_transformer_validate.probe.storage import Storage
 from pytest_transformer_validate.probe.trace import ROOT, where_raised
+from pytest_transformer_validate.probe.weights import Weights
 from pytest_transformer_validate.subject import promises
 from pytest_transformer_validate.subject.guard import derive_seed, guard
 from pytest_transformer_validate.subject.source import reads_module, reads_parameter
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     from pytest_transformer_validate.subject.batch import Batch
     from pytest_transformer_validate.subject.outputs import Output
 
+    Rebuild = Callable[[int], torch.nn.Module | None]
+
 Result = TypeVar("Result")
 Case = ParamSpec("Case")
 
@@ -45,13 +49,22 @@ class Probe:
     """Runs a Subject and remembers what it did.
 
     ``seed`` decides every draw of every pass, together with the pass's name; ``weights`` says for
-    reports where the weights are from.
+    reports where the weights are from; ``rebuild`` makes the model once more, with weights drawn
+    from another seed, or gives ``None`` or the same object where it cannot.
     """
 
-    def __init__(self, subject: Subject, *, seed: int = 0, weights: str = "as given") -> None:
+    def __init__(
+        self,
+        subject: Subject,
+        *,
+        seed: int = 0,
+        weights: str = "as given",
+        rebuild: Rebuild | None = None,
+    ) -> None:
         self.subject = subject
         self.seed = seed
         self.weights = weights
+        self.rebuild = rebuild
         self._results: dict[tuple[object, ...], Any] = {}
         self._failures: dict[tuple[object, ...], str] = {}
         self._training = False
@@ -150,6 +163,8 @@ class Probe:
     resizing = functools.cached_property(Resizing)
     resources = functools.cached_property(Resources)
     padding = functools.cached_property(Padding)
+    drawn = functools.cached_property(Weights)
+    storage = functools.cached_property(Storage)
 
     # ... and single ones...
 

@@ -96,7 +96,7 @@ class Resizing(Passes):
         length = batch[role].shape[1]
         keep = {"input_ids", "attention_mask"} if role == "decoder_input_ids" else set[str]()
         shorter = {
-            name: t[:, :size]
+            name: t[:, :size].contiguous()
             for name, t in batch.inputs.items()
             if name not in keep and t.dim() == 2 and t.shape[1] == length
         }

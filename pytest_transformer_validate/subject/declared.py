@@ -55,7 +55,7 @@ _BOTH_WAYS = (("is_decoder", False), ("causal", False), ("is_causal", False), ("
 
 def declared(config: ModelConfig, keys: tuple[str, ...]) -> Any:
     """The first of ``keys`` in the configuration or in its parts (text, decoder, encoder)."""
-    for level in _levels(config):
+    for level in levels(config):
         value = level.first(*keys)
         if value is not None:
             return value
@@ -71,7 +71,7 @@ def declared_size(config: ModelConfig, keys: tuple[str, ...]) -> int | None:
 def special_ids(config: ModelConfig) -> set[int]:
     """Token ids that the configuration gives a meaning (padding, end, image placeholders...)."""
     found: set[int] = set()
-    for level in _levels(config):
+    for level in levels(config):
         for key in level:
             if key.endswith(("_token_id", "_token_index", "_token_ids", "pad_idx", "pad_id")):
                 value = level.get(key)
@@ -165,7 +165,8 @@ def _given(config: ModelConfig, key: str) -> Any:
     return value if isinstance(value, bool | str) else None
 
 
-def _levels(config: ModelConfig) -> Iterator[ModelConfig]:
+def levels(config: ModelConfig) -> Iterator[ModelConfig]:
+    """The configuration and its parts."""
     yield config
     for part in _PARTS:
         value = config.get(part)

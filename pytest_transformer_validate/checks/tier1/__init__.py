@@ -3,6 +3,7 @@
 from pytest_transformer_validate.checks.tier1 import (  # isort: skip
     load,
     output_kind,
+    initialization,
     shapes,
     stability,
     gradients,
@@ -11,7 +12,11 @@ from pytest_transformer_validate.checks.tier1 import (  # isort: skip
     padding,
     cache,
     resources,
+    context,
+    position,
+    invariance,
+    storage,
 )
 
 __all__ = ["batch", "cache", "causality", "gradients", "load", "output_kind", "padding", "shapes"]
-__all__ += ["resources", "stability"]
+__all__ += ["initialization", "resources", "stability", "storage"]

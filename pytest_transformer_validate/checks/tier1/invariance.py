@@ -1,0 +1,134 @@
+"""The size of a text, or of a batch, changes nothing for what stands in it."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from pytest_transformer_validate.checks.registry import check
+from pytest_transformer_validate.errors import CheckFailed, NotApplicable
+from pytest_transformer_validate.measures.dependency import upper_leak, worst_leak
+from pytest_transformer_validate.measures.invariance import Invariance, worse
+from pytest_transformer_validate.measures.tolerance import (
+    same_shape_limit,
+    settle,
+    two_shapes_limit,
+)
+
+if TYPE_CHECKING:
+    from pytest_transformer_validate.measures.measurement import Limit
+    from pytest_transformer_validate.probe.probe import Probe
+    from pytest_transformer_validate.probe.resized import Resized
+
+_CONDITIONS = ("eval", "noised")
+_MOVED = {"eval": "", "noised": " (all parameters moved at random)"}
+
+
+@check(tier=1, tasks=("causal_lm", "seq2seq"))
+def prefix_consistency(probe: Probe, *, factor: float = 64.0) -> Invariance:
+    """The logits of the first k tokens are the same with and without the tokens after them.
+
+    Beyond causality: no tokens are replaced, there are fewer. Texts are short, so that every
+    window, chunk and choice holds all of them; two lengths round differently, so ``factor`` u are
+    allowed, or 16 times the model's own noise.
+    """
+    if probe.subject.task.task_type == "seq2seq" and not probe.subject.decodes:
+        raise NotApplicable("forward takes no decoder input")
+    if not probe.resizing.prefix_sizes():
+        raise NotApplicable("the longest text is too short to have a prefix")
+    if _leaks(probe):
+        raise NotApplicable("outputs depend on later tokens: see causality")
+    measured = None
+    for condition in _CONDITIONS:
+        runs = probe.resizing.prefixes(condition)
+        limit = two_shapes_limit(runs.reference, probe.noise(), factor)
+        found = _measure(runs, limit, probe.subject.sizes[1])
+        if not found.value_over():
+            measured = worse(measured, found)
+            continue
+        value, size = runs.worst
+        verdict = settle(value, limit, lambda c=condition: probe.repeated(_prefix_again(c)))  # type: ignore[misc]
+        if not verdict.exceeded:
+            measured = worse(measured, found.noting(verdict.notes))
+            continue
+        where = probe.resizing.locate_prefix(condition, size)
+        raise CheckFailed(
+            "the logits of a prefix must not depend on how many tokens follow it\n"
+            f"position {runs.place[size]} moved by {value:.2g} (limit {limit}) when {size} of "
+            f"{probe.subject.sizes[1]} tokens were given{_MOVED[condition]}\n"
+            f"first module to differ: {where or 'none stands out'}\n"
+            "likely: positions are counted from the end, or something is divided or scaled by "
+            "the length of the text",
+            found,
+            where=where,
+        )
+    assert measured is not None
+    return measured
+
+
+def _prefix_again(condition: str):  # type: ignore[no-untyped-def]
+    return lambda p: p.resizing.prefixes(condition).worst[0]
+
+
+def _leaks(probe: Probe) -> bool:
+    """Whether replacing a later token moves an earlier output (causality judges that)."""
+    plan = next(p for p in probe.swap_plans() if p.name == "every")
+    swaps = probe.position_swaps(plan)
+    limit = same_shape_limit(swaps.reference).value
+    if worst_leak(swaps, limit).value > limit:
+        return True
+    try:
+        matrix = probe.position_gradients("eval")
+    except Exception:  # noqa: BLE001 - a model need not support a backward in eval mode
+        return False
+    return matrix is not None and upper_leak(matrix)[0] > 16 * probe.eps * float(matrix.max())
+
+
+def _measure(runs: Resized, limit: Limit, largest: int) -> Invariance:
+    value, size = runs.worst
+    return Invariance(value=value, limit=limit, size=size, largest=largest, moved=runs.moved)
+
+
+@check(tier=1)
+def batch_size_invariance(probe: Probe, *, factor: float = 64.0) -> Invariance:
+    """A row gives the same alone, in a small batch and in a full one.
+
+    Two batch sizes round differently: ``factor`` u are allowed, and what is above is repeated in
+    float64, where rounding vanishes and a choice between near ties (routing) is made alike.
+    """
+    if probe.subject.most_rows < 2:
+        raise NotApplicable("the largest batch is one row")
+    measured = None
+    for condition in _CONDITIONS:
+        runs = probe.resizing.rows(condition)
+        limit = two_shapes_limit(runs.reference, 0.0, factor)
+        found = _measure(runs, limit, len(runs.reference))
+        if not found.value_over():
+            measured = worse(measured, found)
+            continue
+        value, size = runs.worst
+        verdict = settle(
+            value, limit, lambda c=condition: probe.repeated(_rows_again(c)), sure=math.inf
+        )  # type: ignore[misc]
+        if not verdict.exceeded:
+            measured = worse(measured, found.noting(verdict.notes))
+            continue
+        row = runs.place[size]
+        where = probe.resizing.locate_rows(condition, size, row)
+        what = "alone" if size == 1 else f"in a batch of {size}"
+        raise CheckFailed(
+            "a row's logits must not depend on the size of its batch\n"
+            f"row {row} {what} differs by {value:.2g} (limit {limit}) from the same row in a "
+            f"batch of {found.largest}{_MOVED[condition]}\n"
+            f"first module to differ: {where or 'none stands out'}\n"
+            "likely: a sum over the batch is divided by its size, squeeze() drops the batch "
+            "axis of a single row, or there is a branch for one row",
+            found,
+            where=where,
+        )
+    assert measured is not None
+    return measured
+
+
+def _rows_again(condition: str):  # type: ignore[no-untyped-def]
+    return lambda p: p.resizing.rows(condition).worst[0]

@@ -1,0 +1,156 @@
+"""Numbers about what each position sees, of the tokens it should see."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pytest_transformer_validate.measures.measurement import Measurement
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import torch
+
+    from pytest_transformer_validate.probe.mixing import Footprint
+    from pytest_transformer_validate.probe.positions import Swaps
+
+_NOTHING = 1e-12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context(Measurement):
+    """What outputs depend on.
+
+    ``value`` is the smallest dependency of an output on a token that it should see, relative to
+    its largest; ``unseen`` the number of pairs (position, token) below the limit and ``pairs``
+    that of all; ``reach`` the largest distance over which anything is seen in a text of
+    ``length`` tokens, ``long_reach`` in one of ``long_length``; ``window`` a declared one, and
+    ``module_reach`` the distance that each module reaches back by itself.
+    """
+
+    unseen: int = 0
+    pairs: int = 0
+    length: int = 0
+    reach: int | None = None
+    long_reach: int | None = None
+    long_length: int | None = None
+    window: int | None = None
+    module_reach: tuple[tuple[str, int], ...] = ()
+
+
+def relative(matrix: torch.Tensor) -> torch.Tensor:
+    """Each entry of a dependency matrix relative to the largest in its row; what is not known
+    (NaN) counts as seen."""
+    known = matrix.nan_to_num(nan=0.0)
+    largest = known.amax(-1, keepdim=True).clamp(min=_tiny(matrix))
+    return (known / largest).masked_fill(matrix.isnan(), 1.0)
+
+
+def _tiny(matrix: torch.Tensor) -> float:
+    import torch
+
+    return float(torch.finfo(matrix.dtype).tiny)
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """The shape of what is seen: ``all``, ``shifted`` (all but itself), ``alone`` (nothing but
+    itself), ``band`` (the last ``reach``), ``past`` or ``future`` (one side only), ``holes``."""
+
+    name: str
+    reach: int
+    unseen: tuple[tuple[int, int], ...] = ()
+
+
+def causal_pattern(seen: torch.Tensor) -> Pattern:
+    """The pattern below and on the diagonal of ``seen`` (T, T)."""
+    length = len(seen)
+    past = [(k, s) for k in range(length) for s in range(k + 1)]
+    unseen = tuple((k, s) for k, s in past if not bool(seen[k, s]))
+    distances = {k - s for k, s in past if bool(seen[k, s])}
+    reach = max(distances, default=0)
+    if not unseen:
+        return Pattern("all", reach)
+    if not reach:
+        return Pattern("alone", 0, unseen)
+    if all(k == s for k, s in unseen) and len(unseen) == length:
+        return Pattern("shifted", reach)
+    beyond = {(k, s) for k, s in past if k - s > reach}
+    if set(unseen) == beyond:
+        return Pattern("band", reach, unseen)
+    return Pattern("holes", reach, unseen)
+
+
+def full_pattern(seen: torch.Tensor, positions: tuple[int, ...] | None = None) -> Pattern:
+    """The pattern of ``seen`` (K, T), of which row k is that of ``positions[k]``."""
+    length = seen.shape[1]
+    places = positions or tuple(range(length))
+    pairs = [(row, k, s) for row, k in enumerate(places) for s in range(length)]
+    visible = {(k, s) for row, k, s in pairs if bool(seen[row, s])}
+    unseen = tuple((k, s) for _, k, s in pairs if (k, s) not in visible)
+    reach = max((abs(k - s) for k, s in visible), default=0)
+    if not unseen:
+        return Pattern("all", reach)
+    if not any(k != s for k, s in visible):
+        return Pattern("alone", 0, unseen)
+    if all(s <= k for k, s in visible):
+        return Pattern("past", reach, unseen)
+    if all(s >= k for k, s in visible):
+        return Pattern("future", reach, unseen)
+    if set(unseen) == {(k, s) for _, k, s in pairs if abs(k - s) > reach}:
+        return Pattern("band", reach, unseen)
+    return Pattern("holes", reach, unseen)
+
+
+def module_pattern(footprint: Footprint) -> Pattern | None:
+    """What one module carries between positions of its own sequence."""
+    matrix = footprint.own
+    if matrix is None or not float(matrix.max()) > 0:
+        return None
+    return full_pattern(matrix > _NOTHING * float(matrix.max()), footprint.positions)
+
+
+def mixers(footprints: Iterable[Footprint], length: int) -> list[Footprint]:
+    """The innermost modules that carry anything from one position of a sequence of ``length``
+    tokens to another, in the order of execution."""
+    found = [f for f in footprints if f.length == length and _mixes(f)]
+    names = {f.module for f in found}
+    return [f for f in found if not any(inside(other, f.module) for other in names)]
+
+
+def inside(module: str, other: str) -> bool:
+    """Whether one module is a part of another."""
+    return module != other and (other == "(model)" or module.startswith(f"{other}."))
+
+
+def _mixes(footprint: Footprint) -> bool:
+    pattern = module_pattern(footprint)
+    return pattern is not None and pattern.name != "alone"
+
+
+def look_back(footprint: Footprint, k: int) -> int:
+    """How far the output at ``k`` looks back within its own sequence."""
+    matrix = footprint.own
+    if matrix is None:
+        return 0
+    row = matrix[footprint.positions.index(k)]
+    seen = (row > _NOTHING * float(matrix.max())).nonzero().flatten().tolist()
+    return max((k - s for s in seen if s <= k), default=0)
+
+
+def longest_reach(swaps: Swaps, limit: float) -> int:
+    """The largest distance between a replaced token and a later output that moved."""
+    distances = [
+        int(moved[-1]) - start
+        for row, start in enumerate(swaps.start)
+        if not swaps.suffix[row]
+        and len(moved := (swaps.effect[row] > limit).nonzero().flatten())
+        and int(moved[-1]) >= start
+    ]
+    return max(distances, default=0)
+
+
+def alike(module: str) -> str:
+    """A module's name without the numbers of layers."""
+    return ".".join("*" if part.isdigit() else part for part in module.split("."))

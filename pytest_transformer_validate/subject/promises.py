@@ -1,0 +1,167 @@
+"""What a model's names promise: a position encoding, a window. Read where a verdict needs it.
+
+Names decide nothing alone. They excuse (a short reach, where anything is called a window) or say
+what somebody meant (a table of positions that has no effect), after a measurement has asked.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import linecache
+import re
+from typing import TYPE_CHECKING, Any
+
+from pytest_transformer_validate.subject.declared import declared, levels
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import nn
+
+    from pytest_transformer_validate.subject.subject import Subject
+
+WINDOW = (
+    "sliding_window", "sliding_window_size", "attention_window", "attention_window_size",
+    "local_attention_window", "local_window_size", "local_attention", "window_size", "window",
+)  # fmt: skip
+# Parts of words that tell of a reach which is short, or has holes, on purpose.
+_LOCAL = (
+    "window", "local", "chunk", "band", "dilat", "strid", "spars", "lsh", "hash", "topk", "conv",
+    "kernel", "receptive", "neighbo", "keep", "landmark", "cluster", "bucket", "budget", "span",
+    "global", "sliding", "indexer", "routing", "segment", "nystrom", "pool",
+)  # fmt: skip
+_POSITION = {
+    "pos", "position", "positions", "positional", "rope", "rotary", "alibi", "sinusoid",
+    "sinusoidal", "sinusoids", "wpe", "pe", "rel", "relative", "freqs", "inv_freq", "slopes",
+    "posemb", "posenc", "rpe",
+}  # fmt: skip
+_ROTARY = {"rope", "rotary", "rotate", "alibi", "slopes", "freqs"}
+_NOT_POSITION = ("max", "wise", "n_pos", "num_pos", "len", "size")
+_SETUP = ("__init__", "init", "_init", "reset", "_reset", "tie", "_tie")
+
+
+def declared_window(subject: Subject) -> int | None:
+    """The window that the configuration declares, where it is one number of tokens."""
+    found = declared(subject.config, WINDOW)
+    if isinstance(found, list | tuple) and len(set(found)) == 1:
+        found = found[0]
+    return found if isinstance(found, int) and not isinstance(found, bool) and found > 0 else None
+
+
+def switches_window(subject: Subject) -> bool:
+    """Whether the configuration says which layers have the window, or turns it off."""
+    keys = [k for level in levels(subject.config) for k in level]
+    telling = ("use_sliding", "layer_types", "pattern", "attention_types", "every", "full_att")
+    telling += ("max_window_layers", "global", "layers_block_type", "attn_layer")
+    return any(part in str(key) for key in keys for part in telling)
+
+
+def tells_of_limits(subject: Subject) -> str | None:
+    """The first name in the configuration, the modules or their source that tells of a limited
+    reach; ``None`` where none does."""
+    names = [k for level in levels(subject.config) for k in _given(level)]
+    names += _structure(subject.model)
+    for name in [*names, *_identifiers(subject.model, unconditional=False)]:
+        if any(part in name.lower().replace("_", "") for part in _LOCAL):
+            return name
+    return None
+
+
+def position_promise(subject: Subject, *, rotary: bool = False) -> str | None:
+    """What shows that positions were meant to be known: an input, a parameter, a buffer, a
+    submodule, a key of the configuration, a name that forward reads in any case.
+
+    Maximum lengths do not count, nor what is switched off. ``rotary`` asks for what makes scores
+    depend on the distance: rotations, or a bias by distance.
+    """
+    wanted = _ROTARY if rotary else _POSITION
+    if not rotary and subject.signature.takes("position_ids"):
+        return "the input position_ids"
+    for level in levels(subject.config):
+        for key, value in _given(level).items():
+            off = str(value).lower() in {"none", "nope", "no", "absent", "off"}
+            if _words(key) & wanted and not off and not _is_length(key):
+                return f"{key} in the configuration"
+    for name in _structure(subject.model):
+        own = name.rpartition(".")[2]
+        if _words(own) & wanted and not _is_length(own):
+            return name
+    return next(
+        (
+            f"{name} in the source"
+            for name in _identifiers(subject.model, unconditional=True)
+            if _words(name) & wanted and not _is_length(name)
+        ),
+        None,
+    )
+
+
+def _words(name: str) -> set[str]:
+    split = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", str(name)).lower()
+    return {split, *re.split(r"[^a-z]+", split)}
+
+
+def _is_length(name: str) -> bool:
+    return any(part in str(name).lower() for part in _NOT_POSITION)
+
+
+def _given(config: Any) -> dict[str, Any]:
+    """The keys of a configuration with a value that is not off."""
+    values = ((str(key), config.get(key)) for key in config)
+    return {key: value for key, value in values if value is not None and value is not False}
+
+
+def _structure(model: nn.Module) -> list[str]:
+    """Names of submodules, of parameters and buffers, of classes, and of plain attributes."""
+    names = [name for name, _ in model.named_modules()]
+    names += [name for name, _ in model.named_parameters()]
+    names += [name for name, _ in model.named_buffers()]
+    for prefix, module in model.named_modules():
+        if not type(module).__module__.startswith("torch."):
+            plain = (k for k, v in vars(module).items() if not k.startswith("_") and v)
+            names += [f"{prefix}.{key}" for key in plain if key not in {"config", "training"}]
+            names.append(type(module).__name__)
+    return names
+
+
+def _identifiers(model: nn.Module, *, unconditional: bool) -> Iterator[str]:
+    """Names in the source of the classes of a model, beside their set-up; ``unconditional``
+    leaves out what stands under an ``if``."""
+    seen: set[type] = set()
+    for module in model.modules():
+        for cls in type(module).__mro__:
+            if cls in seen or cls.__module__.startswith("torch.") or cls is object:
+                continue
+            seen.add(cls)
+            for function in _functions(cls):
+                yield from _names(function, unconditional=unconditional)
+
+
+def _functions(cls: type) -> Iterator[ast.FunctionDef]:
+    forward = vars(cls).get("forward")
+    code = getattr(inspect.unwrap(forward), "__code__", None) if forward else None
+    if code is None:
+        return
+    try:
+        tree = ast.parse("".join(linecache.getlines(code.co_filename)))
+    except (SyntaxError, ValueError):
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef) and node.name == cls.__name__:
+            yield from (
+                item
+                for item in node.body
+                if isinstance(item, ast.FunctionDef) and not item.name.startswith(_SETUP)
+            )
+
+
+def _names(node: ast.AST, *, unconditional: bool) -> Iterator[str]:
+    for child in ast.iter_child_nodes(node):
+        if unconditional and isinstance(child, ast.If | ast.IfExp | ast.arguments):
+            continue
+        if isinstance(child, ast.Attribute):
+            yield child.attr
+        elif isinstance(child, ast.Name):
+            yield child.id
+        yield from _names(child, unconditional=unconditional)
