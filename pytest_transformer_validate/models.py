@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from pytest_transformer_validate.checks.registry import Check
     from pytest_transformer_validate.options import Settings
-    from pytest_transformer_validate.probe.probe import Probe
+    from pytest_transformer_validate.probe.probe import Probe, Rebuild
     from pytest_transformer_validate.runner import ModelRun
     from pytest_transformer_validate.sources.base import Loaded, LoadOptions, Source
     from pytest_transformer_validate.subject.subject import Subject
@@ -37,6 +38,7 @@ class Shared:
     settings: Settings
     task: str | None = None
     weights: str = "as given"
+    rebuild: Rebuild | None = None
     _model: torch.nn.Module | None = None
     _subject: Subject | None = None
     _probe: Probe | None = None
@@ -68,7 +70,9 @@ class Shared:
         if self._probe is None or self._probe.subject is not subject:
             from pytest_transformer_validate.probe.probe import Probe
 
-            self._probe = Probe(subject, seed=self.settings.seed, weights=self.weights)
+            self._probe = Probe(
+                subject, seed=self.settings.seed, weights=self.weights, rebuild=self.rebuild
+            )
         return self._probe
 
     def clear(self) -> None:
@@ -152,9 +156,10 @@ class RunModel:
         """The Subject of ``model``, which is the loaded one or what replaces it in a conftest."""
         self._note_change()
         loaded = self._loaded
-        self.shared.weights = "as given"
+        self.shared.weights, self.shared.rebuild = "as given", None
         if loaded is not None and loaded.model is model:
             self.shared.weights = loaded.weights
+            self.shared.rebuild = functools.partial(self.source.rebuild, self.options)
         subject = self.shared.subject(model, config, tokenizer, device)
         self._take_print()
         return subject

@@ -30,6 +30,14 @@ def require(module: str, *, extra: str) -> ModuleType:
         ) from error
 
 
+def find(module: str) -> ModuleType | None:
+    """``module``, or ``None`` where it is not installed."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        return None
+
+
 def import_torch() -> ModuleType:
     """Import torch without its warning that NumPy is not there, which nobody here needs."""
     with warnings.catch_warnings():

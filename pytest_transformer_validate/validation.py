@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, overload
@@ -205,7 +206,8 @@ class _Model:
             device=_device_of(loaded.model),
             seed=SEED,
         )
-        return Probe(subject, seed=SEED, weights=loaded.weights)
+        rebuild = functools.partial(self._source.rebuild, self._options)
+        return Probe(subject, seed=SEED, weights=loaded.weights, rebuild=rebuild)
 
     def _declared(self, loaded: Loaded) -> dict[str, str]:
         try:

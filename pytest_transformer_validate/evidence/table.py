@@ -107,7 +107,7 @@ def judge(
     def probe() -> Probe:
         model = build(seed)
         subject = Subject(model, config, seed=seed)
-        return Probe(subject, seed=seed, weights=f"random (seed {seed})")
+        return Probe(subject, seed=seed, weights=f"random (seed {seed})", rebuild=build)
 
     return tuple(
         run.judge(check, case, probe).record

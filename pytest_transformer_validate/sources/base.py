@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -69,3 +69,11 @@ class Source(ABC):
     def load(self, options: LoadOptions) -> Loaded:
         """Load the model. Raises SourceError where there is none to load; what the model's own
         code raises comes through unchanged."""
+
+    def rebuild(self, options: LoadOptions, seed: int) -> torch.nn.Module | None:
+        """The model once more, its random parts drawn from another seed; ``None`` where that
+        does not work."""
+        try:
+            return self.load(replace(options, seed=seed)).model
+        except Exception:  # noqa: BLE001 - it has been loaded once: nothing is wrong with it
+            return None

@@ -41,6 +41,12 @@ class LiveSource(Source):
         entry = self._entry()
         return assemble(entry, settings, options, origin=f"{self.id}, {entry.words}")
 
+    def rebuild(self, options: LoadOptions, seed: int) -> torch.nn.Module | None:
+        """See ``Source.rebuild``; there is only one of an object."""
+        import torch
+
+        return None if isinstance(self.model, torch.nn.Module) else super().rebuild(options, seed)
+
     def _entry(self) -> Entry:
         kind = self.model if callable(self.model) and hasattr(self.model, "__name__") else None
         name = type(self.model).__name__ if kind is None else str(kind.__name__)
