@@ -3,21 +3,25 @@
 Axes: B batch, T positions of the ids that are padded, V outputs. ``keep`` (B, T) is True at real
 tokens. A *layout* says where the padding is: ``right`` (rows of different lengths), ``hole`` (some
 tokens in the middle, what a causal model has to be given: nothing looks at padding on the right),
-``equal_right`` and ``equal_hole`` (all rows alike), ``left``.
+``equal_right`` and ``equal_hole`` (all rows alike), ``left``. ``blank`` passes have zeros in front
+of every convolution where padding is: see ``Blanked``.
 """
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pytest_transformer_validate.errors import Blocked, NotApplicable
 from pytest_transformer_validate.probe.compare import difference, over, trace
 from pytest_transformer_validate.probe.passes import Passes, remembered
-from pytest_transformer_validate.probe.trace import Call, first_to_differ
+from pytest_transformer_validate.probe.trace import ROOT, Call, first_to_differ
 from pytest_transformer_validate.subject.batch import Batch
 from pytest_transformer_validate.subject.masks import (
     SOURCE,
@@ -28,6 +32,9 @@ from pytest_transformer_validate.subject.masks import (
     ways,
 )
 from pytest_transformer_validate.subject.tables import TableReader
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _HIDDEN = 3  # tokens in a hole
 _LONGEST = 512
@@ -148,6 +155,14 @@ class Padding(Passes):
         """Whether the task forbids later tokens to matter."""
         return self.probe.subject.task.task_type == "causal_lm"
 
+    @remembered
+    def pads_left(self) -> bool:
+        """Whether a text padded on the left gives what the text alone gives: then a classifier
+        may read its last column."""
+        found = self.lengths(SOURCE, "mixed", "left", "plain")
+        u = torch.finfo(found.reference.dtype).eps * float(found.reference.abs().max())
+        return max(found.moved, key=_nan_first) <= 64 * u
+
     def layout(self, covers: str) -> str:
         """Where padding has to stand to show a leak, and the model can know that it is there.
 
@@ -164,6 +179,8 @@ class Padding(Passes):
         row = torch.arange(rows, device=ids.device)[:, None]
         if layout.startswith("equal"):
             row = torch.zeros_like(row)
+        if layout == "left":
+            return steps >= torch.tensor([3, 0, 2, 1], device=ids.device)[row % 4]
         if layout.endswith("hole"):
             start = 1 + row % max(1, length - _HIDDEN - 1)
             return (steps < start) | (steps >= start + _HIDDEN)
@@ -172,24 +189,27 @@ class Padding(Passes):
     # ... ids under a mask...
 
     @remembered
-    def content(self, way: Way, layout: str, condition: str) -> Content:
+    def content(self, way: Way, layout: str, condition: str, *, blank: bool = False) -> Content:
         """Replace the ids under the mask; ``condition`` is ``plain`` or ``noised``."""
         probe, subject = self.probe, self.probe.subject
         if subject.sizes[1] < 2 * _HIDDEN:
             raise NotApplicable("texts are too short to be padded")
         covers = way.covers
         batch = probe.batch(*subject.sizes, "padding")
-        other = probe.batch(*subject.sizes, "padding", "other")
         keep = self.keep(batch[covers], layout)
         batch = self._ended(batch, covers, keep)
+        if layout == "left" and self.takes_positions:
+            batch = batch.with_(position_ids=_positions(keep))
         before = way.tell(batch, keep)
-        fillings = [torch.where(keep, batch[covers], other[covers])]
+        other = probe.batch(*subject.sizes, "padding", "other")[covers].clone()
+        other[:, -1] = other[:, 0]  # no end id among them
+        fillings = [torch.where(keep, batch[covers], other)]
         pad = padding_id(subject)
         if pad is not None and not self.compares(covers) and condition == "plain":
             fillings.append(batch[covers].masked_fill(~keep, pad))
         after = tuple(before.with_(**{covers: ids}) for ids in fillings)
         everything = way.tell(batch, torch.ones_like(keep))
-        with probe.under(condition):
+        with self._under(condition), Blanked(keep if blank else None):
             reference = self._outputs(before, covers, keep)
             moved = [self._gap(reference, self._outputs(a, covers, keep)) for a in after]
             unmasked = _finite(self._outputs(everything, covers, keep))
@@ -212,7 +232,7 @@ class Padding(Passes):
         replaced and nothing is masked: 0 shows that no token reaches another."""
         found = self.content(way, layout, condition)
         changed = found.open.with_(**{way.covers: found.after[0][way.covers]})
-        with self.probe.under(condition):
+        with self._under(condition):
             moved = self._outputs(changed, way.covers, found.keep)
         return self._gap(found.reference, moved)
 
@@ -222,7 +242,8 @@ class Padding(Passes):
         hole = self.content(way, "hole", "plain")
         last = hole.keep.sort(dim=1, descending=True).values
         logits = self.probe.forward(way.tell(hole.before, last)).logits
-        return bool((logits == self.probe.forward(hole.before).logits).all())
+        same = logits == self.probe.forward(hole.before).logits
+        return hole.effect > 0 and bool(same.all())
 
     @remembered
     def touched(self, way: Way) -> bool:
@@ -268,14 +289,15 @@ class Padding(Passes):
     # ... texts of several lengths...
 
     @remembered
-    def lengths(self, covers: str, plan: str, side: str, condition: str) -> Lengths:
+    def lengths(
+        self, covers: str, plan: str, side: str, condition: str, *, blank: bool = False
+    ) -> Lengths:
         """Pad texts on one ``side`` and compare with the texts alone.
 
         ``plan`` is ``mixed`` (rows of different lengths), ``equal`` (all rows alike) or ``long``
-        (near the longest text).
+        (near the longest text). Lengths that the model cannot take alone are left out.
         """
-        probe, subject = self.probe, self.probe.subject
-        if subject.sizes[1] < 2 * _HIDDEN:
+        if self.probe.subject.sizes[1] < 2 * _HIDDEN:
             raise NotApplicable("texts are too short to be padded")
         way, _ = self.way(covers)
         given = self._given(covers, plan)
@@ -290,12 +312,18 @@ class Padding(Passes):
         moved = [0.0] * given.rows
         groups: dict[int, Batch] = {}
         references = []
-        with probe.under(condition):
-            outputs = self._by_row(padded, covers)
+        with self._under(condition):
+            with Blanked(keep if blank else None):
+                outputs = self._by_row(padded, covers)
             for length in dict.fromkeys(lengths):
                 rows = [row for row, own in enumerate(lengths) if own == length]
                 groups[length] = self._alone(given, covers, rows, length, side, way)
-                reference = _finite(self._by_row(groups[length], covers))
+                try:
+                    reference = _finite(self._by_row(groups[length], covers))
+                except Exception:
+                    if length == size or len(set(lengths)) == 1:
+                        raise
+                    continue  # which lengths a model has to take is not asked here
                 references.append(reference.flatten(0, 1))
                 for row, own in zip(rows, reference, strict=True):
                     real = outputs[row]
@@ -378,7 +406,7 @@ class Padding(Passes):
         self, batch: Batch, keep: torch.Tensor, covers: str, side: str, way: Way | None
     ) -> Batch:
         if side == "left" and self.takes_positions:
-            batch = batch.with_(position_ids=(keep.cumsum(1) - 1).clamp(min=0))
+            batch = batch.with_(position_ids=_positions(keep))
         return batch if way is None else way.tell(batch, keep)
 
     @property
@@ -388,9 +416,10 @@ class Padding(Passes):
 
     # ... where a leak begins, run on a failure only...
 
-    def locate_content(self, found: Content) -> str | None:
-        """The first module in which a real token sees what is under the mask."""
-        with self.probe.under(found.condition):
+    def locate_content(self, found: Content) -> tuple[str | None, bool]:
+        """The first module in which a real token sees what is under the mask, and whether that
+        module reads nothing but ids (n-grams, ids shifted by one)."""
+        with self._under(found.condition):
             before = trace(self.probe, found.before)
             after = trace(self.probe, found.after[found.filling])
         keep = found.keep
@@ -399,7 +428,9 @@ class Padding(Passes):
             real = _real(a, keep)
             return real is not None and over(a.masked_fill(~real, 0), b.masked_fill(~real, 0))
 
-        return first_to_differ(before, after, moved)
+        where = first_to_differ(before, after, moved)
+        reads_ids = any(call.name == where and not call.inputs for call in before)
+        return where, reads_ids and where != ROOT
 
     def locate_no_mask(self, way: Way) -> str | None:
         """The first module that a mask of ones changes."""
@@ -407,9 +438,10 @@ class Padding(Passes):
         told = way.tell(batch, torch.ones_like(batch[way.covers], dtype=torch.bool))
         return first_to_differ(trace(self.probe, batch), trace(self.probe, told), _far)
 
-    def locate_lengths(self, found: Lengths) -> str | None:
-        """The first module in which a padded text differs from the same text alone."""
-        with self.probe.under(found.condition):
+    def locate_lengths(self, found: Lengths) -> tuple[str | None, bool]:
+        """The first module in which a padded text differs from the same text alone, and whether
+        that module reads nothing but ids."""
+        with self._under(found.condition):
             padded = trace(self.probe, found.padded)
             alone = trace(self.probe, found.alone)
         length = found.alone[found.covers].shape[1]
@@ -423,7 +455,9 @@ class Padding(Passes):
             Call(call.name, [part(t) for t in call.inputs], [part(t) for t in call.outputs])
             for call in padded
         ]
-        return first_to_differ(cut, alone, _far)
+        where = first_to_differ(cut, alone, _far)
+        reads_ids = any(call.name == where and not call.inputs for call in alone)
+        return where, reads_ids and where != ROOT
 
     def repeats(self, batch: Batch, condition: str) -> float:
         """How far the logits move when the very same batch is run again."""
@@ -434,6 +468,21 @@ class Padding(Passes):
         return float(difference(*logits).nan_to_num(0).max())
 
     # ... and helpers.
+
+    @contextlib.contextmanager
+    def _under(self, condition: str) -> Iterator[None]:
+        """The condition, with the rows of padding in embeddings as they are: they never train."""
+        tables = [
+            module
+            for module in self.probe.subject.model.modules()
+            if isinstance(module, nn.Embedding) and module.padding_idx is not None
+        ]
+        rows = [table.weight.data[table.padding_idx].clone() for table in tables]
+        with self.probe.under(condition):
+            if condition == "noised":
+                for table, row in zip(tables, rows, strict=True):
+                    table.weight.data[table.padding_idx] = row
+            yield
 
     def _ended(self, batch: Batch, covers: str, keep: torch.Tensor) -> Batch:
         """The batch with an end id at the last real token, where texts have one."""
@@ -475,6 +524,43 @@ class Padding(Passes):
     def _gap(a: torch.Tensor, b: torch.Tensor) -> float:
         moved = difference(a, b)
         return float("nan") if bool(moved.isnan().any()) else float(moved.max())
+
+
+class Blanked(TorchFunctionMode):
+    """While inside, what a convolution reads at padding is zero, as it is where a text ends.
+
+    A convolution has no mask; some healthy encoders let it read over the edge. What still leaks
+    when it reads zeros there leaks elsewhere. ``None`` changes nothing.
+    """
+
+    def __init__(self, keep: torch.Tensor | None) -> None:
+        super().__init__()
+        self.keep = keep
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if self.keep is not None and func in _NEIGHBOURS and isinstance(args[0], torch.Tensor):
+            real = _real(args[0], self.keep)
+            if real is not None:
+                args = (args[0].masked_fill(~real, 0), *args[1:])
+        return func(*args, **(kwargs or {}))
+
+
+_NEIGHBOURS = {
+    torch.conv1d,
+    torch.conv2d,
+    nn.functional.conv1d,
+    nn.functional.conv2d,
+    nn.functional.unfold,
+    nn.functional.pad,
+    torch._C._nn.pad,
+}
+
+
+def _positions(keep: torch.Tensor) -> torch.Tensor:
+    """Positions of the real tokens, 0 at padding in front."""
+    return (keep.cumsum(1) - 1).clamp(min=0)
 
 
 class _Reader(TorchDispatchMode):

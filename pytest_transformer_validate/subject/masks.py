@@ -94,14 +94,16 @@ def takes_anything(subject: Subject) -> bool:
 def padding_id(subject: Subject) -> int | None:
     """The id that fills up texts: as declared, else an attribute of a module that is called so,
     else 0 where 0 is what the forward compares its ids with."""
-    if subject.pad_id is not None and 0 <= subject.pad_id < subject.vocab_size:
-        return subject.pad_id
+    rows = min(subject.vocab_size, subject.facts.vocabulary.get(SOURCE, subject.vocab_size))
     named = {
         value
         for module in subject.model.modules()
         for name, value in vars(module).items()
         if name in PADDING and type(value) is int and not isinstance(module, nn.Embedding)
     }
-    if len(named) == 1:
-        return named.pop()
+    found = subject.pad_id
+    if found is None and len(named) == 1:
+        found = named.pop()
+    if found is not None and 0 <= found < rows:
+        return found
     return 0 if subject.facts.compared == {0} else None

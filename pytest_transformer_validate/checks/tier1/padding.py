@@ -90,9 +90,10 @@ def _judge_content(probe: Probe, way: Way, factor: float) -> PaddingInvariance:
     for name, condition in plans:
         found = probe.padding.content(way, name, condition)
         limit = content_limit(found, factor)
+        value, held = _larger(found.moved, limit, measured)
         measured = PaddingInvariance(
-            value=max(found.moved, measured.value or 0.0),
-            limit=limit,
+            value=value,
+            limit=held,
             argument=way.role,
             effect=max(found.effect, measured.effect or 0.0),
             comparisons=measured.comparisons + len(found.after),
@@ -112,8 +113,6 @@ def _settle_content(
     notes: list[str],
 ) -> None:
     way, passes = found.way, probe.padding
-    if layout.endswith("hole") and passes.reads_lengths(way):
-        raise NotApplicable(f"{way.role} is read as the number of real tokens, never as a mask")
     _require_repeatable(probe, found.before, found.condition, limit)
     verdict = settle(
         found.moved,
@@ -123,7 +122,10 @@ def _settle_content(
     notes.extend(verdict.notes)
     if not verdict.exceeded:
         return
-    where = passes.locate_content(found)
+    where, reads_ids = passes.locate_content(found)
+    excuse = _excuse_content(probe, found, layout, limit) or (_NEIGHBOURS if reads_ids else None)
+    if excuse is not None:
+        raise NotApplicable(excuse)
     likely = _OPEN if found.moved > 1e-2 * found.effect else _WEAK
     if layout.startswith("equal"):
         likely = _DROPPED
@@ -144,6 +146,35 @@ def _settle_content(
         measured,
         where=where,
     )
+
+
+_NEIGHBOURS = (
+    "ids are read together with others (n-grams, ids shifted inside), where no mask reaches"
+)
+_CONVOLVES = "a convolution reads over the edge of the padding, where no mask reaches"
+_POOLS = "neighbouring tokens are pooled to one, and padding with them"
+
+
+def _excuse_content(probe: Probe, found: Content, layout: str, limit: Limit) -> str | None:
+    """The structure by which ids under a mask may matter: measured, each by the probe in which
+    they do not. ``None`` where there is none."""
+    way, passes = found.way, probe.padding
+    if layout.endswith("hole") and passes.reads_lengths(way):
+        return f"{way.role} is read as the number of real tokens, not as a mask"
+    if layout.endswith("hole") and passes.causal:
+        for blank in (False, True):
+            if passes.content(way, "left", found.condition, blank=blank).moved <= limit.value:
+                return "hidden in the middle of a text, tokens matter; in front of it they do not"
+    blank = passes.content(way, layout, found.condition, blank=True)
+    if blank.moved <= limit.value:
+        return _CONVOLVES
+    if _pads_left(probe):
+        return "pad on the left: the output is read at the last column"
+    return _POOLS if probe.shortens() else None
+
+
+def _pads_left(probe: Probe) -> bool:
+    return probe.subject.task.task_type == "classification" and probe.padding.pads_left()
 
 
 # ... texts of several lengths...
@@ -202,16 +233,17 @@ def _judge_lengths(probe: Probe, covers: str, side: str, factor: float) -> Paddi
         found = passes.lengths(covers, plan, side, condition)
         noise = probe.noise() if condition == "plain" else 0.0
         limit = lengths_limit(found, noise, factor)
-        value, row = worst_length(found)
+        moved, row = worst_length(found)
+        value, held = _larger(moved, limit, measured)
         measured = PaddingInvariance(
-            value=max(value, measured.value or 0.0),
-            limit=limit,
+            value=value,
+            limit=held,
             argument=None if way is None else way.role,
             comparisons=measured.comparisons + 1,
             lengths=tuple(sorted({*measured.lengths, *found.lengths})),
             notes=tuple(notes),
         )
-        if not value <= limit.value:
+        if not moved <= limit.value:
             _settle_lengths(probe, found, plan, row, limit, measured, notes)
     return measured
 
@@ -236,7 +268,10 @@ def _settle_lengths(
     notes.extend(verdict.notes)
     if not verdict.exceeded:
         return
-    where = probe.padding.locate_lengths(found)
+    where, reads_ids = probe.padding.locate_lengths(found)
+    excuse = _excuse_lengths(probe, found, plan, limit) or (_NEIGHBOURS if reads_ids else None)
+    if excuse is not None:
+        raise NotApplicable(excuse)
     told = f"with {measured.argument}" if measured.argument else "with its padding id"
     raise CheckFailed(
         "\n".join(
@@ -254,6 +289,16 @@ def _settle_lengths(
         measured,
         where=where,
     )
+
+
+def _excuse_lengths(probe: Probe, found: Lengths, plan: str, limit: Limit) -> str | None:
+    """Like ``_excuse_content``, for texts of several lengths."""
+    blank = probe.padding.lengths(found.covers, plan, found.side, found.condition, blank=True)
+    if worst_length(blank)[0] <= limit.value:
+        return _CONVOLVES
+    if found.side == "right" and _pads_left(probe):
+        return "pad on the left: the output is read at the last column"
+    return _POOLS if probe.shortens() else None
 
 
 # ... and the mask itself.
@@ -287,7 +332,7 @@ def _judge_mask(probe: Probe, covers: str, floor: float, two_shapes: float) -> M
     layout = passes.layout(covers)
     notes = []
     if inverted and way.fixed:
-        where = passes.locate_content(passes.content(way.inverted(), layout, "plain"))
+        where, _ = passes.locate_content(passes.content(way.inverted(), layout, "plain"))
         raise CheckFailed(
             f"a mask must hide what it marks as padding\n{way.role} is read the other way round: "
             "tokens with 0 are seen and tokens with 1 are hidden\n"
@@ -324,7 +369,10 @@ def _require_effect(probe: Probe, way: Way, layout: str, floor: float) -> Conten
             f"nothing reads {way.role}, nor whatever else forward takes by **kwargs: pad on the "
             "right, where no token of a causal model looks"
         )
-    where = passes.locate_content(found)
+    excuse = _excuse_content(probe, found, layout, content_limit(found, 16))
+    if excuse is not None:
+        raise NotApplicable(excuse)
+    where, _ = passes.locate_content(found)
     raise CheckFailed(
         "a mask must hide tokens from the others\n"
         f"masking tokens by {way.role} moved {_outputs(probe, way.covers)} by {found.effect:.2g} "
@@ -400,6 +448,15 @@ def _usable(probe: Probe, covers: str) -> tuple[Way | None, str]:
 
 def _no_mask(covers: str) -> str:
     return f"forward takes no mask over {covers} and does not look for a padding id"
+
+
+def _larger(value: float, limit: Limit, before: PaddingInvariance) -> tuple[float, Limit]:
+    """The value that is closer to its limit, of a new one and the one measured before."""
+    if before.value is None or before.limit is None:
+        return value, limit
+    if value * before.limit.value < before.value * limit.value:
+        return before.value, before.limit
+    return value, limit
 
 
 def _worst(results: list[PaddingInvariance], skipped: list[str]) -> PaddingInvariance:
