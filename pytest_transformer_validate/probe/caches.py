@@ -69,8 +69,9 @@ class Plan:
 
     ``positions`` says that position ids are given where forward takes them; ``padded`` that the
     rows are padded on the left, each differently; ``after`` what was decoded before: ``nothing``,
-    ``another`` text, or the ``prefix`` of this one, which went on otherwise; ``condition`` what
-    the probe is under.
+    ``another`` text, or the ``prefix`` of this one, which went on otherwise (a cache inside the
+    model never begins with nothing, unless it has to be ``clean``); ``condition`` what the probe
+    is under.
     """
 
     rows: int

@@ -154,15 +154,17 @@ def _likely(probe: Probe, plan: Plan, limit: Limit, cached: int, size: int) -> s
         found = caches.decoded(dataclasses.replace(plan, **other))
         return found.raised is None and found.misshapen is None and found.worst <= limit.value
 
+    inside = caches.protocol().field is None
     if not cached:
-        return "with use_cache (or a position) the forward has another mask, or other positions"
+        stale = (inside or plan.after == "another") and holds(after="clean")
+        return _STALE if stale else _FIRST
     takes_positions = probe.subject.signature.takes("position_ids") and not probe.subject.decodes
     beyond = plan.length > (caches.window or plan.length) and cached + size >= plan.pieces[0] + 1
     singles = (1,) * min(plan.length, 12)
     guesses = (
         (_RESTARTS, not plan.positions and takes_positions, {"positions": True}),
-        (_STALE, plan.after == "another", {"after": "nothing"}),
-        (_OUTSIDE, plan.after == "prefix", {"after": "nothing"}),
+        (_STALE, inside or plan.after == "another", {"after": "clean"}),
+        (_OUTSIDE, plan.after == "prefix", {"after": "clean"}),
         (_ONE_ROW, plan.rows > 1 and not plan.padded, {"rows": 1}),
         (_NO_PAST_MASK, plan.padded, {"padded": False}),
         (_TRIMMED, beyond, {"pieces": (2, 1)}),
@@ -172,6 +174,7 @@ def _likely(probe: Probe, plan: Plan, limit: Limit, cached: int, size: int) -> s
 
 
 _RESTARTS = "positions start at 0 again after cached tokens unless position_ids are given"
+_FIRST = "with use_cache (or a position) the forward has another mask, or other positions"
 _STALE = "something of the text before is kept (a cache that is not emptied or overwritten)"
 _OUTSIDE = "something is kept outside of the cache that is handed over"
 _ONE_ROW = "one row's cache is used for all, or the cache is laid out for one row"
@@ -179,7 +182,7 @@ _NO_PAST_MASK = "the mask is cut to the new tokens, or not moved with the cache"
 _TRIMMED = "the window is cut too short or too long in the cache"
 _TOP_LEFT = (
     "the mask of several tokens after cached ones: it has to be aligned at the bottom right "
-    "(tril(diagonal=cached)), not at the top left"
+    "(tril(diagonal=cached)), not at the top left; or new and old keys in the wrong order"
 )
 _POSITIONS = (
     "positions of cached tokens (restarted, or off by one), keys cached before or after what the "

@@ -221,5 +221,49 @@ _table.add(
         ],
     },
 )
+_table.add(
+    "cached_gpt",
+    "CachedGPT",
+    {"vocab_size": 107, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 4},
+)
+_table.add(
+    "llama_start_pos",
+    "Transformer",
+    {
+        "vocab_size": 137,
+        "dim": 32,
+        "n_layers": 2,
+        "n_heads": 4,
+        "n_kv_heads": 2,
+        "max_batch_size": 8,
+        "max_seq_len": 48,
+    },
+)
+_table.add(
+    "window_cache",
+    "WindowCacheLM",
+    {
+        "vocab_size": 191,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "sliding_window": 10,
+        "max_position_embeddings": 64,
+    },
+)
+_table.add(
+    "cached_seq2seq",
+    "CachedSeq2Seq",
+    {
+        "vocab_size": 163,
+        "d_model": 32,
+        "heads": 4,
+        "num_layers": 2,
+        "max_position_embeddings": 48,
+        "pad_token_id": 0,
+        "decoder_start_token_id": 1,
+    },
+    "seq2seq",
+)
 
 ZOO: dict[str, Healthy] = _table.rows
