@@ -103,6 +103,12 @@ class Ratios:
         """The worst of the work."""
         return max(self.operations, self.products, self.multiplications)
 
+    @property
+    def kind(self) -> str:
+        """Which work grows fastest."""
+        kinds = ("products", "multiplications", "operations")
+        return max(kinds, key=lambda kind: float(getattr(self, kind)))
+
 
 def ratios(small: Counts, large: Counts) -> Ratios:
     """Ratios of what was counted at two sizes."""

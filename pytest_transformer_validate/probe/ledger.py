@@ -59,13 +59,12 @@ class Ledger(Operations):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        self.work.operations += 1
         multiplied = _multiplications(func, args, result)
-        if multiplied:
-            weighted = func.overloadpacket in _WEIGHTED or func.overloadpacket in _CONVOLUTIONS
-            for work in (self.work, self.work_of.setdefault(self.inside[-1], Work())):
-                work.multiplications += multiplied
-                work.products += 0 if weighted else multiplied
+        weighted = func.overloadpacket in _WEIGHTED or func.overloadpacket in _CONVOLUTIONS
+        for work in (self.work, self.work_of.setdefault(self.inside[-1], Work())):
+            work.operations += 1
+            work.multiplications += multiplied
+            work.products += 0 if weighted else multiplied
         if self._remember:
             if isinstance(result, torch.Tensor):
                 self._note(result)

@@ -9,8 +9,9 @@ import contextlib
 import gc
 import itertools
 import math
+import re
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,11 @@ Size = tuple[int, int]
 # memories of segments and queues that models keep on purpose.
 _CALLS = (8, 64, 64)
 _CALLS_OF_LARGE = (2, 4, 4)
-_LISTED = 100_000
+# Methods that empty a collection, called between steps.
+_EMPTIES = re.compile(
+    r"(reset|clear|empty|pop|flush|drain)(_\w+)?(?<!parameters)(?<!weights)|"
+    r"(get|collect)_and_(reset|clear)(_\w+)?"
+)
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,9 @@ class Growth:
 
     ``bytes`` is what each call adds once ``calls`` have run (0 where nothing piles up), ``wider``
     the same for twice as many rows; ``holder`` the attribute that holds it (``module.attribute``)
-    and ``module`` where it is; ``bounded`` that the holder is a queue with a maximum length.
+    and ``module`` where it is; ``bounded`` that the holder is a queue with a maximum length;
+    ``emptied`` names a method of the model that lets go of it; ``unseen`` says why nothing was
+    seen.
     """
 
     mode: str
@@ -72,6 +79,8 @@ class Growth:
     module: str | None = None
     holder: str | None = None
     bounded: bool = False
+    emptied: str = ""
+    unseen: str = ""
 
 
 class Resources(Passes):
@@ -128,25 +137,24 @@ class Resources(Passes):
         by itself does not run while it is counted.
         """
         try:
-            return self._counted(rows, length, located=located, keeps=True)
+            return self._counted(rows, length, located=located)
         except Exception as error:
             with contextlib.suppress(Exception):  # torch.func bears no hooks on what is kept
-                counts = self._counted(rows, length, located=located, keeps=False)
+                counts = self._counted(rows, length, located=located, grad=False)
                 return replace(counts, unseen=str(error).partition("\n")[0][:200])
-            with self.probe.running("resources", grad=True) as subject:
-                subject.call(self._batch(rows, length), {})
+            self.probe.forward(self._batch(rows, length))
             raise NotApplicable(f"the model cannot be watched while it runs: {error}") from error
 
-    def _counted(self, rows: int, length: int, *, located: bool, keeps: bool) -> Counts:
+    def _counted(self, rows: int, length: int, *, located: bool, grad: bool = True) -> Counts:
         batch = self._batch(rows, length)
-        with self.probe.running("resources", grad=True) as subject:
+        with self.probe.running("resources", grad=grad) as subject:
             ledger = Ledger(subject.model)
             calls: dict[str, int] = {}
             saved: list[Saved] = []
             with contextlib.ExitStack() as stack:
                 if located:
                     calls = stack.enter_context(places(subject.model, ledger.inside))
-                if keeps:
+                if grad:
                     saved = stack.enter_context(keeping(subject.model, ledger.inside)).saved
                 stack.enter_context(ledger)
                 output = subject.call(batch, {})
@@ -159,11 +167,27 @@ class Resources(Passes):
     @remembered
     def growth(self, mode: str) -> Growth:
         """What piles up over calls of one shape: ``eval`` without gradients, or ``training`` with
-        labels where the model takes some. Two calls where nothing does."""
+        labels where the model takes some. Two calls where nothing does.
+
+        A model may take nothing but full length in training mode (axial positions); whether it
+        can be trained at all is not judged here.
+        """
+        if mode == "eval":
+            return self._growth(mode, *self.sizes["base"])
+        rows, length = self.sizes["base"]
+        try:
+            return self._growth(mode, rows, length)
+        except Exception as error:  # noqa: BLE001 - told, and judged by gradient_flow
+            longest = self.probe.subject.max_length or length
+            with contextlib.suppress(Exception):
+                return self._growth(mode, rows, longest)
+            return Growth(mode, unseen=str(error).partition("\n")[0][:200])
+
+    def _growth(self, mode: str, rows: int, length: int) -> Growth:
         probe = self.probe
         training = mode == "training"
         with probe.under(mode), probe.running("growth", mode, grad=training) as subject:
-            calls = _Calls(subject, self._given(*self.sizes["base"], labels=training))
+            calls = _Calls(subject, self._given(rows, length, labels=training))
             calls.run(1)
             first = calls.ledger.alive_bytes()
             calls.run(1)
@@ -191,6 +215,10 @@ class Resources(Passes):
         module, holder, bounded = _holder(self.probe.subject.model, calls.ledger)
         total = 3 + sum(counts)
         each = after / counts[-1]
+        emptied = self._emptied(calls, alive[-1])
+        if emptied is not None:
+            return Growth(mode, each, 0.0, total, module, holder, emptied=emptied)
+        alive[-1] = calls.ledger.alive_bytes()
         wider = 0.0
         if "wide" in self.sizes:
             calls.given = self._given(*self.sizes["wide"], labels=mode == "training")
@@ -201,13 +229,25 @@ class Resources(Passes):
             module = self._created(calls)
         return Growth(mode, each, wider, total, module, holder, bounded)
 
+    def _emptied(self, calls: _Calls, full: int) -> str | None:
+        """The model's own method that lets most of it go: a trainer calls it after each step."""
+        for name, module in self.probe.subject.model.named_modules():
+            own = (kind for kind in type(module).__mro__ if _brought(kind))
+            for method in {method for kind in own for method in vars(kind)}:
+                if _EMPTIES.fullmatch(method):
+                    with contextlib.suppress(Exception):  # it may want arguments
+                        getattr(module, method)()
+                        if calls.ledger.alive_bytes() < full / 2:
+                            return f"{name}.{method}".strip(".")
+        return None
+
     def _created(self, calls: _Calls) -> str | None:
         """The module that was running when what one more call leaves was made."""
         before = calls.ledger.alive()
         with places(self.probe.subject.model, calls.ledger.inside):
             calls.run(1)
-        new = [v for key, v in calls.ledger.alive().items() if key not in before]
-        return max(new)[1] if new else None
+        new = [place for key, (_, place) in calls.ledger.alive().items() if key not in before]
+        return Counter(new).most_common(1)[0][0] if new else None
 
     def _given(self, rows: int, length: int, *, labels: bool) -> list[Batch]:
         """The batch to call with; with labels first, without them where that raises."""
@@ -235,7 +275,7 @@ class Resources(Passes):
             return None
         sizes = {
             t.untyped_storage()._cdata: t.untyped_storage().nbytes()
-            for _, t in _tensors(output.cache, "")
+            for t in _tensors(output.cache)
         }
         return sum(sizes.values()) / (rows * length) if sizes else None
 
@@ -261,17 +301,15 @@ class Resources(Passes):
                         seconds[size].append(took)
         return seconds
 
-    def locate_work(self, small: Size, large: Size, ratio: float) -> str | None:
-        """The innermost module that is called as often for both sizes and whose work (in
-        products, else in operations) grows by more than ``ratio``."""
+    def locate_work(self, small: Size, large: Size, ratio: float, kind: str) -> str | None:
+        """The innermost module that is called as often for both sizes and whose work (``kind``:
+        a field of ``Work``) grows by more than ``ratio``."""
         before, after = (self.counted(*size, located=True) for size in (small, large))
-        inside = {name: _inside(before, name) for name in before.calls}
         grown = [
             name
             for name, calls in before.calls.items()
             if after.calls.get(name) == calls
-            and inside[name]
-            and _inside(after, name) > ratio * inside[name]
+            and _inside(after, name, kind) > ratio * _inside(before, name, kind) > 0
         ]
         return max(grown, key=lambda name: (name != ROOT, name.count("."))) if grown else None
 
@@ -315,10 +353,10 @@ def _finish(device: torch.device) -> None:
         torch.accelerator.synchronize(device)
 
 
-def _inside(counts: Counts, name: str) -> int:
-    """Multiplications in products, of a module and all inside it."""
+def _inside(counts: Counts, name: str, kind: str) -> int:
+    """The work of one kind of a module and all inside it."""
     return sum(
-        work.products
+        int(getattr(work, kind))
         for place, work in counts.work_of.items()
         if name == ROOT or place == name or place.startswith(f"{name}.")
     )
@@ -330,7 +368,7 @@ def _holder(model: torch.nn.Module, ledger: Ledger) -> tuple[str | None, str | N
     best: tuple[int, str | None, str | None, bool] = (0, None, None, False)
     for name, module in model.named_modules():
         for key, value in _attributes(module):
-            held = [t for _, t in _tensors(value, "") if t.untyped_storage()._cdata in alive]
+            held = [t for t in _tensors(value) if t.untyped_storage()._cdata in alive]
             bounded = isinstance(value, deque) and value.maxlen is not None
             if len(held) > best[0]:
                 best = (len(held), name or ROOT, f"{name}.{key}".strip("."), bounded)
@@ -341,29 +379,34 @@ def _attributes(module: torch.nn.Module) -> Iterator[tuple[str, Any]]:
     """Plain attributes of a module and of its class."""
     registered = {"_parameters", "_modules"}
     yield from ((key, value) for key, value in vars(module).items() if key not in registered)
-    for kind in type(module).__mro__:
-        if kind is torch.nn.Module:
-            return
+    for kind in filter(_brought, type(module).__mro__):
         yield from ((k, v) for k, v in vars(kind).items() if isinstance(v, list | dict | deque))
 
 
-def _tensors(value: Any, path: str, depth: int = 0) -> Iterator[tuple[str, torch.Tensor]]:
+def _brought(kind: type) -> bool:
+    """Whether a class is the model's, not torch's."""
+    return kind is not object and not kind.__module__.startswith("torch.")
+
+
+def _tensors(value: Any, seen: set[int] | None = None) -> Iterator[torch.Tensor]:
     """Every tensor inside a nest of containers and plain objects."""
-    if isinstance(value, torch.Tensor):
-        with contextlib.suppress(RuntimeError, NotImplementedError):
-            value.untyped_storage()
-            yield path, value
-    elif depth > 6 or isinstance(value, str | bytes | torch.nn.Module | type):
+    seen = set() if seen is None else seen
+    if id(value) in seen or isinstance(value, str | bytes | torch.nn.Module | type):
         return
-    elif isinstance(value, Mapping):
-        for key in list(value)[-_LISTED:]:
-            yield from _tensors(value[key], f"{path}[{key!r}]", depth + 1)
+    seen.add(id(value))
+    if isinstance(value, torch.Tensor):
+        with contextlib.suppress(RuntimeError, NotImplementedError):  # sparse, nested
+            value.untyped_storage()
+            yield value
+        return
+    if isinstance(value, Mapping):
+        items = list(value.values())
     elif isinstance(value, list | tuple | deque | set):
-        for index, item in enumerate(list(value)[-_LISTED:]):
-            yield from _tensors(item, f"{path}[{index}]", depth + 1)
-    elif hasattr(value, "__dict__"):
-        for key, item in list(vars(value).items()):
-            yield from _tensors(item, f"{path}.{key}", depth + 1)
+        items = list(value)
+    else:
+        items = list(vars(value).values()) if hasattr(value, "__dict__") else []
+    for item in items:
+        yield from _tensors(item, seen)
 
 
 def quadratic(small: Counts, large: Counts, third: Counts | None, axis: int) -> list[Saved]:

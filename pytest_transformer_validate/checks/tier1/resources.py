@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from pytest_transformer_validate.probe.resources import Counts, Growth, Size
 
 MODES = ("eval", "training")
+WORDS = {
+    "operations": "torch operations",
+    "products": "multiplications between activations",
+    "multiplications": "multiplications",
+}
 
 
 @check(tier=1)
@@ -109,12 +114,16 @@ def _judge_batch(probe: Probe, base: Counts, measured: Footprint, slack: float) 
 
 def _judge_growth(growth: Growth, measured: Footprint) -> str:
     """A note, where little or something bounded is kept; raises for what piles up."""
+    if growth.unseen:
+        return f"no call in {growth.mode} mode: {growth.unseen}"
     if growth.bytes <= 0:
         return ""
     held = growth.holder or growth.module or "the model"
     each = f"each call in {growth.mode} mode leaves {growth.bytes:.0f} bytes in {held}"
     if growth.bounded:
         return f"{each}, a queue with a maximum length"
+    if growth.emptied:
+        return f"{each}, until {growth.emptied}() is called"
     if growth.wider <= 1.5 * growth.bytes:
         return f"{each}, as much for a larger batch"
     with_graph = growth.mode == "training"
@@ -164,9 +173,9 @@ def _too_much(
     axis: int,
     limit: float,
 ) -> None:
-    where = probe.resources.locate_work(base.size, doubled.size, limit)
     found = ratios(*again)
-    kind = "operations" if found.operations > limit else "multiplications"
+    kind = found.kind
+    where = probe.resources.locate_work(base.size, doubled.size, limit, kind)
     rule, rate, likely = (
         (
             "the work must grow with the batch, not faster",
@@ -181,7 +190,7 @@ def _too_much(
     )[axis]
     raise CheckFailed(
         f"{rule}\n"
-        f"{_sizes(*again)}: {found.work:.2f} times as many {kind} (limit {limit:g} = {rate}, "
+        f"{_sizes(*again)}: {found.work:.2f} times as many {WORDS[kind]} (limit {limit:g} = {rate}, "
         f"with some slack); {ratios(base, doubled).work:.2f} times from {_sizes(base, doubled)}\n"
         f"innermost module whose calls do not multiply: {where or 'none stands out'}\n"
         f"likely: {likely}",
