@@ -1,0 +1,442 @@
+"""What a call leaves behind: in later calls, in the weights, in the caller's inputs, in torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from pytest_transformer_validate.probe.draws import moved_by
+from pytest_transformer_validate.probe.passes import Passes, remembered
+from pytest_transformer_validate.probe.trace import (
+    ROOT,
+    Call,
+    first_to_differ,
+    traced,
+    where_raised,
+)
+from pytest_transformer_validate.probe.watch import first_change, same
+from pytest_transformer_validate.subject.batch import Batch
+from pytest_transformer_validate.subject.guard import seed_all
+from pytest_transformer_validate.subject.outputs import tensors_in
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+FIRST = "the first input"
+OTHER = "another input of the same shape"
+LONGER = "a longer text"
+SHORTER = "a shorter text"
+FEWER = "fewer rows"
+TRAINING = "a forward and backward in training mode"
+TOO_LONG = "a text longer than the maximum"
+
+_LONG = 48
+_TOO_LONG = 512  # the longest maximum that is exceeded on purpose
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call in a row of calls: what was given, after what, how far the logits are from those
+    that the model as loaded gives for it, or what it raised, and where."""
+
+    given: str
+    before: tuple[str, ...]
+    moved: float
+    reference: torch.Tensor
+    raised: str | None = None
+    place: str | None = None
+
+
+@dataclass(frozen=True)
+class Left:
+    """What a row of calls in evaluation left changed.
+
+    ``parameters`` and ``buffers`` are names (buffers of the state dict that go on changing when
+    the same input is given again), ``inputs`` roles, ``modes`` modules whose mode a forward
+    flipped, ``settings`` what it changed in torch; ``overwritten`` says that a later call wrote
+    into logits that were already returned.
+    """
+
+    parameters: tuple[str, ...]
+    buffers: tuple[str, ...]
+    inputs: tuple[str, ...]
+    modes: tuple[str, ...]
+    settings: tuple[str, ...]
+    overwritten: bool
+
+
+@dataclass(frozen=True)
+class History:
+    """Calls one after the other, with nothing given back between them."""
+
+    steps: list[Step]
+    left: Left
+
+
+class States(Passes):
+    """Passes about what one call leaves for the next."""
+
+    @remembered
+    def history(self) -> History:
+        """Each input in a row of calls, against the model as loaded, which is given it alone.
+
+        With every parameter moved at random where the model is small: a projection of the
+        weights onto something they already fulfil shows only then.
+        """
+        with self.probe.under(self._condition):
+            batches = self._batches()
+            alone = {n: self._alone(n) for n in batches if n != FIRST}
+            return self._sequence(self._order(batches), alone)
+
+    @remembered
+    def after_training(self) -> Step | None:
+        """The first input before and after a forward and backward in training mode; ``None``
+        where training changed what it may change: buffers, parameters, counters."""
+        with self.probe.under(self._condition), self._running() as subject:
+            model = subject.model
+            reference = self._give(FIRST)
+            before = _numbers(model)
+            tensors = [(t, t.clone()) for t in (*model.buffers(), *model.parameters())]
+            try:
+                self._train()
+            except Exception:  # noqa: BLE001 - training is judged elsewhere
+                return None
+            logits = self._give(FIRST)
+            moved = moved_by(reference, logits)
+            lawful = _numbers(model) != before or not all(same(t, v) for t, v in tensors)
+            if moved and lawful:
+                return None
+            return Step(FIRST, (FIRST, TRAINING), moved, reference)
+
+    @remembered
+    def after_too_long(self) -> Step | None:
+        """The first input before and after a text that is longer than declared; ``None`` where
+        that raises, as it may."""
+        subject = self.probe.subject
+        longest = subject.max_length
+        cheap = subject.small and subject.device.type == "cpu" and not subject.vision
+        if not cheap or longest is None or longest > _TOO_LONG:
+            return None
+        with self.probe.under(self._condition), self._running():
+            reference = self._give(FIRST)
+            try:
+                self._give(TOO_LONG)
+            except Exception:  # noqa: BLE001 - a text that is too long may raise
+                return None
+            moved = moved_by(reference, self._give(FIRST))
+            return Step(FIRST, (FIRST, TOO_LONG), moved, reference)
+
+    @remembered
+    def written_inputs(self) -> tuple[str, ...]:
+        """Roles of the inputs that a forward writes to, or leaves asking for a gradient, when
+        everything that it takes is given: special ids, padding, mask, positions, labels."""
+        for batch in self._rich_batches():
+            given = _copy(batch)
+            try:
+                with self.probe.running("states", "inputs") as subject:
+                    subject.call(given, {})
+            except Exception:  # noqa: BLE001 - what is optional may need what is not given
+                continue
+            return _written(batch, given)
+        return ()
+
+    # Where it happens, on a failure only...
+
+    def first_moved(self, step: Step) -> str | None:
+        """The first module that gives something else than in the model as loaded."""
+        if step.raised is not None:
+            return step.place
+        with self.probe.under(self._condition):
+            before = self._traced((), step.given)
+            after = self._traced(step.before, step.given)
+        return first_to_differ(before, after, lambda a, b: not same(a, b))
+
+    def first_writing(self, kind: str, name: str) -> str | None:
+        """The first module during which a parameter, buffer or mode called ``name`` changes, or
+        an input of that role, or a setting of torch."""
+        if kind == "inputs":
+            return self._first_writing_input(name)
+        model = self.probe.subject.model
+        with self.probe.under(self._condition), self._running():
+            for _ in range(2):  # what goes on changing changes the second time too
+                with first_change(model, _watch(model, kind, name)) as found:
+                    self._give(FIRST)
+        return found[0] if found else None
+
+    def _first_writing_input(self, role: str) -> str | None:
+        model = self.probe.subject.model
+        for batch in self._rich_batches():
+            given = _copy(batch)
+            if role not in given.inputs:
+                continue
+            try:
+                with (
+                    self.probe.running("states", "inputs") as subject,
+                    first_change(model, lambda: role in _written(batch, given)) as found,  # noqa: B023
+                ):
+                    subject.call(given, {})
+            except Exception:  # noqa: BLE001 - as in written_inputs
+                continue
+            return found[0] if found else None
+        return None
+
+    # How it is done...
+
+    @property
+    def _condition(self) -> str:
+        return "noised" if self.probe.subject.small else "as loaded"
+
+    def _running(self) -> Any:
+        return self.probe.running("states")
+
+    def _batches(self) -> dict[str, Batch]:
+        """Every input by its name, without the one that is too long."""
+        subject = self.probe.subject
+        rows, length = subject.sizes
+        fewer = 2 if rows > 2 else rows + 1
+        shapes = {FIRST: (rows, length), OTHER: (rows, length), FEWER: (fewer, length)}
+        if not subject.vision:
+            longer = min(_LONG if subject.small else 32, subject.max_length or _LONG)
+            shorter = max(1, length // 2)
+            shapes |= {LONGER: (rows, longer)} if longer > length else {}
+            shapes |= {SHORTER: (rows, shorter)} if shorter < length else {}
+        return {name: self.probe.batch(*shape, "states", name) for name, shape in shapes.items()}
+
+    def _batch(self, name: str) -> Batch:
+        if name != TOO_LONG:
+            return self._batches()[name]
+        rows, length = 1, 2 * (self.probe.subject.max_length or 0)
+        return self.probe.batch(rows, length, "states", name)
+
+    def _order(self, batches: dict[str, Batch]) -> list[str]:
+        wanted = [FIRST, FIRST, OTHER, LONGER, SHORTER, FEWER, FIRST]
+        if not self.probe.subject.small:
+            wanted = [FIRST, OTHER, SHORTER, LONGER, FIRST]
+        return [name for name in wanted if name in batches]
+
+    def _give(self, name: str) -> torch.Tensor:
+        """Logits of an input; random numbers are the same in every call."""
+        seed_all(self.probe.seed_for("states"))
+        return self.probe.subject(_copy(self._batch(name))).logits.detach()
+
+    def _alone(self, name: str) -> torch.Tensor | None:
+        try:
+            with self._running():
+                return self._give(name)
+        except Exception:  # noqa: BLE001 - shape_robustness judges what has to be taken
+            return None
+
+    def _sequence(self, order: list[str], alone: dict[str, torch.Tensor | None]) -> History:
+        steps: list[Step] = []
+        with self._running() as subject:
+            ledger = _Ledger(subject.model, exact=subject.small)
+            for index, name in enumerate(order):
+                done = tuple(order[:index])
+                if alone.get(name, steps) is None:
+                    continue
+                try:
+                    given = _copy(self._batch(name))
+                    seed_all(self.probe.seed_for("states"))
+                    logits = subject(given).logits.detach()
+                except Exception as error:
+                    if not index:
+                        raise
+                    steps.append(_raised(subject.model, name, done, error))
+                    break
+                ledger.note(self._batch(name), given, logits, again=index == 1)
+                reference = alone.setdefault(name, logits.clone())
+                assert reference is not None
+                steps.append(Step(name, done, moved_by(reference, logits), reference))
+            return History(steps, ledger.left())
+
+    def _train(self) -> None:
+        probe = self.probe
+        model = probe.subject.model
+        seed_all(probe.seed_for("states"))
+        with torch.enable_grad():
+            model.train()
+            logits = probe.subject(_copy(self._batch(FIRST))).logits
+            if probe.subject.small:
+                logits.float().square().sum().backward()
+        model.eval()
+
+    def _traced(self, before: tuple[str, ...], name: str) -> list[Call]:
+        with self._running() as subject:
+            for earlier in before:
+                if earlier == TRAINING:
+                    self._train()
+                else:
+                    self._give(earlier)
+            with traced(subject.model, tensors_in) as calls:
+                self._give(name)
+        return calls
+
+    def _rich_batches(self) -> list[Batch]:
+        """Batches with all that a forward takes, the richest first."""
+        subject, probe = self.probe.subject, self.probe
+        rows, length = subject.sizes
+        plain = probe.batch(rows, length, "states", FIRST)
+        if subject.vision:
+            return [plain]
+        batch = subject.with_special(plain)
+        ids = batch["input_ids"].clone()
+        keep = torch.ones_like(ids)
+        if ids.shape[1] > 3:
+            keep[0, -1] = 0
+            ids[0, -1] = subject.pad_id if subject.pad_id is not None else 0
+        steps = torch.arange(ids.shape[1], device=ids.device).expand_as(ids).clone()
+        extra = {
+            "attention_mask": keep,
+            "position_ids": steps,
+            "token_type_ids": torch.zeros_like(ids),
+        }
+        taken = {role: t for role, t in extra.items() if subject.signature.takes(role)}
+        rich = batch.with_(input_ids=ids, **taken)
+        batches = [rich, batch.with_(input_ids=ids), plain]
+        if subject.signature.takes("labels"):
+            target = rich.inputs.get("decoder_input_ids", ids).clone()
+            if subject.task.task_type == "classification":
+                target = torch.zeros_like(ids[:, 0])
+            batches.insert(0, rich.with_(labels=target))
+        return batches
+
+
+class _Ledger:
+    """How a model, its inputs and torch were, to be compared with how they are."""
+
+    def __init__(self, model: nn.Module, *, exact: bool) -> None:
+        self._model = model
+        self._look = torch.clone if exact else _checksum
+        self._parameters = {n: (p, self._look(p.detach())) for n, p in model.named_parameters()}
+        self._lawful = _renormalised(model)
+        self._modes = {n or ROOT: m.training for n, m in model.named_modules()}
+        self._settings = settings_of_torch()
+        self._buffers: dict[str, torch.Tensor] = {}
+        self._returned: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.going_on: list[str] = []
+        self.inputs: dict[str, None] = {}
+        self.modes: dict[str, None] = {}
+        self.settings: dict[str, None] = {}
+
+    def note(self, batch: Batch, given: Batch, logits: torch.Tensor, *, again: bool) -> None:
+        """Look after a call; ``again`` says that it was given the same as the one before."""
+        self.inputs |= dict.fromkeys(_written(batch, given))
+        for name, module in self._model.named_modules():
+            if module.training != self._modes.get(name or ROOT, module.training):
+                self.modes[name or ROOT] = None
+        now = settings_of_torch()
+        self.settings |= dict.fromkeys(n for n, v in self._settings.items() if now[n] != v)
+        persistent = _persistent(self._model)
+        if again:
+            self.going_on = [
+                n
+                for n, b in persistent.items()
+                if n in self._buffers and not same(b, self._buffers[n])
+            ]
+        self._buffers = {n: b.clone() for n, b in persistent.items()} if not again else {}
+        self._returned = [*self._returned[:2], (logits, logits.clone())]
+
+    def left(self) -> Left:
+        """What is not as it was."""
+        now = dict(self._model.named_parameters())
+        written = [
+            name
+            for name, (_, value) in self._parameters.items()
+            if name not in self._lawful
+            and (name not in now or not same(self._look(now[name].detach()), value))
+        ]
+        return Left(
+            parameters=tuple(written),
+            buffers=tuple(self.going_on),
+            inputs=tuple(self.inputs),
+            modes=tuple(self.modes),
+            settings=tuple(self.settings),
+            overwritten=any(not same(t, value) for t, value in self._returned),
+        )
+
+
+def settings_of_torch() -> dict[str, Any]:
+    """What a forward has no business to change in torch, by name."""
+    return {
+        "the grad mode": torch.is_grad_enabled(),
+        "the default dtype": torch.get_default_dtype(),
+        "the default device": torch.get_default_device(),
+        "anomaly detection": torch.is_anomaly_enabled(),
+        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+        "autocast": torch.is_autocast_enabled("cpu"),
+        "the number of threads": torch.get_num_threads(),
+    }
+
+
+def _watch(model: nn.Module, kind: str, name: str) -> Callable[[], bool]:
+    """Whether what ``name`` names is no longer as it is now."""
+    if kind == "settings":
+        setting = settings_of_torch()[name]
+        return lambda: settings_of_torch()[name] != setting
+    if kind == "modes":
+        module = dict(model.named_modules())["" if name == ROOT else name]
+        mode = module.training
+        return lambda: module.training != mode
+    registry = model.named_parameters if kind == "parameters" else model.named_buffers
+    value = dict(registry())[name].detach().clone()
+    return lambda: not same(dict(registry())[name].detach(), value)
+
+
+def _raised(model: nn.Module, name: str, done: tuple[str, ...], error: Exception) -> Step:
+    line = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
+    place = where_raised(model, error)
+    return Step(name, done, float("inf"), torch.empty(0), line, place)
+
+
+def _copy(batch: Batch) -> Batch:
+    return Batch({role: t.detach().clone() for role, t in batch.inputs.items()})
+
+
+def _written(batch: Batch, given: Batch) -> tuple[str, ...]:
+    return tuple(
+        role
+        for role, t in given.inputs.items()
+        if t.requires_grad or not same(t.detach(), batch[role])
+    )
+
+
+def _renormalised(model: nn.Module) -> set[str]:
+    """Weights that torch itself writes to: tables with a largest norm."""
+    tables = (nn.Embedding, nn.EmbeddingBag)
+    return {
+        f"{name}.weight".removeprefix(".")
+        for name, module in model.named_modules()
+        if isinstance(module, tables) and module.max_norm is not None
+    }
+
+
+def _persistent(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The buffers of the state dict."""
+    return {
+        f"{name}.{own}".removeprefix("."): buffer
+        for name, module in model.named_modules()
+        for own, buffer in module.named_buffers(recurse=False)
+        if own not in module._non_persistent_buffers_set
+    }
+
+
+def _numbers(model: nn.Module) -> list[Any]:
+    """Counters and the like: plain numbers among the attributes of every module."""
+    return [
+        value
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if type(value) in (int, float) and name != "training"
+    ]
+
+
+def _checksum(tensor: torch.Tensor) -> torch.Tensor:
+    """A number that any change of the bits changes, but for a coincidence."""
+    size = tensor.element_size()
+    whole = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}.get(size)
+    if whole is None or not tensor.is_contiguous() or tensor.is_meta:
+        return tensor.double().sum() if not tensor.is_meta else torch.zeros(())
+    return tensor.view(whole).sum(dtype=torch.int64)
