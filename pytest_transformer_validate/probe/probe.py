@@ -14,11 +14,13 @@ from pytest_transformer_validate.errors import Blocked, NotApplicable, SubjectEr
 from pytest_transformer_validate.probe import compare, forwards, gradients, positions, rows
 from pytest_transformer_validate.probe.answers import NO_OUTPUT, Answers
 from pytest_transformer_validate.probe.caches import Caches
+from pytest_transformer_validate.probe.draws import Draws
 from pytest_transformer_validate.probe.mixing import Mixing
 from pytest_transformer_validate.probe.order import Order
 from pytest_transformer_validate.probe.padding import Padding
 from pytest_transformer_validate.probe.resized import Resizing
 from pytest_transformer_validate.probe.resources import Resources
+from pytest_transformer_validate.probe.states import States
 from pytest_transformer_validate.probe.storage import Storage
 from pytest_transformer_validate.probe.trace import ROOT, where_raised
 from pytest_transformer_validate.probe.weights import Weights
@@ -163,6 +165,8 @@ class Probe:
     resizing = functools.cached_property(Resizing)
     resources = functools.cached_property(Resources)
     padding = functools.cached_property(Padding)
+    draws = functools.cached_property(Draws)
+    states = functools.cached_property(States)
     drawn = functools.cached_property(Weights)
     storage = functools.cached_property(Storage)
 

@@ -6,6 +6,7 @@ from pytest_transformer_validate.checks.tier1 import (  # isort: skip
     initialization,
     shapes,
     stability,
+    states,
     gradients,
     causality,
     batch,
@@ -20,3 +21,4 @@ from pytest_transformer_validate.checks.tier1 import (  # isort: skip
 
 __all__ = ["batch", "cache", "causality", "gradients", "load", "output_kind", "padding", "shapes"]
 __all__ += ["initialization", "resources", "stability", "storage"]
+__all__ += ["states"]
