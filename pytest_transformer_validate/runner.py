@@ -125,9 +125,9 @@ class ModelRun:
             raise
 
     def _call(self, check: Check, case: str | None, probe: Probe) -> Measurement | None:
-        task = probe.subject.task
-        if check.tasks is not None and task.task_type not in check.tasks:
-            raise NotApplicable(f"{check.name} promises nothing about task {task.task_type}")
+        if check.tasks is not None and probe.subject.task.task_type not in check.tasks:
+            task = probe.subject.task.task_type
+            raise NotApplicable(f"{check.name} promises nothing about task {task}")
         arguments = [probe] if case is None else [probe, case]
         measured = check.function(*arguments, **self.limits.get(check.name, {}))
         if not isinstance(measured, Measurement | None):
