@@ -15,9 +15,11 @@ from pytest_transformer_validate.probe import compare, forwards, gradients, posi
 from pytest_transformer_validate.probe.answers import NO_OUTPUT, Answers
 from pytest_transformer_validate.probe.caches import Caches
 from pytest_transformer_validate.probe.draws import Draws
+from pytest_transformer_validate.probe.losses import Losses
 from pytest_transformer_validate.probe.mixing import Mixing
 from pytest_transformer_validate.probe.order import Order
 from pytest_transformer_validate.probe.padding import Padding
+from pytest_transformer_validate.probe.precision import Precision
 from pytest_transformer_validate.probe.resized import Resizing
 from pytest_transformer_validate.probe.resources import Resources
 from pytest_transformer_validate.probe.states import States
@@ -162,6 +164,7 @@ class Probe:
     order = functools.cached_property(Order)
     answers = functools.cached_property(Answers)
     caches = functools.cached_property(Caches)
+    losses = functools.cached_property(Losses)
     resizing = functools.cached_property(Resizing)
     resources = functools.cached_property(Resources)
     padding = functools.cached_property(Padding)
@@ -169,6 +172,7 @@ class Probe:
     states = functools.cached_property(States)
     drawn = functools.cached_property(Weights)
     storage = functools.cached_property(Storage)
+    precision = functools.cached_property(Precision)
 
     # ... and single ones...
 
@@ -326,6 +330,10 @@ class Probe:
         """See ``source.reads_parameter``."""
         return reads_parameter(self.subject.model, parameter)
 
+    def row(self, batch: Batch, row: int) -> Batch:
+        """One row of a batch."""
+        return compare.some_rows(batch, row, row + 1)
+
     @functools.cached_property
     def window(self) -> int | None:
         """See ``promises.declared_window``."""
@@ -335,9 +343,9 @@ class Probe:
         """See ``promises.switches_window``."""
         return promises.switches_window(self.subject)
 
-    def tells_of_limits(self) -> str | None:
+    def tells_of_limits(self, *, holes: bool = True) -> str | None:
         """See ``promises.tells_of_limits``."""
-        return promises.tells_of_limits(self.subject)
+        return promises.tells_of_limits(self.subject, holes=holes)
 
     def position_promise(self, *, rotary: bool = False) -> str | None:
         """See ``promises.position_promise``."""

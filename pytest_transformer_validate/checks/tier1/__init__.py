@@ -12,13 +12,25 @@ from pytest_transformer_validate.checks.tier1 import (  # isort: skip
     batch,
     padding,
     cache,
+    loss,
     resources,
     context,
     position,
     invariance,
     storage,
+    precision,
 )
 
-__all__ = ["batch", "cache", "causality", "gradients", "load", "output_kind", "padding", "shapes"]
+__all__ = [
+    "batch",
+    "cache",
+    "causality",
+    "gradients",
+    "load",
+    "loss",
+    "output_kind",
+    "padding",
+    "shapes",
+]
 __all__ += ["initialization", "resources", "stability", "storage"]
-__all__ += ["states"]
+__all__ += ["precision", "states"]

@@ -1,0 +1,227 @@
+"""What a model does with labels: its loss, and the gradient of the loss at the logits.
+
+The gradient tells what a value cannot: towards which label each output is drawn, and how much
+each counts. Axes: B batch, T positions, V outputs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pytest_transformer_validate.errors import NotApplicable, SubjectError
+from pytest_transformer_validate.probe.compare import difference
+from pytest_transformer_validate.probe.passes import Passes, remembered
+from pytest_transformer_validate.probe.trace import ROOT, traced
+from pytest_transformer_validate.subject.layout import arrange
+from pytest_transformer_validate.subject.outputs import field_of, read_output
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pytest_transformer_validate.probe.probe import Probe
+    from pytest_transformer_validate.subject.batch import Batch
+
+IGNORE = -100
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back for labels.
+
+    ``labels`` (B, T) or (B,); ``logits`` in float64, (B, T, V) or (B, K), ``None`` where only a
+    loss came; ``gradient`` of the loss at them, ``None`` where they are not on its path; ``eps``
+    of the dtype that they came in; ``differentiable`` says whether the loss has a gradient at
+    all; ``named`` whether results are called loss and logits.
+    """
+
+    labels: torch.Tensor
+    loss: float
+    logits: torch.Tensor | None
+    gradient: torch.Tensor | None
+    eps: float
+    differentiable: bool
+    named: bool
+
+
+class Losses(Passes):
+    """Passes with labels."""
+
+    @property
+    def per_token(self) -> bool:
+        """Whether there is a label for every token."""
+        return self.probe.subject.task.per_token
+
+    @property
+    def role(self) -> str:
+        """Name of the parameter."""
+        return self.probe.subject.signature.names["labels"]
+
+    @property
+    def is_half(self) -> bool:
+        """Whether this is the decoder of a sequence-to-sequence model, which is given labels for
+        inputs that were shifted before: it holds modules that never run, for the states of an
+        encoder."""
+        probe = self.probe
+        if "encoder_hidden_states" not in probe.subject.signature.text:
+            return False
+        with probe.running("half") as subject, traced(subject.model) as calls:
+            subject(self.batch())
+        return any("att" in name for name in probe.idle_modules({call.name for call in calls}))
+
+    @remembered
+    def answer(self, kind: str, ignored: int = IGNORE) -> Answer:
+        """The loss for labels that have nothing to do with the inputs.
+
+        ``kind`` is ``full``, every label counts, or ``some``: ``ignored`` stands in some places,
+        another number of them in every row. Raises NotApplicable where no loss comes.
+        """
+        probe = self.probe
+        batch, labels = self.batch(), self.labels()
+        if kind == "some":
+            labels = labels.masked_fill(~self.counted(), ignored)
+        with _config_kept(probe), probe.running("loss", grad=True) as subject:
+            raw = subject.call(batch.with_(labels=labels), {})
+            loss = _loss(raw)
+            if loss is None:
+                raise NotApplicable("forward takes labels and returns no loss")
+            returned = _logits(raw)
+            gradient = None
+            if loss.requires_grad and returned is not None and returned.requires_grad:
+                (gradient,) = torch.autograd.grad(loss, [returned], allow_unused=True)
+            if returned is None:
+                logits = None
+            else:
+                logits, eps = self._arranged(returned), torch.finfo(returned.dtype).eps
+            return Answer(
+                labels=labels.cpu(),
+                loss=float(loss.detach()),
+                logits=logits,
+                gradient=None if gradient is None else self._arranged(gradient),
+                eps=probe.eps if logits is None else eps,
+                differentiable=loss.requires_grad,
+                named=field_of(raw, "loss") is not None and field_of(raw, "logits") is not None,
+            )
+
+    @remembered
+    def plain(self) -> torch.Tensor | None:
+        """The logits of the same inputs without labels, ``None`` where they need labels."""
+        subject = self.probe.subject
+        if "labels" in subject.signature.required or subject.facts.needs_labels:
+            return None
+        return self.probe.forward(self.batch()).logits.double().cpu()
+
+    @remembered
+    def leak(self) -> tuple[float, float, torch.Tensor]:
+        """A decoder whose input is made from labels: how far outputs up to a label move when it
+        changes, how far later ones do, and the logits."""
+        probe = self.probe
+        batch, labels = self.batch(), self.labels()
+        only = batch.with_()
+        del only.inputs["decoder_input_ids"]
+        middle = labels.shape[1] // 2
+        other = labels.clone()
+        other[:, middle] = labels.roll(1, 0)[:, middle]
+        with _config_kept(probe):
+            first = probe.forward(only.with_(labels=labels)).logits
+            second = probe.forward(only.with_(labels=other)).logits
+        moved = difference(first, second).flatten(2).amax((0, 2))
+        return float(moved[: middle + 1].max()), float(moved[middle + 1 :].max()), first
+
+    def where(self) -> str:
+        """The module that gives the loss: the innermost one that returns it."""
+        probe = self.probe
+        batch = self.batch().with_(labels=self.labels())
+        with _config_kept(probe), probe.running("loss") as subject:
+            with traced(subject.model) as calls:
+                raw = subject.call(batch, {})
+            loss = _loss(raw)
+        for call in calls:
+            if loss is not None and any(t.numel() == 1 and bool(t == loss) for t in call.outputs):
+                return call.name
+        return ROOT
+
+    def batch(self) -> Batch:
+        """The inputs."""
+        batch = self.probe.batch(*self.probe.subject.sizes, "loss")
+        inputs = {role: t for role, t in batch.inputs.items() if role != "labels"}
+        return type(batch)(inputs)
+
+    def labels(self) -> torch.Tensor:
+        """Labels (B, T) or (B,): different from each other as far as there are enough outputs."""
+        probe = self.probe
+        subject = probe.subject
+        generator = torch.Generator().manual_seed(probe.seed_for("labels"))
+        rows, length = subject.sizes
+        width = subject.facts.width
+        if not self.per_token:
+            return torch.randint(width, (rows,), generator=generator).to(subject.device)
+        vocabulary = subject.target_vocab_size if subject.decodes else subject.vocab_size
+        drawn = subject.ids(1, min(8 * vocabulary, 20_000), generator, vocabulary)[0]
+        pool = drawn[drawn < width].unique()
+        pool = pool if len(pool) > 1 else torch.arange(width)
+        count = rows * length
+        pool = pool[torch.randperm(len(pool), generator=generator)]
+        pool = pool.repeat(-(-count // len(pool)))[:count]
+        return pool.view(rows, length).to(subject.device)
+
+    def counted(self) -> torch.Tensor:
+        """Which labels count in ``some``: another number in every row, the first row all."""
+        labels = self.labels()
+        rows = torch.arange(labels.shape[0], device=labels.device)
+        if labels.dim() == 1:
+            return rows % 2 == 0
+        steps = torch.arange(labels.shape[1], device=labels.device)
+        ignored = (rows[:, None] * (labels.shape[1] - 3)) // max(1, labels.shape[0] - 1)
+        counted = steps[None] >= ignored
+        if labels.shape[1] > 4:
+            counted[1:, -2] = False
+        return counted
+
+    def _arranged(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Returned logits, or their gradient, as (B, T, V) or (B, K) in float64."""
+        subject = self.probe.subject
+        rows, length = subject.sizes
+        layout = subject.facts.layout
+        if layout != "rows":
+            tensor = arrange(tensor, layout, rows, length)
+        if self.per_token and tensor.dim() == 2 and tensor.shape[0] % rows == 0:
+            tensor = tensor.reshape(rows, -1, tensor.shape[-1])
+        return tensor.detach().double().cpu()
+
+
+def _loss(raw: Any) -> torch.Tensor | None:
+    """The loss: by name, else the first floating point number."""
+    if isinstance(raw, torch.Tensor):
+        return raw if raw.dim() == 0 else None
+    named = field_of(raw, "loss")
+    if isinstance(named, torch.Tensor):
+        return named.squeeze() if named.numel() == 1 else None
+    for name in map(str, range(8)):
+        value = field_of(raw, name)
+        if isinstance(value, torch.Tensor) and value.is_floating_point() and value.dim() == 0:
+            return value
+    return None
+
+
+def _logits(raw: Any) -> torch.Tensor | None:
+    try:
+        return read_output(raw).logits
+    except SubjectError:
+        return None
+
+
+@contextlib.contextmanager
+def _config_kept(probe: Probe) -> Iterator[None]:
+    """Plain values of the model's configuration come back: a forward with labels may fix the
+    problem type in it for all later ones."""
+    config = getattr(probe.subject.model, "config", None)
+    attributes = getattr(config, "__dict__", {})
+    before = {k: v for k, v in attributes.items() if isinstance(v, str | int | float | None)}
+    try:
+        yield
+    finally:
+        attributes.update(before)
