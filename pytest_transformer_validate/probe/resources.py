@@ -68,8 +68,9 @@ class Growth:
     ``bytes`` is what each call adds once ``calls`` have run (0 where nothing piles up), ``wider``
     the same for twice as many rows; ``holder`` the attribute that holds it (``module.attribute``)
     and ``module`` where it is; ``bounded`` that the holder is a queue with a maximum length;
-    ``emptied`` names a method of the model that lets go of it; ``unseen`` says why nothing was
-    seen.
+    ``emptied`` names a method of the model that lets go of it; ``written`` says that a
+    cache of a model for decoding, which was there before, is written to with its graph;
+    ``unseen`` says why nothing was seen.
     """
 
     mode: str
@@ -80,6 +81,7 @@ class Growth:
     holder: str | None = None
     bounded: bool = False
     emptied: str = ""
+    written: bool = False
     unseen: str = ""
 
 
@@ -188,6 +190,8 @@ class Resources(Passes):
         training = mode == "training"
         with probe.under(mode), probe.running("growth", mode, grad=training) as subject:
             calls = _Calls(subject, self._given(rows, length, labels=training))
+            decodes = any(map(subject.signature.takes, ("start", "input_pos")))
+            caches = _plain(subject.model) if training and decodes else []
             calls.run(1)
             first = calls.ledger.alive_bytes()
             calls.run(1)
@@ -199,6 +203,8 @@ class Resources(Passes):
             gc.collect()
             if calls.ledger.alive_bytes() <= first:
                 return Growth(mode)
+            if any(tensor.grad_fn is not None for tensor in caches):
+                return Growth(mode, written=True)
             return self._watched(mode, calls)
 
     def _watched(self, mode: str, calls: _Calls) -> Growth:
@@ -381,6 +387,13 @@ def _attributes(module: torch.nn.Module) -> Iterator[tuple[str, Any]]:
     yield from ((key, value) for key, value in vars(module).items() if key not in registered)
     for kind in filter(_brought, type(module).__mro__):
         yield from ((k, v) for k, v in vars(kind).items() if isinstance(v, list | dict | deque))
+
+
+def _plain(model: torch.nn.Module) -> list[torch.Tensor]:
+    """Buffers, and tensors in plain attributes, that no graph leads to."""
+    values = (value for module in model.modules() for value in vars(module).values())
+    tensors = [value for value in (*model.buffers(), *values) if isinstance(value, torch.Tensor)]
+    return [tensor for tensor in tensors if tensor.grad_fn is None]
 
 
 def _brought(kind: type) -> bool:

@@ -116,6 +116,10 @@ def _judge_growth(growth: Growth, measured: Footprint) -> str:
     """A note, where little or something bounded is kept; raises for what piles up."""
     if growth.unseen:
         return f"no call in {growth.mode} mode: {growth.unseen}"
+    if growth.written:
+        return (
+            f"in {growth.mode} mode the cache keeps the graph of every call: detach what it gets"
+        )
     if growth.bytes <= 0:
         return ""
     held = growth.holder or growth.module or "the model"
@@ -190,8 +194,9 @@ def _too_much(
     )[axis]
     raise CheckFailed(
         f"{rule}\n"
-        f"{_sizes(*again)}: {found.work:.2f} times as many {WORDS[kind]} (limit {limit:g} = {rate}, "
-        f"with some slack); {ratios(base, doubled).work:.2f} times from {_sizes(base, doubled)}\n"
+        f"{_sizes(*again)}: {found.work:.2f} times as many {WORDS[kind]} (limit {limit:g} = "
+        f"{rate}, with some slack)\n"
+        f"{_sizes(base, doubled)}: {ratios(base, doubled).work:.2f} times\n"
         f"innermost module whose calls do not multiply: {where or 'none stands out'}\n"
         f"likely: {likely}",
         where=where,
