@@ -13,6 +13,7 @@ import torch
 from pytest_transformer_validate.errors import Blocked, NotApplicable, SubjectError
 from pytest_transformer_validate.probe import compare, forwards, gradients, positions, rows
 from pytest_transformer_validate.probe.answers import NO_OUTPUT, Answers
+from pytest_transformer_validate.probe.bounds import Bounds
 from pytest_transformer_validate.probe.caches import Caches
 from pytest_transformer_validate.probe.draws import Draws
 from pytest_transformer_validate.probe.losses import Losses
@@ -173,6 +174,7 @@ class Probe:
     drawn = functools.cached_property(Weights)
     storage = functools.cached_property(Storage)
     precision = functools.cached_property(Precision)
+    bounds = functools.cached_property(Bounds)
 
     # ... and single ones...
 

@@ -22,7 +22,7 @@ from pytest_transformer_validate.probe.elsewhere import (
     held_tensors,
 )
 from pytest_transformer_validate.probe.passes import Passes, remembered
-from pytest_transformer_validate.probe.trace import first_to_differ, where_raised
+from pytest_transformer_validate.probe.trace import ROOT, first_to_differ, where_raised
 from pytest_transformer_validate.subject.tables import TableReader
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ class Storage(Passes):
         if not self.probe.subject.small or len(names) < 2:
             return None
         try:
-            twin = copy.deepcopy(self.probe.subject.model)
+            twin = duplicate(self.probe.subject.model)
         except Exception:  # noqa: BLE001 - a model need not support being copied
             return None
         for what, change in (("copy.deepcopy", None), (".to(dtype)", torch.float64)):
@@ -155,7 +155,7 @@ class Storage(Passes):
             if made is not None and _is_another(made, model):
                 device, dtype = probe.subject.device, probe.subject.dtype
                 return made.to(device, dtype).eval(), how
-        return copy.deepcopy(model).eval(), "a copy"
+        return duplicate(model).eval(), "a copy"
 
     def ways(self) -> list[str]:
         """How a checkpoint of this model can be made: see Trip."""
@@ -286,7 +286,7 @@ class Storage(Passes):
 
     def held(self, model: torch.nn.Module | None = None) -> list[tuple[str, torch.Tensor]]:
         """Tensors in plain attributes that are no parameters, buffers or views of them."""
-        model = model or self.probe.subject.model
+        model = self.probe.subject.model if model is None else model
         own = {_storage(t) for t in (*model.parameters(), *model.buffers()) if not _lazy(t)}
         found = []
         for name, module in model.named_modules():
@@ -295,10 +295,13 @@ class Storage(Passes):
                     found.append((path, tensor))
         return found
 
-    def names_device(self) -> bool:
-        """Whether the model's own code says ``device`` anywhere."""
-        kinds = {type(m) for m in self.probe.subject.model.modules()}
-        own = [k for k in kinds if k.__module__.partition(".")[0] != "torch"]
+    def names_device(self, module: str | None) -> bool:
+        """Whether the code of a module says ``device`` anywhere: then it is not written for one
+        device alone."""
+        modules = {name or ROOT: m for name, m in self.probe.subject.model.named_modules()}
+        held = modules.get(module or ROOT)
+        kinds = type(held).__mro__ if held is not None else ()
+        own = [k for k in kinds if k.__module__.partition(".")[0] not in {"torch", "builtins"}]
         return any(re.search(r"\bdevice\b", _source_of(kind)) for kind in own)
 
 
@@ -523,6 +526,16 @@ def _distance(a: torch.Tensor, b: torch.Tensor) -> float:
 
 def _moved(a: torch.Tensor, b: torch.Tensor) -> bool:
     return a.dtype == b.dtype and not _distance(a, b) <= 1e-6 * float(a.abs().max())
+
+
+def duplicate(model: torch.nn.Module) -> torch.nn.Module:
+    """A copy; tensors in plain attributes that belong to a graph are copied without it."""
+    memo: dict[int, Any] = {}
+    for name, module in model.named_modules():
+        for _, tensor in held_tensors(module, name):
+            if not tensor.is_leaf:
+                memo[id(tensor)] = tensor.detach().clone()
+    return copy.deepcopy(model, memo)
 
 
 def _light_copy(model: torch.nn.Module) -> torch.nn.Module:

@@ -19,6 +19,7 @@ from pytest_transformer_validate.checks.tier1 import (  # isort: skip
     invariance,
     storage,
     precision,
+    bounds,
 )
 
 __all__ = [

@@ -195,7 +195,7 @@ def registered_tensors(probe: Probe) -> Registered:
         )
     if stays is None:
         return measured
-    if stays.origin == "made" and not probe.storage.names_device():
+    if stays.origin == "made" and not probe.storage.names_device(stays.where):
         text = (
             f"written for the CPU: {stays.where or 'the model'} makes a tensor "
             f"{stays.shape} without a device ({stays.line})"

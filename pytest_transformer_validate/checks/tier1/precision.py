@@ -1,0 +1,172 @@
+"""The model computes the same in another precision, as far as that precision goes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pytest_transformer_validate.checks.registry import check
+from pytest_transformer_validate.errors import Blocked, CheckFailed, NotApplicable
+from pytest_transformer_validate.measures.measurement import Limit
+from pytest_transformer_validate.measures.precision import Precision, excess, far_share
+from pytest_transformer_validate.measures.tolerance import unit
+
+if TYPE_CHECKING:
+    from pytest_transformer_validate.probe.precision import Rounding
+    from pytest_transformer_validate.probe.probe import Probe
+
+RULE = "a model converted to {name} gives the same logits, as far as {name} goes"
+CASES = ("bfloat16", "float16", "float64")
+_EPS = {"bfloat16": 2.0**-7, "float16": 2.0**-10}
+_LARGEST = 65504 / 4  # where float16 gets close to its end
+_DRAWS = 3
+
+
+@check(tier=1, cases=CASES)
+def precision(probe: Probe, case: str, *, factor: float = 8.0, units: float = 64.0) -> Precision:
+    """The model runs in bfloat16, float16 and float64, and gives what it gives in float32.
+
+    Half precision may err ``factor`` times as much as an error model: rounded weights, and the
+    output of every module and both ends of every softmax rounded on the way. Up to 512 tokens are
+    read, because bfloat16 cannot tell neighbouring positions beyond 256 apart. Against float64,
+    ``units`` u are allowed. A model need not run in another precision: what it raises is a skip.
+    """
+    if str(probe.subject.dtype) != "torch.float32":
+        raise NotApplicable(f"the model is in {probe.context()['dtype']}, not in float32")
+    if case == "float64":
+        return _double(probe, units)
+    rounding = _half(probe, case, 0)
+    measured = _measured(rounding, case, factor)
+    problem = _problem(rounding, case)
+    if problem is not None:
+        what, likely = problem
+        where = probe.precision.where_differs(case, 0, factor)
+        raise CheckFailed(_text(case, what, where, likely), measured, where=where)
+    if measured.value is None or measured.value <= factor:
+        return measured
+    for draw in range(1, _DRAWS):
+        again = _measured(_half(probe, case, draw), case, factor)
+        if again.value is not None and again.value <= factor:
+            note = f"{measured.value:.2g} times the emulated error, {again.value:.2g} at other ids"
+            return Precision(**{**vars(measured), "notes": (note,)})
+    if probe.precision.traits().rounds:
+        raise NotApplicable("the forward rounds to whole numbers: a small error becomes a step")
+    where = probe.precision.where_differs(case, 0, factor)
+    part = excess(rounding, _EPS[case])[1]
+    what = (
+        f"the error is {measured.error:.2g} of the logits, {measured.value:.2g} times what "
+        f"rounding explains ({measured.emulated:.2g}; limit {factor:g} times), "
+        f"{_place(part, rounding)}"
+    )
+    raise CheckFailed(_text(case, what, where, _likely(rounding)), measured, where=where)
+
+
+def _half(probe: Probe, case: str, draw: int) -> Rounding:
+    try:
+        return probe.precision.half(case, draw)
+    except (Blocked, NotApplicable):
+        raise
+    except Exception as error:
+        raise NotApplicable(
+            f"does not run in {case}: {type(error).__name__}: {error}"[:200]
+        ) from error
+
+
+def _measured(rounding: Rounding, case: str, factor: float) -> Precision:
+    value, part = excess(rounding, _EPS[case])
+    scale = rounding.scale or 1.0
+    return Precision(
+        value=value,
+        limit=Limit(value=factor, rule="times the emulated error"),
+        length=rounding.length,
+        error=rounding.real[part] / scale,
+        emulated=rounding.emulated[part] / scale,
+        largest=rounding.largest,
+    )
+
+
+def _problem(rounding: Rounding, case: str) -> tuple[str, str] | None:
+    """What is wrong beyond the size of an error, with its likely cause."""
+    name = str(rounding.dtype).removeprefix("torch.")
+    if name not in {case, "float32"}:
+        return f"the logits are {name}", "a conversion to a fixed dtype on the way out"
+    if rounding.finite:
+        return None
+    if case == "float16" and rounding.largest > _LARGEST:
+        raise NotApplicable(
+            f"numbers on the way reach {rounding.largest:.2g}; float16 ends at 65504"
+        )
+    return (
+        f"NaN or infinity where float32 is finite; the largest number on the way is "
+        f"{rounding.largest:.2g}",
+        "a mask value that overflows (-1e9 or the smallest float32; use torch.finfo(x.dtype).min "
+        "or -inf in masked_fill), or an eps that is zero in half precision",
+    )
+
+
+def _place(part: int, rounding: Rounding) -> str:
+    if len(rounding.real) == 1:
+        return "over all outputs"
+    size = rounding.length // len(rounding.real)
+    return f"at positions {part * size} to {(part + 1) * size - 1} of {rounding.length}"
+
+
+def _likely(rounding: Rounding) -> str:
+    if len(rounding.real) > 1 and rounding.real[-1] > 3 * rounding.real[0]:
+        return (
+            "positions or angles are computed in half precision: arange, sin and cos tables and "
+            "rotary angles belong in float32"
+        )
+    return (
+        "a sum, norm, softmax or exponential is accumulated in half precision by hand, or a "
+        "small constant vanishes in it; compute it in float32"
+    )
+
+
+def _text(case: str, what: str, where: str | None, likely: str) -> str:
+    return "\n".join(
+        [
+            RULE.format(name=case),
+            what,
+            f"first module to differ: {where or 'none stands out'}",
+            f"likely: {likely}",
+        ]
+    )
+
+
+def _double(probe: Probe, units: float) -> Precision:
+    """The model's own numbers against float64."""
+    values = []
+    for draw in range(_DRAWS):
+        try:
+            double, own = probe.precision.double(draw)
+        except (Blocked, NotApplicable):
+            raise
+        except Exception as error:
+            raise NotApplicable(
+                f"does not run in float64: {type(error).__name__}: {error}"[:200]
+            ) from error
+        if bool((double.isnan() & ~own.isnan()).any()):
+            raise NotApplicable("float64 gives NaN where float32 does not")
+        limit = Limit(value=units * unit(own), rule=f"{units:g} u")
+        value, share = far_share(double, own, limit.value)
+        measured = Precision(
+            value=value,
+            limit=limit,
+            length=own.shape[1] if own.dim() > 2 else 0,
+            units=value / (limit.value / units) if limit.value else 0.0,
+        )
+        if value <= limit.value:
+            return measured
+        values.append(share)
+    if min(values) < 0.25:
+        note = f"over {units:g} u at {min(values):.0%} of the positions: a choice falls otherwise"
+        return Precision(**{**vars(measured), "notes": (note,)})
+    if probe.precision.traits().narrows:
+        raise NotApplicable("the forward computes in half precision, whatever the model is in")
+    raise CheckFailed(
+        f"{RULE.format(name='float64')}\n"
+        f"logits in float32 are {measured.units:.3g} u from those in float64 (limit {limit})\n"
+        "likely: numbers that nearly cancel (a variance as E[x^2] - E[x]^2, 1 - cos), a sum of "
+        "very different sizes, or a part that is computed in half precision whatever the model is",
+        measured,
+    )

@@ -1,0 +1,337 @@
+"""Ids and positions just outside of what a model takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pytest_transformer_validate.errors import NotApplicable
+from pytest_transformer_validate.probe.compare import difference, finite
+from pytest_transformer_validate.probe.passes import Passes, remembered
+from pytest_transformer_validate.probe.trace import ROOT
+from pytest_transformer_validate.subject.declared import (
+    TARGET_VOCABULARY,
+    VOCABULARY,
+    declared_size,
+    special_ids,
+)
+from pytest_transformer_validate.subject.tables import TableReader
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pytest_transformer_validate.probe.probe import Probe
+    from pytest_transformer_validate.subject.batch import Batch
+
+_aten = torch.ops.aten
+# Operations that bring positions back into a range.
+_FOLDS = {
+    _aten.remainder.Scalar,
+    _aten.remainder.Tensor,
+    _aten.fmod.Scalar,
+    _aten.clamp.default,
+    _aten.clamp_max.default,
+    _aten.clamp_.default,
+    _aten.clamp_max_.default,
+    _aten.minimum.default,
+    _aten.where.self,
+}
+_SMALL_LENGTH, _LARGE_LENGTH = 2048, 512
+
+
+@dataclass(frozen=True)
+class Read:
+    """What became of a text with an id outside: the id, the row of the table that was read in its
+    place, in which module; all ``None`` where nothing read the table there."""
+
+    given: int
+    row: int | None
+    where: str | None
+    plain: bool
+
+
+@dataclass(frozen=True)
+class Longer:
+    """What became of a text with one token more than the maximum ``length``.
+
+    ``error`` is what it raised; ``shape`` that of the logits; ``seen`` how far the logits move
+    when the last token changes, ``seen_before`` the same at the maximum; ``same`` two positions
+    that read the same row of a table or get the same number, ``where`` the module that does.
+    """
+
+    length: int
+    error: str | None = None
+    shape: tuple[int, ...] = ()
+    seen: float = 0.0
+    seen_before: float = 0.0
+    scale: float = 0.0
+    same: tuple[int, int] | None = None
+    how: str = ""
+    where: str | None = None
+
+
+class Bounds(Passes):
+    """Passes at the edges of vocabulary and length."""
+
+    def roles(self) -> list[str]:
+        """The inputs that hold ids and index a table."""
+        return list(self.probe.subject.facts.vocabulary)
+
+    def rows(self, role: str) -> int:
+        """Rows of the (smallest) table that the ids of a role index."""
+        return self.probe.subject.facts.vocabulary[role]
+
+    def declared(self, role: str) -> int | None:
+        """The size of the vocabulary of a role as the configuration has it."""
+        config = self.probe.subject.config
+        target = declared_size(config, TARGET_VOCABULARY) if role != "input_ids" else None
+        return target or declared_size(config, VOCABULARY)
+
+    def last(self, role: str) -> int:
+        """The largest id without a special meaning."""
+        subject = self.probe.subject
+        size = self.declared(role) or self.rows(role)
+        special = special_ids(subject.config)
+        return next((i for i in range(size - 1, 0, -1) if i not in special), size - 1)
+
+    def fallbacks(self) -> set[int]:
+        """Ids that stand for others: padding, and the unknown token."""
+        subject = self.probe.subject
+        named = (subject.pad_id, subject.config.get("unk_token_id"))
+        tokenizer = getattr(subject.tokenizer, "unk_token_id", None)
+        return {i for i in (*named, tokenizer) if isinstance(i, int)}
+
+    @remembered
+    def largest(self, role: str, given: int) -> tuple[str, str | None] | None:
+        """What a text with the largest id raises and where, if it does."""
+        try:
+            self.probe.forward(self._with(role, given))
+        except Exception as error:  # noqa: BLE001 - what it raises is the finding
+            return _line(error), self.probe.where_raised(error)
+        return None
+
+    @remembered
+    def outside(self, role: str, given: int) -> Read | None:
+        """The row that an id outside of the table reads; ``None`` where it raises."""
+        probe = self.probe
+        known = self._read(role, 0, self._plain(role))
+        if not known.tables:
+            raise NotApplicable("no table is indexed by the ids as they are")
+        try:
+            found = self._read(role, given, self._with(role, given), known.tables)
+        except Exception:  # noqa: BLE001 - raising is what it should do
+            return None
+        place = self._place(role)
+        for index, where in found.read:
+            if index.numel() == probe.batch(*self._size(), "bounds")[role].numel():
+                row = int(index.reshape(-1)[place])
+                return Read(given, row, where, plain=row == given)
+        return Read(given, None, None, plain=False)
+
+    def _read(
+        self, role: str, given: int, batch: Batch, tables: frozenset[int] = frozenset()
+    ) -> _RowReader:
+        ids = {r: t for r, t in batch.inputs.items() if r == role}
+        probe = self.probe
+        with probe.running("bounds") as subject, _RowReader(subject.model, ids, tables) as reader:
+            subject.call(batch, {})
+        return reader
+
+    def _size(self) -> tuple[int, int]:
+        return 2, max(3, min(self.probe.subject.sizes[1], 11))
+
+    def _place(self, role: str) -> int:
+        """The place of the odd id among all of the first text."""
+        return self._size()[1] // 2
+
+    def _plain(self, role: str) -> Batch:
+        return self.probe.batch(*self._size(), "bounds", source=self._size()[1])
+
+    def _with(self, role: str, given: int) -> Batch:
+        batch = self._plain(role)
+        ids = batch[role].clone()
+        ids[0, min(self._place(role), ids.shape[1] - 1)] = given
+        return batch.with_(**{role: ids})
+
+    @remembered
+    def longer(self) -> Longer:
+        """A text with one token more than the maximum length, and what tells that it is one."""
+        probe, subject = self.probe, self.probe.subject
+        longest = subject.max_length
+        if longest is None:
+            raise NotApplicable("neither the configuration nor a table bounds the length")
+        if longest >= (_SMALL_LENGTH if subject.small else _LARGE_LENGTH):
+            raise NotApplicable(f"{longest} tokens are too many to be run here")
+        role = "decoder_input_ids" if subject.decodes else "input_ids"
+        source = longest if subject.decodes else None
+        longer = probe.batch(1, longest + 1, "longer", source=source)
+        within = longer.with_(**{r: t[:, :longest] for r, t in longer.inputs.items()})
+        inside = _Positions(subject.model, longer.inputs, longest)
+        with probe.running("longer") as running, inside:
+            running.call(within, {})
+        outside = _Positions(subject.model, longer.inputs, longest + 1)
+        try:
+            with probe.running("longer") as running, outside:
+                running.call(longer, {})
+            logits = probe.forward(longer).logits
+        except Exception as error:  # noqa: BLE001 - raising is one of the two right answers
+            return Longer(longest, error=_line(error))
+        found = outside.folded(inside)
+        return Longer(
+            longest,
+            shape=tuple(logits.shape),
+            scale=float(finite(logits).abs().max()),
+            seen=_last_effect(probe, role, longer),
+            seen_before=_last_effect(probe, role, within),
+            same=None if found is None else found[0],
+            how="" if found is None else found[1],
+            where=None if found is None else found[2],
+        )
+
+
+class _Places(TableReader):
+    """A reader of tables that knows in which module it is."""
+
+    def __init__(self, model: torch.nn.Module, ids: Mapping[str, Any], length: int) -> None:
+        super().__init__(model, ids, length)
+        self._model = model
+        self._inside: list[str] = []
+        self._hooks: list[Any] = []
+
+    @property
+    def where(self) -> str:
+        """The innermost module that is running."""
+        return self._inside[-1] if self._inside else ROOT
+
+    def __enter__(self) -> Any:
+        for name, module in self._model.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                continue
+            self._hooks += [
+                module.register_forward_pre_hook(self._enter(name or ROOT)),
+                module.register_forward_hook(self._leave, always_call=True),
+            ]
+        return super().__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
+        for hook in self._hooks:
+            hook.remove()
+
+    def _enter(self, name: str) -> Any:
+        def enter(_module: Any, _args: Any) -> None:
+            self._inside.append(name)
+
+        return enter
+
+    def _leave(self, *_: Any) -> None:
+        self._inside.pop()
+
+
+class _RowReader(_Places):
+    """Notes the storages of tables that ids index, or all that is read from given ones."""
+
+    def __init__(
+        self, model: torch.nn.Module, ids: Mapping[str, Any], tables: frozenset[int]
+    ) -> None:
+        super().__init__(model, ids, 1)
+        self.tables = tables
+        self._looking = not tables
+        self.read: list[tuple[torch.Tensor, str]] = []
+
+    def _lookup(self, table: torch.Tensor, index: torch.Tensor) -> None:
+        if not isinstance(index, torch.Tensor) or not self._owns(table):
+            return
+        place = table.untyped_storage().data_ptr()
+        if self._looking and self._role(index) is not None:
+            self.tables |= {place}
+        if place in self.tables and not self._looking:
+            self.read.append((index.detach().clone(), self.where))
+
+    def _found(self, index: torch.Tensor, rows: int) -> bool:
+        return False
+
+
+class _Positions(_Places):
+    """Notes what is read from the model's tables at consecutive positions, and where positions
+    are brought back into a range."""
+
+    def __init__(self, model: torch.nn.Module, ids: Mapping[str, Any], length: int) -> None:
+        super().__init__(model, {}, length)
+        self.reads: list[tuple[int, torch.Tensor, str]] = []
+        self.folds: list[tuple[torch.Tensor, str, str]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        before = [a.clone() for a in args if _counts(a, self.length)] if func in _FOLDS else []
+        result = super().__torch_dispatch__(func, types, args, kwargs)
+        if before and isinstance(result, torch.Tensor) and result.shape == before[0].shape:
+            self.folds.append((result.clone(), func.overloadpacket.__name__, self.where))
+        return result
+
+    def _lookup(self, table: torch.Tensor, index: torch.Tensor) -> None:
+        whole = isinstance(index, torch.Tensor) and not index.is_floating_point()
+        if whole and index.dim() and index.shape[-1] == self.length and self._owns(table):
+            row = index.reshape(-1, self.length)[0].clone()
+            self.reads.append((table.untyped_storage().data_ptr(), row, self.where))
+
+    def folded(self, within: _Positions) -> tuple[tuple[int, int], str, str] | None:
+        """Two positions that are one, in this run and not in the shorter one ``within``."""
+        distinct = {place for place, row, _ in within.reads if _same(row) is None}
+        for place, row, where in self.reads:
+            same = _same(row)
+            if place in distinct and same is not None and _rising(row[:-1]):
+                return same, f"read row {int(row[same[1]])} of one table", where
+        kept = [_same(values) is None for values, _, _ in within.folds]
+        for (values, name, where), was in zip(self.folds, kept, strict=False):
+            same = _same(values.reshape(-1, self.length)[0])
+            if was and same is not None:
+                return same, f"get the same number from {name}", where
+        return None
+
+
+def _counts(value: Any, length: int) -> bool:
+    """Whether a tensor of whole numbers counts up by one over ``length`` positions, the same in
+    every row."""
+    if not isinstance(value, torch.Tensor) or value.dim() == 0 or value.shape[-1] != length:
+        return False
+    if value.dtype not in (torch.int64, torch.int32) or value.numel() == 0:
+        return False
+    rows = value.reshape(-1, length)
+    return bool((rows == rows[0, 0] + torch.arange(length, device=rows.device)).all())
+
+
+def _rising(row: torch.Tensor) -> bool:
+    return bool((row[1:] - row[:-1] == 1).all())
+
+
+def _same(row: torch.Tensor) -> tuple[int, int] | None:
+    """The first two places that hold the same number."""
+    values = row.reshape(-1).tolist()
+    first: dict[int, int] = {}
+    for place, value in enumerate(values):
+        if value in first:
+            return first[value], place
+        first[value] = place
+    return None
+
+
+def _last_effect(probe: Probe, role: str, batch: Batch) -> float:
+    """How far the logits move when the last token is another one; infinitely far where the
+    model takes no other one there."""
+    ids = batch[role].clone()
+    others = [i for i in range(probe.subject.vocab_size) if i not in probe.subject.text_ids]
+    ids[:, -1] = next((i for i in others if i != int(ids[0, -1])), 0)
+    before = probe.forward(batch).logits
+    try:
+        after = probe.forward(batch.with_(**{role: ids})).logits
+    except Exception:  # noqa: BLE001 - a classifier may ask for its end token
+        return float("inf")
+    return float(difference(before, after).max())
+
+
+def _line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".partition("\n")[0][:200]

@@ -1,0 +1,308 @@
+"""The model in another precision, and how far that should be from where it is now.
+
+Half precision is held against an error model: the same weights and buffers, rounded, run in
+float32 (the reference), and the same once more with the output of every module, and the ends of
+every softmax, rounded on the way (the emulation). What the real run adds to that is what the
+model's own code does to its numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pytest_transformer_validate.errors import NotApplicable
+from pytest_transformer_validate.probe.passes import Passes, remembered
+from pytest_transformer_validate.probe.storage import duplicate
+from pytest_transformer_validate.probe.trace import ROOT
+from pytest_transformer_validate.subject.dispatch import Operations
+from pytest_transformer_validate.subject.outputs import floating
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pytest_transformer_validate.probe.probe import Probe
+    from pytest_transformer_validate.subject.batch import Batch
+    from pytest_transformer_validate.subject.subject import Subject
+
+_aten = torch.ops.aten
+_ATTENTION = _aten._scaled_dot_product_flash_attention_for_cpu.default
+_ROUNDS = {_aten.round, _aten.round_, _aten.floor, _aten.sign, _aten.ceil, _aten.trunc}
+_HALVES = {torch.bfloat16, torch.float16}
+_SOFTMAX = {_aten._softmax.default, _aten._log_softmax.default}
+# bfloat16 tells neighbouring whole numbers apart up to 256, float16 up to 2048.
+_LONGEST = 512
+_PARTS = 4
+
+
+@dataclass(frozen=True)
+class Run:
+    """One forward in a precision: logits (B, T, ...) in float32, and their own dtype."""
+
+    logits: torch.Tensor
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """Errors of one run in half precision, by part of the text.
+
+    ``real`` and ``emulated`` are the usual differences to the reference in each quarter of the
+    positions, ``scale`` the size of the reference; ``largest`` is the largest number on the way,
+    ``finite`` whether the real logits are finite where the reference is.
+    """
+
+    real: tuple[float, ...]
+    emulated: tuple[float, ...]
+    scale: float
+    largest: float
+    finite: bool
+    dtype: torch.dtype
+    length: int
+
+
+@dataclass(frozen=True)
+class Traits:
+    """``rounds`` says that the forward rounds to whole numbers (quantisation), so that small
+    errors become steps, ``narrows`` that it computes in half precision whatever the model is
+    in (autocast)."""
+
+    rounds: bool
+    narrows: bool
+
+
+class Precision(Passes):
+    """Passes of converted copies; each copy is released at the end of its pass."""
+
+    def batch(self, draw: int) -> Batch:
+        """The inputs of a draw: long enough for half precision to bite, where that is cheap."""
+        probe, subject = self.probe, self.probe.subject
+        rows, length = subject.sizes
+        if subject.small and not subject.vision:
+            longest = _LONGEST if subject.max_length is None else min(subject.max_length, _LONGEST)
+            rows, length = (1, longest) if longest > 64 else (2, longest)
+        return probe.batch(min(rows, 2), length, "precision", draw)
+
+    @remembered
+    def half(self, name: str, draw: int) -> Rounding:
+        """The model in ``bfloat16`` or ``float16`` against its error model. What the converted
+        model raises comes through."""
+        dtype: torch.dtype = getattr(torch, name)
+        batch = self.batch(draw)
+        real = self.converted(dtype, batch)
+        twin = self._rounded(dtype)
+        reference = _run(self.probe, twin, batch)
+        with _rounding(twin.model, dtype) as sizes:
+            emulated = _run(self.probe, twin, batch)
+        known = reference.logits.isfinite() & emulated.logits.isfinite()
+        return Rounding(
+            real=_parts(real.logits - reference.logits, known),
+            emulated=_parts(emulated.logits - reference.logits, known),
+            scale=max(_parts(reference.logits, known)),
+            largest=max(sizes, default=0.0),
+            finite=bool(real.logits[known].isfinite().all()),
+            dtype=real.dtype,
+            length=batch.main.shape[-1],
+        )
+
+    @remembered
+    def double(self, draw: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The logits of one batch in float64 and in the model's own dtype."""
+        batch = self.batch(draw)
+        own = self.probe.forward(batch).logits
+        return self.converted(torch.float64, batch).logits, own
+
+    def converted(self, dtype: torch.dtype, batch: Batch) -> Run:
+        """A forward of a copy in ``dtype``; NotApplicable for complex weights or buffers, which
+        a conversion makes real."""
+        subject = self.probe.subject
+        tensors = (*subject.model.named_parameters(), *subject.model.named_buffers())
+        unreal = [name for name, tensor in tensors if tensor.is_complex()]
+        if unreal:
+            raise NotApplicable(f"{unreal[0]} is complex, and .to(dtype) would make it real")
+        twin = _twin(subject, duplicate(subject.model).to(dtype), dtype)
+        return _run(self.probe, twin, batch)
+
+    @remembered
+    def traits(self) -> Traits:
+        """What the forward does to the precision of its numbers by itself."""
+        probe = self.probe
+        with probe.running("traits") as subject, _TraitReader() as reader:
+            subject.call(probe.batch(*subject.sizes, "traits"), {})
+        return Traits(reader.rounds, reader.narrows)
+
+    def _rounded(self, dtype: torch.dtype) -> Subject:
+        """A copy whose weights and buffers went through ``dtype`` and back."""
+        subject = self.probe.subject
+        model = duplicate(subject.model)
+        with torch.no_grad():
+            for tensor in (*model.parameters(), *model.buffers()):
+                if tensor.is_floating_point() and not torch.nn.parameter.is_lazy(tensor):
+                    tensor.data = tensor.data.to(dtype).to(torch.float32)
+        return _twin(subject, model, torch.float32)
+
+    def where_differs(self, name: str, draw: int, factor: float) -> str | None:
+        """The first module whose output in half precision is further from the reference than
+        ``factor`` times the emulation, though its inputs are not."""
+        dtype: torch.dtype = getattr(torch, name)
+        batch, subject = self.batch(draw), self.probe.subject
+        half = _twin(subject, duplicate(subject.model).to(dtype), dtype)
+        real = _calls(self.probe, half, batch)
+        twin = self._rounded(dtype)
+        reference = _calls(self.probe, twin, batch)
+        with _rounding(twin.model, dtype):
+            emulated = _calls(self.probe, twin, batch)
+        for (name_, a), (other, b), (_, c) in zip(real, reference, emulated, strict=False):
+            if name_ != other:
+                return None
+            if _further(a, b, c, factor, torch.finfo(dtype).eps):
+                return name_
+        return None
+
+
+def _twin(subject: Subject, model: torch.nn.Module, dtype: torch.dtype) -> Subject:
+    twin = copy.copy(subject)
+    twin.model = model
+    twin.dtype = dtype
+    return twin
+
+
+def _run(probe: Probe, twin: Subject, batch: Batch) -> Run:
+    beside = type(probe)(twin, seed=probe.seed)
+    mended = MaskDtype() if twin.dtype is torch.float64 else contextlib.nullcontext()
+    with mended:
+        logits = beside.forward(batch.to(twin.device, twin.dtype)).logits
+    wide = logits if logits.dtype is torch.float64 else logits.float()
+    return Run(wide, logits.dtype)
+
+
+def _parts(error: torch.Tensor, known: torch.Tensor) -> tuple[float, ...]:
+    """The usual size of an error (B, T, ...) in each quarter of the positions, of one (B, K) in
+    all rows: the median of the root mean squares of the positions. A few positions at which a
+    choice (an expert, a top-k) falls otherwise are no error of arithmetic."""
+    squares = error.masked_fill(~known, 0).double().square()
+    flat = squares.reshape(squares.shape[0], squares.shape[1] if squares.dim() > 2 else 1, -1)
+    sizes = flat.mean(2).sqrt()
+    pieces = sizes.chunk(_PARTS, 1) if sizes.shape[1] >= _PARTS else (sizes,)
+    return tuple(float(piece.median()) for piece in pieces)
+
+
+class MaskDtype(Operations):
+    """Gives attention masks the dtype of the queries: with a float32 mask, attention in float64
+    silently reads wrong numbers from 16 tokens on (torch 2.13, CPU)."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        named = dict(kwargs or {})
+        mask = named.get("attn_mask")
+        if func is _ATTENTION and isinstance(mask, torch.Tensor) and mask.is_floating_point():
+            named["attn_mask"] = mask.to(args[0].dtype)
+        return func(*args, **named)
+
+
+class _TraitReader(Operations):
+    """Sees roundings and numbers in half precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rounds = self.narrows = False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.is_floating_point():
+            self.rounds |= func.overloadpacket in _ROUNDS
+            self.narrows |= result.dtype in _HALVES
+        return result
+
+
+class _Softmaxes(Operations):
+    """Rounds what goes into a softmax and what comes out."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func in _SOFTMAX:
+            args = (args[0].to(self.dtype).to(args[0].dtype), *args[1:])
+            return func(*args, **(kwargs or {})).to(self.dtype).to(args[0].dtype)
+        return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def _rounding(model: torch.nn.Module, dtype: torch.dtype) -> Iterator[list[float]]:
+    """Round the floating point outputs of every module; yields their largest magnitudes."""
+    sizes: list[float] = []
+
+    def leave(_module: Any, _args: Any, output: Any) -> None:
+        for tensor in floating(output):
+            if tensor.numel() and tensor.dtype is torch.float32 and tensor.dim():
+                finite = tensor.nan_to_num(0.0, 0.0, 0.0)
+                # The smallest number of float32, as a mask has it, is no magnitude.
+                size = float(finite.abs().max())
+                sizes.append(size if size < 1e30 else 0.0)
+                if all(tensor.stride()) or tensor.numel() == 1:
+                    tensor.copy_(tensor.to(dtype))
+
+    handles = [
+        module.register_forward_hook(leave)
+        for module in model.modules()
+        if not isinstance(module, torch.jit.ScriptModule)
+    ]
+    try:
+        with _Softmaxes(dtype):
+            yield sizes
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _calls(probe: Probe, twin: Subject, batch: Batch) -> list[tuple[str, list[torch.Tensor]]]:
+    """Outputs of every module in order, in float32."""
+    calls: list[tuple[str, list[torch.Tensor]]] = []
+
+    def leave(name: str) -> Any:
+        def record(_module: Any, _args: Any, output: Any) -> None:
+            calls.append((name, [t.detach().float().clone() for t in floating(output)]))
+
+        return record
+
+    handles = [
+        module.register_forward_hook(leave(name or ROOT))
+        for name, module in twin.model.named_modules()
+        if not isinstance(module, torch.jit.ScriptModule)
+    ]
+    try:
+        _run(probe, twin, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+def _further(
+    real: list[torch.Tensor],
+    reference: list[torch.Tensor],
+    emulated: list[torch.Tensor],
+    factor: float,
+    eps: float,
+) -> bool:
+    for a, b, c in zip(real, reference, emulated, strict=False):
+        if not a.shape == b.shape == c.shape or not a.numel():
+            continue
+        known = b.isfinite() & c.isfinite()
+        if not bool(a[known].isfinite().all()):
+            return True
+        gap = max(_parts(a - b, known))
+        if gap > factor * max(*_parts(c - b, known), eps * max(_parts(b, known))):
+            return True
+    return False
