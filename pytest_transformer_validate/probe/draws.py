@@ -14,10 +14,11 @@ from torch.overrides import TorchFunctionMode
 from pytest_transformer_validate.probe.compare import difference
 from pytest_transformer_validate.probe.passes import Passes, remembered
 from pytest_transformer_validate.probe.siblings import like_layers
-from pytest_transformer_validate.probe.trace import ROOT, first_to_differ, traced
+from pytest_transformer_validate.probe.trace import ROOT, traced
 from pytest_transformer_validate.probe.watch import (
     drawing,
     first_change,
+    first_difference,
     generator_state,
     same,
     watched,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from pytest_transformer_validate.subject.batch import Batch
 
 _DROPOUT = nn.modules.dropout._DropoutNd
+_RARE = 24  # states that are tried where something draws: a layer may be left out rarely
 _CONFIRMED = 8  # further forwards in training mode before a layer is said never to draw
 _NOT_READING = ("shape", "dtype", "device", "ndim", "requires_grad")
 _CLASSES = ("num_labels", "num_classes", "n_classes")
@@ -38,15 +40,20 @@ _CLASSES = ("num_labels", "num_classes", "n_classes")
 
 @dataclass(frozen=True)
 class Twice:
-    """One batch in evaluation under two random states, one after the other as the model was
-    loaded: how far the logits ``moved``, by how much the ``repeated`` first state moves them, and
-    which generators are ``reseeded``: in the same state after both."""
+    """One batch in evaluation under two random states, each with the model as it was loaded.
+
+    ``moved`` is how far the logits of the state called ``other`` are from the first ones,
+    ``repeated`` how far those of the first state given again; ``reseeded`` are the generators
+    that are in the same state after both, ``condition`` what the probe was under.
+    """
 
     way: str
     reference: torch.Tensor
     moved: float
-    repeated: float
-    reseeded: tuple[str, ...]
+    other: str = "another"
+    repeated: float = 0.0
+    reseeded: tuple[str, ...] = ()
+    condition: str = "as loaded"
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,8 @@ class Trained:
 
     ``moved`` is how far two random states move the logits; ``active`` are the dropout modules
     that are called, with their probability; ``idle`` those called in evaluation mode although
-    something of theirs is trained; ``uncalled`` those never called; ``discarded`` those whose
+    something of theirs is trained; ``uncalled`` those never called, where nothing around them
+    draws instead (their probability may be read); ``discarded`` those whose
     output nothing reads; ``on_logits`` the place of a dropout whose output are the logits.
     """
 
@@ -117,20 +125,30 @@ class Draws(Passes):
     def ways(self) -> list[str]:
         """How the model is called in evaluation: plainly, with gradients recorded (another path
         in torch's own layers, and in models that confuse the two), and with an explicit mask."""
-        masks = self.probe.subject.signature.takes("attention_mask")
+        subject = self.probe.subject
+        masks = subject.signature.takes("attention_mask") and not subject.vision
         return ["plain", "gradients", *(["masked"] if masks else [])]
 
     @remembered
     def drawn_twice(self, way: str) -> Twice:
-        """The same batch under two random states in evaluation; see ``ways``."""
-        first, states = self._evaluated(way, "one")
-        second, others = self._evaluated(way, "another")
-        moved = moved_by(first, second)
-        repeated = 0.0
-        if moved:
-            repeated = max(moved_by(first, self._evaluated(way, "one")[0]) for _ in range(2))
-        reseeded = tuple(n for n, state in states.items() if _equal_states(state, others[n]))
-        return Twice(way, first, moved, repeated, reseeded)
+        """The same batch under two random states in evaluation; see ``ways``.
+
+        Where something draws and nothing moves, a few more, and with every parameter moved at
+        random: a layer may be left out rarely, or stand behind a gate that is closed.
+        """
+        twice = self._twice(way, "another", "as loaded")
+        if twice.moved or not self._draws_at_all(way):
+            return twice
+        small = self.probe.subject.small
+        for time in range(_RARE if small else 2):
+            again = self._twice(way, f"another {time}", "as loaded")
+            if again.moved:
+                return again
+        for time in range(4 if small else 0):
+            again = self._twice(way, f"another {time}", "noised")
+            if again.moved:
+                return again
+        return twice
 
     @remembered
     def trained(self) -> Trained:
@@ -151,7 +169,7 @@ class Draws(Passes):
             drawing=tuple(dict.fromkeys(names)),
             active=active,
             idle=tuple(n for n in active if n in watch.resting and _trains(modules, n)),
-            uncalled=tuple(n for n in kinds if n not in watch.called),
+            uncalled=tuple(n for n in kinds if n not in watch.called and not _by_hand(n, names)),
             discarded=tuple(n for n in watch.unread() if self._ignored(n)),
             on_logits=self._on_logits(watch, logits),
         )
@@ -194,22 +212,21 @@ class Draws(Passes):
 
     # Where it happens, on a failure only...
 
-    def first_drawing(self, way: str) -> str | None:
+    def first_drawing(self, twice: Twice) -> str | None:
         """The first module whose output differs from equal inputs under two random states; the
         one whose ``train()`` or ``eval()`` leaves it in training mode, where that is why."""
-        model = self.probe.subject.model
-        calls = []
-        for which in ("one", "another"):
-            with self._running(way, which) as subject, traced(model, tensors_in) as found:
-                subject(self._batch(way))
-                stuck = {n or ROOT for n, m in model.named_modules() if m.training}
-            calls.append(found)
-        name = first_to_differ(*calls, lambda a, b: not same(a, b))
+        model, way = self.probe.subject.model, twice.way
+        calls, stuck = [], set()
+        with self.probe.under(twice.condition):
+            for which in ("one", twice.other):
+                with self._running(way, which) as subject, traced(model, tensors_in) as found:
+                    subject(self._batch(way))
+                    stuck = {n or ROOT for n, m in model.named_modules() if m.training}
+                calls.append(found)
+        name = first_difference(model, calls[0], calls[1])
         if name is None:
-            with (
-                self._running(way, "one") as subject,
-                drawing(model, subject.device) as names,
-            ):
+            running = self._running(way, "one")
+            with running as subject, drawing(model, subject.device) as names:
                 subject(self._batch(way))
             name = names[0] if names else None
         if name in stuck:
@@ -257,6 +274,24 @@ class Draws(Passes):
 
     def _running(self, way: str, which: str) -> Any:
         return _Switched(self, way, which)
+
+    def _twice(self, way: str, other: str, condition: str) -> Twice:
+        with self.probe.under(condition):
+            first, states = self._evaluated(way, "one")
+            second, others = self._evaluated(way, other)
+            moved, repeated = moved_by(first, second), 0.0
+            if moved:
+                repeated = max(moved_by(first, self._evaluated(way, "one")[0]) for _ in range(2))
+        reseeded = tuple(n for n, state in states.items() if _equal_states(state, others[n]))
+        return Twice(way, first, moved, other, repeated, reseeded, condition)
+
+    def _draws_at_all(self, way: str) -> bool:
+        """Whether any generator is in another state after a forward."""
+        with self._running(way, "one") as subject:
+            before = _generators(subject.device)
+            subject(self._batch(way))
+            after = _generators(subject.device)
+        return not all(_equal_states(state, after[n]) for n, state in before.items())
 
     def _evaluated(self, way: str, which: str) -> tuple[torch.Tensor, dict[str, Any]]:
         """Logits under a random state, and the state of every generator afterwards."""
@@ -461,11 +496,15 @@ def _lacking_among(
             name = layer + role
             if name in drawn:
                 with_.append(name)
-            elif _had_its_chance(name, modules, drawn):
+            elif name in modules and _had_its_chance(name, modules, drawn):
                 without.append(name)
         if with_ and len(with_) >= len(without):
             found += [(name, with_[0]) for name in without]
     return found
+
+
+def _by_hand(name: str, drawing: list[str]) -> bool:
+    return (name.rpartition(".")[0] or ROOT) in drawing
 
 
 def _inside(name: str, layer: str) -> bool:

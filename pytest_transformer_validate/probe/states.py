@@ -13,11 +13,10 @@ from pytest_transformer_validate.probe.passes import Passes, remembered
 from pytest_transformer_validate.probe.trace import (
     ROOT,
     Call,
-    first_to_differ,
     traced,
     where_raised,
 )
-from pytest_transformer_validate.probe.watch import first_change, same
+from pytest_transformer_validate.probe.watch import first_change, first_difference, same
 from pytest_transformer_validate.subject.batch import Batch
 from pytest_transformer_validate.subject.guard import seed_all
 from pytest_transformer_validate.subject.outputs import tensors_in
@@ -40,7 +39,8 @@ _TOO_LONG = 512  # the longest maximum that is exceeded on purpose
 @dataclass(frozen=True)
 class Step:
     """One call in a row of calls: what was given, after what, how far the logits are from those
-    that the model as loaded gives for it, or what it raised, and where."""
+    that the model as loaded gives for it, or what it raised, and where; and what the probe was
+    under."""
 
     given: str
     before: tuple[str, ...]
@@ -48,6 +48,7 @@ class Step:
     reference: torch.Tensor
     raised: str | None = None
     place: str | None = None
+    condition: str = "as loaded"
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ class Left:
     ``parameters`` and ``buffers`` are names (buffers of the state dict that go on changing when
     the same input is given again), ``inputs`` roles, ``modes`` modules whose mode a forward
     flipped, ``settings`` what it changed in torch; ``overwritten`` says that a later call wrote
-    into logits that were already returned.
+    into logits that were already returned, ``exchanged`` that a parameter is another object, or
+    has another shape, than before.
     """
 
     parameters: tuple[str, ...]
@@ -66,6 +68,7 @@ class Left:
     modes: tuple[str, ...]
     settings: tuple[str, ...]
     overwritten: bool
+    exchanged: bool
 
 
 @dataclass(frozen=True)
@@ -79,23 +82,28 @@ class History:
 class States(Passes):
     """Passes about what one call leaves for the next."""
 
-    @remembered
-    def history(self) -> History:
-        """Each input in a row of calls, against the model as loaded, which is given it alone.
+    def settled_history(self) -> History:
+        """With every parameter moved at random where the model is small: a gate that starts at
+        zero hides what is behind it, and so does a projection that the weights fulfil. As it was
+        loaded where it exchanges parameters, as for a table that grows: then it makes them."""
+        if not self.probe.subject.small:
+            return self.history("as loaded")
+        history = self.history("noised")
+        return self.history("as loaded") if history.left.exchanged else history
 
-        With every parameter moved at random where the model is small: a projection of the
-        weights onto something they already fulfil shows only then.
-        """
-        with self.probe.under(self._condition):
+    @remembered
+    def history(self, condition: str) -> History:
+        """Each input in a row of calls, against the model as loaded, which is given it alone."""
+        with self.probe.under(condition):
             batches = self._batches()
             alone = {n: self._alone(n) for n in batches if n != FIRST}
-            return self._sequence(self._order(batches), alone)
+            return self._sequence(condition, self._order(batches), alone)
 
     @remembered
     def after_training(self) -> Step | None:
         """The first input before and after a forward and backward in training mode; ``None``
         where training changed what it may change: buffers, parameters, counters."""
-        with self.probe.under(self._condition), self._running() as subject:
+        with self._running() as subject:
             model = subject.model
             reference = self._give(FIRST)
             before = _numbers(model)
@@ -120,7 +128,7 @@ class States(Passes):
         cheap = subject.small and subject.device.type == "cpu" and not subject.vision
         if not cheap or longest is None or longest > _TOO_LONG:
             return None
-        with self.probe.under(self._condition), self._running():
+        with self._running():
             reference = self._give(FIRST)
             try:
                 self._give(TOO_LONG)
@@ -149,10 +157,10 @@ class States(Passes):
         """The first module that gives something else than in the model as loaded."""
         if step.raised is not None:
             return step.place
-        with self.probe.under(self._condition):
+        with self.probe.under(step.condition):
             before = self._traced((), step.given)
             after = self._traced(step.before, step.given)
-        return first_to_differ(before, after, lambda a, b: not same(a, b))
+        return first_difference(self.probe.subject.model, before, after)
 
     def first_writing(self, kind: str, name: str) -> str | None:
         """The first module during which a parameter, buffer or mode called ``name`` changes, or
@@ -160,10 +168,12 @@ class States(Passes):
         if kind == "inputs":
             return self._first_writing_input(name)
         model = self.probe.subject.model
-        with self.probe.under(self._condition), self._running():
-            for _ in range(2):  # what goes on changing changes the second time too
-                with first_change(model, _watch(model, kind, name)) as found:
-                    self._give(FIRST)
+        condition = "noised" if kind == "parameters" and self.probe.subject.small else "as loaded"
+        with self.probe.under(condition), self._running():
+            if kind == "buffers":  # filled once is lawful: what goes on changing is meant
+                self._give(FIRST)
+            with first_change(model, _watch(model, kind, name)) as found:
+                self._give(FIRST)
         return found[0] if found else None
 
     def _first_writing_input(self, role: str) -> str | None:
@@ -184,10 +194,6 @@ class States(Passes):
         return None
 
     # How it is done...
-
-    @property
-    def _condition(self) -> str:
-        return "noised" if self.probe.subject.small else "as loaded"
 
     def _running(self) -> Any:
         return self.probe.running("states")
@@ -229,7 +235,9 @@ class States(Passes):
         except Exception:  # noqa: BLE001 - shape_robustness judges what has to be taken
             return None
 
-    def _sequence(self, order: list[str], alone: dict[str, torch.Tensor | None]) -> History:
+    def _sequence(
+        self, condition: str, order: list[str], alone: dict[str, torch.Tensor | None]
+    ) -> History:
         steps: list[Step] = []
         with self._running() as subject:
             ledger = _Ledger(subject.model, exact=subject.small)
@@ -244,12 +252,13 @@ class States(Passes):
                 except Exception as error:
                     if not index:
                         raise
-                    steps.append(_raised(subject.model, name, done, error))
+                    steps.append(_raised(subject.model, name, done, error, condition))
                     break
                 ledger.note(self._batch(name), given, logits, again=index == 1)
                 reference = alone.setdefault(name, logits.clone())
                 assert reference is not None
-                steps.append(Step(name, done, moved_by(reference, logits), reference))
+                moved = moved_by(reference, logits)
+                steps.append(Step(name, done, moved, reference, condition=condition))
             return History(steps, ledger.left())
 
     def _train(self) -> None:
@@ -310,7 +319,9 @@ class _Ledger:
     def __init__(self, model: nn.Module, *, exact: bool) -> None:
         self._model = model
         self._look = torch.clone if exact else _checksum
-        self._parameters = {n: (p, self._look(p.detach())) for n, p in model.named_parameters()}
+        self._parameters = {
+            n: (p, p.shape, self._look(p.detach())) for n, p in model.named_parameters()
+        }
         self._lawful = _renormalised(model)
         self._modes = {n or ROOT: m.training for n, m in model.named_modules()}
         self._settings = settings_of_torch()
@@ -342,11 +353,15 @@ class _Ledger:
     def left(self) -> Left:
         """What is not as it was."""
         now = dict(self._model.named_parameters())
+        kept = {
+            name: (parameter, value)
+            for name, (parameter, shape, value) in self._parameters.items()
+            if now.get(name) is parameter and parameter.shape == shape
+        }
         written = [
             name
-            for name, (_, value) in self._parameters.items()
-            if name not in self._lawful
-            and (name not in now or not same(self._look(now[name].detach()), value))
+            for name, (parameter, value) in kept.items()
+            if name not in self._lawful and not same(self._look(parameter.detach()), value)
         ]
         return Left(
             parameters=tuple(written),
@@ -354,6 +369,7 @@ class _Ledger:
             inputs=tuple(self.inputs),
             modes=tuple(self.modes),
             settings=tuple(self.settings),
+            exchanged=len(kept) < len(self._parameters) or len(now) > len(self._parameters),
             overwritten=any(not same(t, value) for t, value in self._returned),
         )
 
@@ -385,10 +401,12 @@ def _watch(model: nn.Module, kind: str, name: str) -> Callable[[], bool]:
     return lambda: not same(dict(registry())[name].detach(), value)
 
 
-def _raised(model: nn.Module, name: str, done: tuple[str, ...], error: Exception) -> Step:
+def _raised(
+    model: nn.Module, name: str, done: tuple[str, ...], error: Exception, condition: str
+) -> Step:
     line = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
     place = where_raised(model, error)
-    return Step(name, done, float("inf"), torch.empty(0), line, place)
+    return Step(name, done, float("inf"), torch.empty(0), line, place, condition)
 
 
 def _copy(batch: Batch) -> Batch:

@@ -6,13 +6,14 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from pytest_transformer_validate.probe.trace import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from torch import nn
+    from pytest_transformer_validate.probe.trace import Call
 
 
 @contextlib.contextmanager
@@ -104,6 +105,32 @@ def same(a: torch.Tensor, b: torch.Tensor) -> bool:
     if not (a.is_floating_point() or a.is_complex()):
         return False
     return bool(((a == b) | (a.isnan() & b.isnan())).all())
+
+
+def first_difference(model: nn.Module, before: list[Call], after: list[Call]) -> str | None:
+    """The first module that gives something else, bit by bit, for the same inputs, or that calls
+    other modules; ``None`` where no module stands out."""
+    for old, new in zip(before, after, strict=False):
+        if old.name != new.name:
+            return _around(model, old.name, new.name)
+        if all_same(old.inputs, new.inputs) and not all_same(old.outputs, new.outputs):
+            return old.name
+    return None
+
+
+def _around(model: nn.Module, a: str, b: str) -> str:
+    """The innermost module with a forward of its own around two modules."""
+    modules = dict(model.named_modules())
+    parts: list[str] = []
+    for one, other in zip(a.split("."), b.split("."), strict=False):
+        if one != other:
+            break
+        parts.append(one)
+    while parts and isinstance(
+        modules.get(".".join(parts)), nn.ModuleList | nn.ModuleDict | nn.Sequential | None
+    ):
+        parts.pop()
+    return ".".join(parts) or ROOT
 
 
 def all_same(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) -> bool:

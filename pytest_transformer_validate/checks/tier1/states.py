@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from pytest_transformer_validate.probe.draws import Declared, Trained, Twice
     from pytest_transformer_validate.probe.probe import Probe
-    from pytest_transformer_validate.probe.states import Step
+    from pytest_transformer_validate.probe.states import Left, Step
 
 REPEATABLE = "in evaluation the same input must give the same logits"
 ALONE = "in evaluation a call must not depend on earlier ones, and must leave nothing behind"
@@ -77,7 +77,7 @@ def _judge_random(probe: Probe, twice: Twice, measured: Determinism, notes: list
         notes.extend(verdict.notes)
         if not verdict.exceeded:
             return
-    where = probe.draws.first_drawing(twice.way)
+    where = probe.draws.first_drawing(twice)
     raise CheckFailed(
         "\n".join(
             [
@@ -106,8 +106,8 @@ def statelessness(probe: Probe, *, factor: float = 16.0) -> Statelessness:
     is exactly 0 and ``factor`` u are allowed. Weights, the caller's inputs, modes and torch's
     settings have to be as before.
     """
-    history = probe.states.history()
-    _judge_left(probe)
+    history = probe.states.settled_history()
+    _judge_left(probe, history.left)
     notes: list[str] = []
     steps = [*history.steps]
     steps += [s for s in (probe.states.after_training(), probe.states.after_too_long()) if s]
@@ -158,7 +158,7 @@ def _judge_step(probe: Probe, step: Step, measured: Statelessness, notes: list[s
 def _all_steps(probe: Probe) -> list[Step]:
     states = probe.states
     extra = (states.after_training(), states.after_too_long())
-    return [*states.history().steps, *(step for step in extra if step)]
+    return [*states.settled_history().steps, *(step for step in extra if step)]
 
 
 def _counted(names: Iterable[str]) -> list[str]:
@@ -192,8 +192,7 @@ _LEFT = {
 }
 
 
-def _judge_left(probe: Probe) -> None:
-    left = probe.states.history().left
+def _judge_left(probe: Probe, left: Left) -> None:
     found = {kind: getattr(left, kind) for kind in _LEFT}
     found["inputs"] = found["inputs"] or probe.states.written_inputs()
     for kind, names in found.items():
@@ -204,7 +203,7 @@ def _judge_left(probe: Probe) -> None:
             raise _leaves(text.format(listed), where, likely, len(names))
     if left.overwritten:
         likely = "the output is a buffer that every call writes into"
-        raise _leaves("a later call wrote into logits already returned", None, likely, 1)
+        raise _leaves("a later call wrote into logits already returned", probe.root, likely, 1)
     reseeded = probe.draws.drawn_twice("plain").reseeded
     if reseeded:
         where = probe.draws.first_reseeding() if "torch" in reseeded else None
