@@ -103,15 +103,21 @@ def _repeat(other: Probe, plan: Plan) -> float:
 
 def _require_causal(probe: Probe, plan: Plan) -> None:
     """Raise NotApplicable where earlier outputs know later tokens: nothing can be cached then."""
+    if looks_ahead(probe, plan.condition):
+        raise NotApplicable("outputs depend on later tokens (see causality): nothing to cache")
+
+
+def looks_ahead(probe: Probe, condition: str = "") -> bool:
+    """Whether an output depends on a later token."""
     if probe.subject.sizes[1] < 2:
-        return
-    for swap in probe.swap_plans():
-        if swap.name != "every" and swap.name != plan.condition:
-            continue
-        swaps = probe.position_swaps(swap)
-        limit = same_shape_limit(swaps.reference)
-        if not worst_leak(swaps, limit.value).value <= limit.value:
-            raise NotApplicable("outputs depend on later tokens (see causality): nothing to cache")
+        return False
+    for plan in probe.swap_plans():
+        if plan.name in {"every", condition}:
+            swaps = probe.position_swaps(plan)
+            limit = same_shape_limit(swaps.reference)
+            if not worst_leak(swaps, limit.value).value <= limit.value:
+                return True
+    return False
 
 
 def _require_comparable(probe: Probe, plan: Plan, position: int, limit: Limit) -> None:

@@ -7,6 +7,7 @@ import math
 from typing import TYPE_CHECKING
 
 from pytest_transformer_validate.checks.registry import check
+from pytest_transformer_validate.checks.tier1.cache import looks_ahead
 from pytest_transformer_validate.errors import CheckFailed, NotApplicable
 from pytest_transformer_validate.measures.losses import (
     ROUNDING,
@@ -45,7 +46,7 @@ def loss_alignment(probe: Probe, *, factor: float = 64.0) -> LossAlignment:
     loss. Logits must not depend on the labels (``factor`` u, two paths).
     """
     _require_labels(probe)
-    full = _usable(probe, probe.losses.answer("full"))
+    full = _usable(probe, _answer(probe))
     notes: list[str] = []
     _judge_logits(probe, full, factor)
     if full.gradient is not None and bool(full.gradient.any()):
@@ -64,8 +65,20 @@ def _require_labels(probe: Probe) -> None:
         problem = subject.config.get("problem_type")
         if problem in _OTHER_PROBLEMS:
             raise NotApplicable(f"problem_type is {problem}: no cross entropy")
+    if subject.facts.fixed_length is not None:
+        raise NotApplicable("outputs have a fixed length, whatever that of the labels")
     if subject.facts.width < 2:
         raise NotApplicable("one number is given: no cross entropy")
+
+
+def _answer(probe: Probe) -> Answer:
+    try:
+        return probe.losses.answer("full")
+    except NotApplicable:
+        raise
+    except Exception as error:
+        line = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
+        raise NotApplicable(f"given labels, forward raises {line}") from error
 
 
 def _usable(probe: Probe, answer: Answer) -> Answer:
@@ -173,6 +186,9 @@ def _judge_shift(probe: Probe, full: Answer, shift: int, notes: list[str]) -> No
             where = "inside the model" if shift else "by the caller"
             notes.append(f"labels are shifted {where}")
         return
+    if shift == 0 and probe.losses.per_token and looks_ahead(probe):
+        notes.append("labels are not shifted, and outputs know later tokens (see causality)")
+        return
     name = probe.losses.role
     where = {0: "at its own position", -1: "one position back", -2: "two positions back"}
     text = where.get(shift, f"{shift} positions ahead")
@@ -194,8 +210,8 @@ _SHIFTS = {
 _MIXED = "a reshape that exchanges rows or axes before the cross entropy, or a roll over axis 0"
 _INPUTS = "input_ids given to the loss in place of labels"
 _SCRAMBLED = (
-    "a view or reshape where classes and positions are exchanged (view(B, V, T) for transpose), "
-    "or a loss of something else than the returned logits"
+    "a view or reshape where classes, rows or positions are exchanged (view(B, V, T) for "
+    "transpose), or a loss of something else than the returned logits"
 )
 
 
