@@ -100,9 +100,10 @@ def not_by_distance(scores: torch.Tensor, eps: float) -> float:
 
 def same_vectors(entering: torch.Tensor) -> tuple[int, int] | None:
     """The first two positions that are given one and the same vector, of (T, D) in which others
-    differ; ``None`` where all differ, or all are the same."""
+    differ; ``None`` where all differ, or all are the same, but for the first few (a convolution
+    begins there)."""
     scale = float(entering.abs().max())
-    if constant_over_positions(entering):
+    if constant_over_positions(entering[min(2 * _EDGE, len(entering) // 2) :]):
         return None
     order = entering.double()
     gaps = (order[:, None] - order[None]).abs().amax(-1) if len(order) <= 128 else None

@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from pytest_transformer_validate.probe.compare import finite, projection, sequence, trace
+from pytest_transformer_validate.probe.compare import (
+    difference,
+    finite,
+    finite_logits,
+    over,
+    projection,
+    sequence,
+    trace,
+)
 from pytest_transformer_validate.probe.lookup import TokenLookup
 from pytest_transformer_validate.probe.passes import Passes, remembered
 from pytest_transformer_validate.probe.positions import Plan, copies
@@ -21,9 +29,8 @@ from pytest_transformer_validate.probe.trace import ROOT
 from pytest_transformer_validate.subject.outputs import floating
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from pytest_transformer_validate.probe.probe import Probe
+    from pytest_transformer_validate.subject.batch import Batch
 
 # Modules that treat every position alike and alone: asking them costs time and tells nothing.
 _POSITIONWISE = (
@@ -58,6 +65,15 @@ class Footprint:
     def own(self) -> torch.Tensor | None:
         """The matrix for an input as long as the output."""
         return self.matrices.get(self.length)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """How the encoder's output (S positions) is used: by the logits (S,), and by what each
+    module of the decoder is given of that length (S,)."""
+
+    logits: torch.Tensor
+    given: dict[str, torch.Tensor]
 
 
 class Mixing(Passes):
@@ -104,6 +120,47 @@ class Mixing(Passes):
             return lookup.gradient().amax(0)
 
     @remembered
+    def text_swaps(self, length: int, condition: str) -> torch.Tensor:
+        """(T,): how far a classifier's outputs move when one token is replaced."""
+        probe = self.probe
+        before, after = self.swapped(length)
+        with probe.under(condition):
+            old, new = (finite_logits(probe, b) for b in (before, after))
+        return difference(old, new).flatten(1).amax(1).double().cpu()
+
+    def swapped(self, length: int) -> tuple[Batch, Batch]:
+        """Copies of one text, and the same with another token at position k of row k."""
+        probe = self.probe
+        before = copies(probe, length, length)
+        ids = before["input_ids"]
+        other = probe.batch(length, length, "mixing swaps")["input_ids"]
+        changed = torch.where(torch.eye(length, dtype=torch.bool), other, ids)
+        return before, before.with_(input_ids=changed.to(ids.device))
+
+    def losing_patch(self, row: int, column: int) -> str | None:
+        """The first module that loses a patch of the image."""
+        batch = self.probe.batch(2, 1, "mixing")
+        pixels = batch["pixel_values"].clone()
+        high, wide = (slice(n * self.patch, (n + 1) * self.patch) for n in (row, column))
+        pixels[:, :, high, wide] = pixels[:, :, high, wide].flip(0)
+        return self.first_losing(batch, batch.with_(pixel_values=pixels))
+
+    def first_losing(self, before: Batch, after: Batch) -> str | None:
+        """The first module that is given something that differs between two batches and gives
+        what does not; ``(model)`` where nothing that a module gives ever differs."""
+        seen = False
+        for old, new in zip(trace(self.probe, before), trace(self.probe, after), strict=False):
+            if old.name != new.name:
+                return None
+            moved = [
+                _any_over(a, b) for a, b in ((old.inputs, new.inputs), (old.outputs, new.outputs))
+            ]
+            if moved[0] and not moved[1] and old.outputs:
+                return old.name
+            seen = seen or any(moved)
+        return None if seen else ROOT
+
+    @remembered
     def source(self, condition: str) -> torch.Tensor | None:
         """(T, S): gradient of the output at k (row) at token s of the encoder's input."""
         probe = self.probe
@@ -137,17 +194,24 @@ class Mixing(Passes):
             torch.autograd.backward(loss, inputs=[pixels])
             return cast("torch.Tensor", pixels.grad).abs().amax((0, 1)).double().cpu()
 
-    @remembered
     def footprints(self, length: int, condition: str) -> list[Footprint]:
         """The footprint of every call of every module, in the order in which calls end; empty
         where no gradient can be read."""
+        return self._footprints(length, condition)[0]
+
+    def memory(self, condition: str) -> Memory | None:
+        """How the encoder's output is used; ``None`` where it cannot be told."""
+        return self._footprints(self.probe.subject.sizes[1], condition)[1]
+
+    @remembered
+    def _footprints(self, length: int, condition: str) -> tuple[list[Footprint], Memory | None]:
         probe = self.probe
         source = self.source_length if probe.subject.decodes else length
         try:
             with probe.under(condition):
                 return _footprints(probe, length, source)
         except Exception:  # noqa: BLE001 - a model need not support a backward in eval mode
-            return []
+            return [], None
 
     @functools.cached_property
     def patch(self) -> int:
@@ -163,18 +227,6 @@ class Mixing(Passes):
         first = next((n for n in strides if 4 <= n <= side // 2), None)
         return first or max(1, side // 4)
 
-    def first_shortening(self) -> str | None:
-        """The first module that is given a sequence and gives a shorter one, or one vector."""
-        probe = self.probe
-        length = probe.subject.sizes[1]
-        for call in trace(probe, probe.batch(2, length, "shortening")):
-            given = [t for t in call.inputs if t.dim() == 3]
-            if given and call.outputs and call.outputs[0].dim() in (2, 3):
-                before, after = given[0], call.outputs[0]
-                if after.dim() == 2 or after.shape[1] < before.shape[1]:
-                    return call.name
-        return None
-
     def kind(self, module: str) -> tuple[object, ...]:
         """What modules that are built alike have in common: class, parameters and their
         shapes."""
@@ -183,11 +235,131 @@ class Mixing(Passes):
         return (type(found), *shapes)
 
 
+def _any_over(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+    return any(x.shape != y.shape or over(x, y) for x, y in zip(a, b, strict=False))
+
+
 @dataclass
 class _Open:
-    """A call that has begun: where its inputs hang in the graph."""
+    """A call that has begun: where its inputs hang in the graph, and a projection of those that
+    are as long as the encoder's output."""
 
     edges: list[tuple[int, GradientEdge]]
+    given: torch.Tensor | None
+
+
+@dataclass
+class _Call:
+    """A call that has ended: the length of its output, a projection of it, and its inputs."""
+
+    module: str
+    length: int
+    total: torch.Tensor
+    begun: _Open
+
+
+class _Watch:
+    """Records calls while a model runs over copies of one text, T and S long."""
+
+    def __init__(self, probe: Probe, length: int, source: int) -> None:
+        every = probe.subject.small and length <= 31
+        self.probe, self.length, self.source = probe, length, source
+        self.looked = {n: _looked_at(n, every=every) for n in (length, source)}
+        self.rows = max(len(places) for places in self.looked.values()) + 1
+        self.calls: list[_Call] = []
+        self.states: list[tuple[int, GradientEdge]] = []
+        self._stack: list[_Open] = []
+
+    def axes(self, tensor: torch.Tensor) -> tuple[int, int] | None:
+        """The axes of rows and of positions of a tensor that depends on tokens."""
+        if tensor.dim() < 3 or not tensor.requires_grad:
+            return None
+        shape = list(enumerate(tensor.shape))
+        along = next((i for i, n in shape if n in self.looked), None)
+        across = next((i for i, n in shape if n == self.rows and i != along), None)
+        return None if along is None or across is None else (across, along)
+
+    def enter(self, _module: Any, args: Any, kwargs: Any) -> None:
+        """Note where the inputs of a call hang in the graph."""
+        edges: list[tuple[int, GradientEdge]] = []
+        given: torch.Tensor | None = None
+        for tensor in {id(t): t for t in floating((args, kwargs))}.values():
+            axes = self.axes(tensor)
+            if axes is None:
+                continue
+            edges.append((tensor.shape[axes[1]], get_gradient_edge(tensor)))
+            if tensor.shape[axes[1]] == self.source != self.length:
+                projected = self._project(tensor)
+                given = projected if given is None else given + projected
+        self._stack.append(_Open(edges, given))
+
+    def leave(self, name: str) -> Any:
+        """Note the result of a call."""
+
+        def record(_module: Any, _args: Any, _kwargs: Any, output: Any) -> None:
+            begun = self._stack.pop()
+            given = next(((t, a) for t in floating(output) if (a := self.axes(t))), None)
+            if not begun.edges or given is None:
+                return
+            stood = given[0].movedim(given[1], (0, 1)).flatten(2)
+            places = list(self.looked[stood.shape[1]])
+            picked = self._project(stood[torch.arange(len(places)), places])
+            self.calls.append(_Call(name, stood.shape[1], picked, begun))
+
+        return record
+
+    def note_state(self, _module: Any, _args: Any, output: Any) -> None:
+        """Note what is as long as the encoder's output."""
+        for tensor in floating(output)[:1]:
+            axes = self.axes(tensor)
+            if axes is not None and tensor.dim() == 3 and tensor.shape[axes[1]] == self.source:
+                self.states.append((len(self.calls), get_gradient_edge(tensor)))
+
+    def _project(self, tensor: torch.Tensor) -> torch.Tensor:
+        return finite(tensor).mul(projection(self.probe, tensor.shape[-1]).to(tensor)).sum()
+
+    def footprint(self, call: _Call) -> Footprint:
+        """The gradients within one call."""
+        places = self.looked[call.length]
+        edges = [edge for _, edge in call.begun.edges]
+        grads = torch.autograd.grad(call.total, edges, retain_graph=True, allow_unused=True)
+        matrices: dict[int, torch.Tensor] = {}
+        for (n, _), grad in zip(call.begun.edges, grads, strict=True):
+            matrix = torch.zeros(len(places), n, dtype=torch.float64)
+            if grad is not None:
+                shape = list(enumerate(grad.shape))
+                along = next(i for i, size in shape if size == n)
+                across = next(i for i, size in shape if size == self.rows and i != along)
+                stood = grad.detach().movedim((across, along), (0, 1)).flatten(2).abs().amax(2)
+                matrix = stood[: len(places)].double().cpu()
+            matrices[n] = matrices.get(n, 0) + matrix
+        return Footprint(call.module, call.length, places, matrices)
+
+    def memory(self, prints: list[Footprint], logits: torch.Tensor) -> Memory | None:
+        """See Memory. The encoder's output is the last result of its length before the first
+        module that mixes the decoder's positions ends."""
+        numbered = enumerate(prints)
+        first = next((i for i, p in numbered if p.length == self.length and _mixes(p)), -1)
+        before = [edge for at, edge in self.states if at <= first]
+        if not before:
+            return None
+        given = {
+            call.module: used
+            for call in self.calls
+            if call.length == self.length
+            and call.begun.given is not None
+            and (used := self._used(call.begun.given, before[-1])) is not None
+        }
+        total = self._used(self._project(logits.flatten(2)), before[-1])
+        return None if total is None else Memory(total, given)
+
+    def _used(self, total: torch.Tensor, edge: GradientEdge) -> torch.Tensor | None:
+        """(S,): the gradient of a number at what stands at ``edge``."""
+        found = torch.autograd.grad(total, [edge], retain_graph=True, allow_unused=True)[0]
+        if found is None:
+            return None
+        along = next(i for i, n in enumerate(found.shape) if n == self.source)
+        return found.detach().abs().movedim(along, 0).flatten(1).amax(1).double().cpu()
 
 
 def _looked_at(length: int, *, every: bool) -> tuple[int, ...]:
@@ -195,103 +367,39 @@ def _looked_at(length: int, *, every: bool) -> tuple[int, ...]:
     return tuple(range(length)) if every else tuple(few)
 
 
-def _footprints(probe: Probe, length: int, source: int) -> list[Footprint]:
-    every = probe.subject.small and length <= 31
-    looked = {n: _looked_at(n, every=every) for n in (length, source)}
-    rows = max(len(p) for p in looked.values()) + 1
-    batch = copies(probe, length, rows, source if probe.subject.decodes else None)
-    calls: list[tuple[str, int, list[tuple[int, GradientEdge]], torch.Tensor]] = []
-    stack: list[_Open] = []
+def _footprints(probe: Probe, length: int, source: int) -> tuple[list[Footprint], Memory | None]:
+    watch = _Watch(probe, length, source)
+    batch = copies(probe, length, watch.rows, source if probe.subject.decodes else None)
     handles: list[Any] = []
-
-    def axes(tensor: torch.Tensor) -> tuple[int, int] | None:
-        """The axes of rows and of positions."""
-        along = next((i for i, n in enumerate(tensor.shape) if n in looked), None)
-        across = next((i for i, n in enumerate(tensor.shape) if n == rows and i != along), None)
-        return None if along is None or across is None or tensor.dim() < 3 else (across, along)
-
-    def enter(_module: Any, args: Any, kwargs: Any) -> None:
-        tensors = {id(t): t for t in floating((args, kwargs)) if t.requires_grad and axes(t)}
-        stack.append(_Open([(_length(t, axes(t)), _edge(t)) for t in tensors.values()]))
-
-    def leave(name: str) -> Any:
-        def record(_module: Any, _args: Any, _kwargs: Any, output: Any) -> None:
-            opened = stack.pop()
-            given = [t for t in floating(output) if t.requires_grad and axes(t)]
-            if opened.edges and given:
-                size, total = _projected(probe, given[0], axes(given[0]), looked)
-                calls.append((name, size, opened.edges, total))
-
-        return record
-
     with probe.running("footprints", grad=True) as subject:
         for parameter in subject.model.parameters():
             parameter.requires_grad_(False)
-        for name, module in _askable(subject.model):
-            handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
-            handles.append(module.register_forward_hook(leave(name), with_kwargs=True))
+        for name, module in subject.model.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                continue
+            if source != length:
+                handles.append(module.register_forward_hook(watch.note_state))
+            if not isinstance(module, _POSITIONWISE):
+                after = watch.leave(name or ROOT)
+                handles.append(module.register_forward_pre_hook(watch.enter, with_kwargs=True))
+                handles.append(module.register_forward_hook(after, with_kwargs=True))
         try:
-            with (
-                TokenLookup(batch["input_ids"]) as lookup,
-                TokenLookup(batch[sequence(probe)]),
-            ):
-                subject(batch)
-            return [_footprint(*call, looked) for call in calls] if lookup else []
+            with TokenLookup(batch["input_ids"]) as lookup, TokenLookup(batch[sequence(probe)]):
+                logits = subject(batch).logits
+            if not lookup:
+                return [], None
+            prints = [watch.footprint(call) for call in watch.calls]
+            return prints, watch.memory(prints, logits)
         finally:
             for handle in handles:
                 handle.remove()
 
 
-def _askable(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
-    for name, module in model.named_modules():
-        if not isinstance(module, (torch.jit.ScriptModule, *_POSITIONWISE)):
-            yield name or ROOT, module
-
-
-def _edge(tensor: torch.Tensor) -> GradientEdge:
-    return get_gradient_edge(tensor)
-
-
-def _length(tensor: torch.Tensor, axes: tuple[int, int] | None) -> int:
-    assert axes is not None
-    return tensor.shape[axes[1]]
-
-
-def _projected(
-    probe: Probe,
-    output: torch.Tensor,
-    axes: tuple[int, int] | None,
-    looked: dict[int, tuple[int, ...]],
-) -> tuple[int, torch.Tensor]:
-    """The length of an output, and the projected sum over copies k at their positions."""
-    assert axes is not None
-    across, along = axes
-    stood = output.movedim((across, along), (0, 1)).flatten(2)
-    positions = list(looked[stood.shape[1]])
-    picked = stood[torch.arange(len(positions)), positions]
-    weight = projection(probe, picked.shape[-1]).to(picked)
-    return stood.shape[1], finite(picked).mul(weight).sum()
-
-
-def _footprint(
-    name: str,
-    size: int,
-    edges: list[tuple[int, GradientEdge]],
-    total: torch.Tensor,
-    looked: dict[int, tuple[int, ...]],
-) -> Footprint:
-    positions = looked[size]
-    grads = torch.autograd.grad(
-        total, [edge for _, edge in edges], retain_graph=True, allow_unused=True
-    )
-    rows = max(len(p) for p in looked.values()) + 1
-    matrices: dict[int, torch.Tensor] = {}
-    for (n, _), grad in zip(edges, grads, strict=True):
-        matrix = torch.zeros(len(positions), n, dtype=torch.float64)
-        if grad is not None:
-            along = next(i for i, s in enumerate(grad.shape) if s == n)
-            across = next(i for i, s in enumerate(grad.shape) if s == rows and i != along)
-            stood = grad.detach().movedim((across, along), (0, 1)).flatten(2).abs().amax(2)
-            matrix = stood[: len(positions)].double().cpu()
-        matrices[n] = matrices.get(n, 0) + matrix
-    return Footprint(name, size, positions, matrices)
+def _mixes(footprint: Footprint) -> bool:
+    matrix = footprint.own
+    if matrix is None:
+        return False
+    rows = torch.arange(len(footprint.positions))
+    apart = matrix.clone()
+    apart[rows, list(footprint.positions)] = 0
+    return float(apart.max()) > 1e-12 * float(matrix.max())

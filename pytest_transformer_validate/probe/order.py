@@ -16,7 +16,6 @@ from pytest_transformer_validate.probe.compare import (
     difference,
     finite_logits,
     sequence,
-    text_logits,
     trace,
 )
 from pytest_transformer_validate.probe.lookup import TokenLookup
@@ -210,9 +209,8 @@ class Order(Passes):
         batch = self._text()
         ids = batch[sequence(probe)]
         steps = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-        length = ids.shape[1]
-        before = text_logits(probe, batch.with_(position_ids=steps), length)
-        after = text_logits(probe, batch.with_(position_ids=steps + by), length)
+        before = finite_logits(probe, batch.with_(position_ids=steps))
+        after = finite_logits(probe, batch.with_(position_ids=steps + by))
         return float(difference(before, after).max()), before
 
     def first_same(self, side: str, module: str, length: int, one: int, two: int) -> str:

@@ -341,10 +341,6 @@ class Probe:
         """See ``promises.declared_window``."""
         return promises.declared_window(self.subject)
 
-    def switches_window(self) -> bool:
-        """See ``promises.switches_window``."""
-        return promises.switches_window(self.subject)
-
     def tells_of_limits(self, *, holes: bool = True) -> str | None:
         """See ``promises.tells_of_limits``."""
         return promises.tells_of_limits(self.subject, holes=holes)

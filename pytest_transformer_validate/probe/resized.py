@@ -80,6 +80,8 @@ class Resizing(Passes):
             part = trace(self.probe, self._cut(batch, size))
 
         def cut(tensor: torch.Tensor) -> torch.Tensor:
+            if length not in tensor.shape:
+                return tensor.new_empty(0)  # a summary of the text may follow its length
             for axis, n in enumerate(tensor.shape):
                 tensor = tensor.narrow(axis, 0, size) if n == length else tensor
             return tensor

@@ -12,7 +12,8 @@ import linecache
 import re
 from typing import TYPE_CHECKING, Any
 
-from pytest_transformer_validate.subject.declared import declared, levels
+from pytest_transformer_validate.sources.config import ModelConfig
+from pytest_transformer_validate.subject.declared import levels
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,12 +26,16 @@ WINDOW = (
     "sliding_window", "sliding_window_size", "attention_window", "attention_window_size",
     "local_attention_window", "local_window_size", "local_attention", "window_size", "window",
 )  # fmt: skip
-# Parts of words that tell of a reach which is short, or has holes, on purpose.
-_LOCAL = (
-    "window", "local", "chunk", "band", "dilat", "strid", "spars", "lsh", "hash", "topk", "conv",
-    "kernel", "receptive", "neighbo", "keep", "landmark", "cluster", "bucket", "budget", "span",
-    "global", "sliding", "indexer", "routing", "segment", "nystrom", "pool",
+# Parts of words that tell of a reach which is short on purpose, or has holes.
+_SHORT = (
+    "window", "local", "chunk", "band", "dilat", "conv", "kernel", "receptive", "neighbo",
+    "sliding", "span",
 )  # fmt: skip
+_HOLES = (
+    *_SHORT, "strid", "spars", "lsh", "hash", "topk", "keep", "landmark", "cluster", "bucket",
+    "budget", "indexer", "routing", "nystrom", "pool",
+)  # fmt: skip
+_POSITIONWISE = ("feedforward", "ffn", "mlp")  # what is cut into chunks without a loss
 _POSITION = {
     "pos", "position", "positions", "positional", "rope", "rotary", "alibi", "sinusoid",
     "sinusoidal", "sinusoids", "wpe", "pe", "rel", "relative", "freqs", "inv_freq", "slopes",
@@ -43,27 +48,22 @@ _SETUP = ("__init__", "init", "_init", "reset", "_reset", "tie", "_tie")
 
 def declared_window(subject: Subject) -> int | None:
     """The window that the configuration declares, where it is one number of tokens."""
-    found = declared(subject.config, WINDOW)
+    text = subject.config.get("text_config")
+    found = subject.config.first(*WINDOW) or (ModelConfig(text).first(*WINDOW) if text else None)
     if isinstance(found, list | tuple) and len(set(found)) == 1:
         found = found[0]
     return found if isinstance(found, int) and not isinstance(found, bool) and found > 0 else None
 
 
-def switches_window(subject: Subject) -> bool:
-    """Whether the configuration says which layers have the window, or turns it off."""
-    keys = [k for level in levels(subject.config) for k in level]
-    telling = ("use_sliding", "layer_types", "pattern", "attention_types", "every", "full_att")
-    telling += ("max_window_layers", "global", "layers_block_type", "attn_layer")
-    return any(part in str(key) for key in keys for part in telling)
-
-
-def tells_of_limits(subject: Subject) -> str | None:
+def tells_of_limits(subject: Subject, *, holes: bool = True) -> str | None:
     """The first name in the configuration, the modules or their source that tells of a limited
-    reach; ``None`` where none does."""
+    reach, or of ``holes`` in it; ``None`` where none does."""
+    parts = _HOLES if holes else _SHORT
     names = [k for level in levels(subject.config) for k in _given(level)]
     names += _structure(subject.model)
     for name in [*names, *_identifiers(subject.model, unconditional=False)]:
-        if any(part in name.lower().replace("_", "") for part in _LOCAL):
+        plain = name.lower().replace("_", "")
+        if any(part in plain for part in parts) and not any(p in plain for p in _POSITIONWISE):
             return name
     return None
 
@@ -127,7 +127,7 @@ def _structure(model: nn.Module) -> list[str]:
 
 def _identifiers(model: nn.Module, *, unconditional: bool) -> Iterator[str]:
     """Names in the source of the classes of a model, beside their set-up; ``unconditional``
-    leaves out what stands under an ``if``."""
+    leaves all out but what forward reads in any case."""
     seen: set[type] = set()
     for module in model.modules():
         for cls in type(module).__mro__:
@@ -135,7 +135,11 @@ def _identifiers(model: nn.Module, *, unconditional: bool) -> Iterator[str]:
                 continue
             seen.add(cls)
             for function in _functions(cls):
-                yield from _names(function, unconditional=unconditional)
+                if unconditional and function.name != "forward":
+                    continue
+                own = {a.arg for a in (*function.args.args, *function.args.kwonlyargs)}
+                names = _names(function, unconditional=unconditional)
+                yield from (name for name in names if not unconditional or name not in own)
 
 
 def _functions(cls: type) -> Iterator[ast.FunctionDef]:

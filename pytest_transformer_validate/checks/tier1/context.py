@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pytest_transformer_validate.checks.registry import check
-from pytest_transformer_validate.errors import Blocked, CheckFailed, NotApplicable
+from pytest_transformer_validate.errors import CheckFailed, NotApplicable
 from pytest_transformer_validate.measures import context
 from pytest_transformer_validate.measures.context import Context, Pattern
 from pytest_transformer_validate.measures.measurement import Limit
@@ -32,9 +33,9 @@ def context_use(probe: Probe, *, floor: float = 1e-7) -> Context:
     a convolution) is reported, and held against a declared window.
     """
     task = probe.subject.task.task_type
-    if task == "vision_classification":
+    if probe.subject.vision:
         return _every_patch(probe, floor)
-    if task == "classification":
+    if task.endswith("classification"):
         return _every_token(probe, floor)
     _require_length(probe)
     measured, pattern = _look_back(probe, floor)
@@ -83,8 +84,9 @@ def _look_back(probe: Probe, floor: float) -> tuple[Context, Pattern]:
     plan = next((p for p in probe.swap_plans() if p.name == "long"), None)
     reach = None
     if plan is not None:
-        swaps = probe.position_swaps(plan)
-        reach = context.longest_reach(swaps, same_shape_limit(swaps.reference).value)
+        with contextlib.suppress(Exception):  # causality says what a long text raises
+            swaps = probe.position_swaps(plan)
+            reach = context.longest_reach(swaps, same_shape_limit(swaps.reference).value)
     prints = context.mixers(probe.mixing.footprints(length, "eval"), length)
     reaches = tuple((f.module, context.look_back(f, length - 1)) for f in prints)
     return (
@@ -101,7 +103,7 @@ def _look_back(probe: Probe, floor: float) -> tuple[Context, Pattern]:
 
 
 def _judge_past(probe: Probe, measured: Context, pattern: Pattern) -> Context:
-    told = probe.tells_of_limits()
+    told = probe.tells_of_limits(holes=pattern.name == "holes")
     if pattern.name == "band" and (told or probe.window):
         note = f"each output sees {pattern.reach} tokens back ({told or 'declared window'})"
         return replace(measured, notes=(*measured.notes, note))
@@ -228,16 +230,18 @@ def _odd_siblings(
 
 
 def _attends(probe: Probe, module: str, length: int, found: str) -> bool:
-    """Whether a module that passes on nothing of its input attends to other positions all the
-    same: to keys and values of another layer."""
+    """Whether a module that passes on nothing of its input may attend to other positions all
+    the same: to keys and values of another layer. Only weights that are seen to leave the
+    diagonal alone say that it does not."""
     if found != "alone":
         return False
     side = "text" if length == probe.subject.sizes[1] else "source"
-    for scores in probe.order.scores(side):
-        if scores.module == module or context.inside(scores.module, module):
-            seen = scores.visible()
-            return bool(seen.any(0).tril(-1).any())
-    return False
+    inner = [
+        scores.visible()
+        for scores in probe.order.scores(side)
+        if scores.module == module or context.inside(scores.module, module)
+    ]
+    return not inner or any(bool(seen.any(0).tril(-1).any()) for seen in inner)
 
 
 def _judge_heads(
@@ -266,7 +270,12 @@ def _judge_window(probe: Probe, measured: Context) -> Context:
     if window is None or window > _WIDEST or window < 3:
         return measured
     length = min(3 * window + 5, probe.subject.max_length or 10**9)
-    prints = context.mixers(probe.mixing.footprints(length, "eval"), length)
+    attends = {scores.module for scores in probe.order.scores("text")}
+    prints = [
+        f
+        for f in context.mixers(probe.mixing.footprints(length, "eval"), length)
+        if any(m == f.module or context.inside(m, f.module) for m in attends)
+    ]
     if length < window + 3 or not prints:
         return measured
     last, middle = length - 1, length // 2
@@ -275,15 +284,16 @@ def _judge_window(probe: Probe, measured: Context) -> Context:
     windowed = [name for name, (far, _) in reach.items() if far in (window - 1, window)]
     for name, (far, near) in reach.items():
         clean = far == near or (far > middle and near == middle)
-        too_far = window < far < last - 1 and clean and far < 2 * window - 1
+        too_far = window < far < last and far == near
         shorter = windowed and clean and 0 < far < window - 1 and _same(probe, name, windowed[0])
         if too_far or shorter:
             odd = odd or (name, f"looks {far} back")
     longest = max(far for far, _ in reach.values())
     if longest < window // 2 - 1:
         odd = odd or (next(iter(reach)), f"looks {longest} back, as far as any module")
-    if min(far for far, _ in reach.values()) == last and not probe.switches_window():
-        odd = odd or (next(iter(reach)), f"looks {last} back, to the first token")
+    if min(far for far, _ in reach.values()) == last:
+        note = f"a window of {window} tokens is declared, and every module looks further back"
+        measured = replace(measured, notes=(*measured.notes, note))
     if odd is None:
         return measured
     raise CheckFailed(
@@ -321,11 +331,11 @@ def _every_token(probe: Probe, floor: float) -> Context:
         )
         if not unseen:
             continue
-        told = probe.tells_of_limits()
+        told = probe.tells_of_limits(holes=False)
         if told and len(unseen) < length - 1:
             note = f"{len(unseen)} of {length} tokens are not seen: a limited reach ({told})"
             return replace(measured, notes=(note,))
-        where = _first_short(probe, {"alone"}) or probe.mixing.first_shortening()
+        where = _first_short(probe, {"alone"}) or _first_losing(probe, length, unseen[-1])
         raise CheckFailed(
             f"{rule}\n"
             f"{len(unseen)} of {length} tokens have no influence (tokens "
@@ -341,19 +351,26 @@ def _every_token(probe: Probe, floor: float) -> Context:
 
 
 def _text_dependencies(probe: Probe, length: int, floor: float) -> torch.Tensor:
-    try:
-        first = probe.mixing.text(length, "eval")
-        if first is None:
-            raise NotApplicable("the token vectors cannot be seen")
-        first = context.relative(first)
-        if bool((first < floor).any()):
-            second = probe.mixing.text(length, "noised")
-            first = first if second is None else first.maximum(context.relative(second))
-    except (Blocked, NotApplicable):
-        raise
-    except Exception as error:
-        raise NotApplicable(f"no gradient could be read: {error}"[:200]) from error
+    first = context.relative(_text(probe, length, "eval"))
+    if bool((first < floor).any()):
+        return first.maximum(context.relative(_text(probe, length, "noised")))
     return first
+
+
+def _text(probe: Probe, length: int, condition: str) -> torch.Tensor:
+    """By gradient; by replacing tokens where none can be read."""
+    try:
+        found = probe.mixing.text(length, condition)
+    except Exception:  # noqa: BLE001 - a model need not support a backward in eval mode
+        found = None
+    if found is None or not bool(found.isfinite().all()):
+        return probe.mixing.text_swaps(length, condition)
+    return found
+
+
+def _first_losing(probe: Probe, length: int, token: int) -> str | None:
+    before, after = (probe.row(b, token) for b in probe.mixing.swapped(length))
+    return probe.mixing.first_losing(before, after)
 
 
 def _every_patch(probe: Probe, floor: float) -> Context:
@@ -372,7 +389,7 @@ def _every_patch(probe: Probe, floor: float) -> Context:
     )
     if not unseen:
         return measured
-    where = probe.mixing.first_shortening()
+    where = probe.mixing.losing_patch(*unseen[0])
     raise CheckFailed(
         "the output of an image classifier must depend on every part of the image\n"
         f"{len(unseen)} of {values.numel()} patches of {size} x {size} pixels have no influence "
@@ -422,7 +439,7 @@ def bidirectionality(probe: Probe, *, floor: float = 1e-7) -> Context:
 
 
 def _judge_both(probe: Probe, measured: Context, pattern: Pattern) -> Context:
-    told = probe.tells_of_limits()
+    told = probe.tells_of_limits(holes=pattern.name == "holes")
     if pattern.name in {"band", "holes"} and (told or probe.window):
         note = f"outputs see {pattern.reach} tokens to a side ({told or 'declared window'})"
         return replace(measured, notes=(*measured.notes, note))
@@ -478,6 +495,7 @@ def encoder_use(probe: Probe, *, floor: float = 1e-7) -> Context:
     if unseen:
         measured = _judge_source(probe, measured, first, unseen)
     _judge_cross(probe, measured)
+    _judge_memory(probe, measured)
     _judge_encoder(probe, measured, length)
     return measured
 
@@ -504,6 +522,8 @@ def _judge_source(
     where = _first_deaf(probe) or _first_short(
         probe, {"alone"}, probe.mixing.source_length, "source"
     )
+    if where is None and not _cross(probe, "noised"):
+        where = probe.root
     likely = "the encoder's output is not handed to the decoder, or it is overwritten"
     if len(missing) < values.shape[1]:
         likely = "only some of the encoder's positions are handed on (a slice, one position)"
@@ -517,6 +537,50 @@ def _judge_source(
         measured,
         where=where,
     )
+
+
+def _judge_memory(probe: Probe, measured: Context) -> None:
+    """Every position of the encoder's output reaches the logits, and every layer that is given
+    something of its length."""
+    first, second = _unused(probe, "eval"), None
+    if first:
+        second = _unused(probe, "noised")
+    if not first or not second:
+        return
+    modules, positions = second
+    where = modules[0] if modules else _first_deaf(probe) or probe.root
+    everywhere = set(modules) == set(_cross(probe, "noised"))
+    where = probe.root if everywhere else where
+    raise CheckFailed(
+        f"{SOURCE}\n"
+        f"position {positions[0]} of the encoder's output is not used"
+        f"{f' by what {modules[0]} is given' if modules else ''} ({len(positions)} of "
+        f"{measured.length} are not), with moved parameters too\n"
+        f"first module to differ: {where}\n"
+        "likely: only some of the encoder's positions are handed on (a slice, an expanded first "
+        "position), or they are overwritten for one layer",
+        measured,
+        where=where,
+    )
+
+
+def _unused(probe: Probe, condition: str) -> tuple[list[str], list[int]] | None:
+    """The modules that are not given all of the encoder's output, and positions that are not
+    used; the logits' where all modules are; ``None`` where everything is used."""
+    memory = probe.mixing.memory(condition)
+    if memory is None:
+        return None
+    cross = _cross(probe, condition)
+    lost = {
+        module: (context.relative(used) < 1e-9).nonzero().flatten().tolist()
+        for module, used in memory.given.items()
+        if module in cross
+    }
+    modules = [module for module, positions in lost.items() if positions]
+    if modules:
+        return modules, lost[modules[0]]
+    positions = (context.relative(memory.logits) < 1e-9).nonzero().flatten().tolist()
+    return ([], positions) if positions else None
 
 
 def _cross(probe: Probe, condition: str) -> dict[str, torch.Tensor]:

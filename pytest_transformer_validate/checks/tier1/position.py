@@ -102,7 +102,7 @@ def _unknown(
     if promise is None:
         note = "no position information: order is known through the causal mask, or not at all"
         return replace(measured, known="mask", notes=(*measured.notes, note))
-    where = modules[0] if modules else None
+    where = probe.order.promised_module(promise) or (modules[0] if modules else None)
     raise CheckFailed(
         f"{RULE}\n"
         f"the {'encoder' if side == 'source' else 'model'} has positions ({promise}), and when "

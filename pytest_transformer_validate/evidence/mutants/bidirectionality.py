@@ -1,0 +1,124 @@
+"""Mistakes that hide one side of the text from an encoder."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from pytest_transformer_validate.evidence.mutants.surgery import Mutant
+
+_blind = partial(Mutant, check="bidirectionality")
+_LAYERS = "        for layer in self.encoder:\n            hidden = layer(hidden, mask)"
+_SCORES = "        scores = scores + mask\n"
+_ENCODER = "self.encoder(self.embedding(input_ids), src_key_padding_mask=padding)"
+_SIZE = "        size = input_ids.size(1)\n"
+
+MUTANTS = (
+    _blind(
+        name="causal_mask_left_on",
+        family="causal",
+        parent="bert",
+        where=("encoder.0.attention",),
+        why="an encoder made from a decoder",
+        edits=(
+            (
+                _SCORES,
+                "        later = torch.ones_like(scores, dtype=torch.bool).triu(1)\n"
+                "        scores = (scores + mask).masked_fill(later, float('-inf'))\n",
+            ),
+        ),
+    ),
+    _blind(
+        name="subsequent_mask_in_encoder",
+        family="causal",
+        parent="torch_encoder",
+        where=("encoder.layers.0.self_attn",),
+        why="the tutorial's mask of a language model is given to an encoder",
+        edits=(
+            (
+                "        hidden = " + _ENCODER,
+                _SIZE + "        later = torch.ones(size, size, dtype=torch.bool).triu(1)\n"
+                "        hidden = self.encoder(\n"
+                "            self.embedding(input_ids), later, src_key_padding_mask=padding\n"
+                "        )",
+            ),
+        ),
+    ),
+    _blind(
+        name="wrong_triangle",
+        family="causal",
+        parent="bert",
+        where=("encoder.0.attention",),
+        why="tril for triu, in a mask that should not be there",
+        edits=(
+            (
+                _SCORES,
+                "        earlier = torch.ones_like(scores, dtype=torch.bool).tril(-1)\n"
+                "        scores = (scores + mask).masked_fill(earlier, float('-inf'))\n",
+            ),
+        ),
+    ),
+    _blind(
+        name="causal_in_one_layer",
+        family="one_layer",
+        parent="bert",
+        where=("encoder.1.attention",),
+        why="a prefix mask that was meant for another layer",
+        edits=(
+            (
+                _LAYERS,
+                "        size = hidden.size(1)\n"
+                "        later = torch.full((size, size), -1e9).triu(1)\n"
+                "        for index, layer in enumerate(self.encoder):\n"
+                "            hidden = layer(hidden, mask + later if index == 1 else mask)",
+            ),
+        ),
+    ),
+    _blind(
+        name="one_layer_alone",
+        family="one_layer",
+        parent="torch_encoder",
+        where=("encoder.layers.1.self_attn",),
+        why="a mask of which nothing but the diagonal is left, in the last layer",
+        edits=(
+            (
+                "        hidden = " + _ENCODER,
+                _SIZE + "        alone = ~torch.eye(size, dtype=torch.bool)\n"
+                "        hidden = self.embedding(input_ids)\n"
+                "        for index, layer in enumerate(self.encoder.layers):\n"
+                "            hidden = layer(hidden, alone if index else None, padding)",
+            ),
+        ),
+    ),
+    _blind(
+        name="causal_in_one_head",
+        family="one_head",
+        parent="bert",
+        where=("encoder.0.attention",),
+        why="heads were given masks of their own and one kept the decoder's",
+        edits=(
+            (
+                _SCORES,
+                "        scores = scores + mask\n"
+                "        later = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)\n"
+                "        scores[:, 2] = scores[:, 2].masked_fill(later, float('-inf'))\n",
+            ),
+        ),
+    ),
+    _blind(
+        name="encoder_sees_itself_only",
+        family="alone",
+        parent="torch_encoder",
+        where=("encoder.layers.0.self_attn",),
+        why="a boolean mask the wrong way round",
+        edits=(
+            (
+                _ENCODER,
+                "self.encoder(\n"
+                "            self.embedding(input_ids),\n"
+                "            ~torch.eye(input_ids.size(1), dtype=torch.bool),\n"
+                "            src_key_padding_mask=padding,\n"
+                "        )",
+            ),
+        ),
+    ),
+)

@@ -1,0 +1,101 @@
+"""Mistakes between an encoder and a decoder."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from pytest_transformer_validate.evidence.mutants.surgery import Mutant
+
+_lost = partial(Mutant, check="encoder_use", parent="seq2seq")
+_CROSS = "self.cross_attn(y, memory, memory_mask)"
+_DECODE = (
+    "        for layer in self.decoder_layers:\n            y = layer(y, memory, causal, mask)"
+)
+_ENCODE = "        for layer in self.encoder_layers:\n            x = layer(x, mask)"
+_MEMORY = "        memory = self.encode(input_ids, mask)\n"
+
+MUTANTS = (
+    _lost(
+        name="decoder_attends_to_itself",
+        family="ignored",
+        where=("decoder_layers.0.cross_attn",),
+        why="the decoder's own states as keys and values",
+        edits=((_CROSS, "self.cross_attn(y, y, None)"),),
+    ),
+    _lost(
+        name="memory_overwritten",
+        family="ignored",
+        where=("",),
+        why="a buffer of the right shape where the encoder's output was meant",
+        edits=((_MEMORY, _MEMORY + "        memory = torch.zeros_like(memory)\n"),),
+    ),
+    _lost(
+        name="one_layer_ignores_memory",
+        family="one_layer",
+        where=("decoder_layers.1.cross_attn",),
+        why="a layer index off by one turns cross attention off",
+        edits=(
+            (
+                _DECODE,
+                "        for index, layer in enumerate(self.decoder_layers):\n"
+                "            y = layer(y, memory * (index == 0), causal, mask)",
+            ),
+        ),
+    ),
+    _lost(
+        name="one_source_position",
+        family="some_positions",
+        where=("decoder_layers.0.cross_attn",),
+        why="a pooled memory from another task: the first position only",
+        edits=((_CROSS, "self.cross_attn(y, memory[:, :1], None)"),),
+    ),
+    _lost(
+        name="first_source_token_broadcast",
+        family="some_positions",
+        where=("",),
+        why="expand of one position over the length of the source",
+        edits=((_MEMORY, _MEMORY + "        memory = memory[:, :1].expand_as(memory)\n"),),
+    ),
+    _lost(
+        name="last_source_token_lost",
+        family="some_positions",
+        where=("",),
+        why="the end of the text is cut off with the end id",
+        edits=(
+            (
+                _MEMORY,
+                _MEMORY + "        memory = memory[:, :-1]\n"
+                "        mask = None if mask is None else mask[..., :-1]\n",
+            ),
+        ),
+    ),
+    _lost(
+        name="encoder_is_causal",
+        family="encoder_mask",
+        where=("encoder_layers.0.self_attn",),
+        why="the decoder's mask is given to the encoder",
+        edits=(
+            (
+                _ENCODE,
+                "        length = x.size(1)\n"
+                "        causal = torch.ones(length, length, device=x.device).tril()[None, None]\n"
+                "        mask = causal if mask is None else causal * mask\n" + _ENCODE,
+            ),
+        ),
+    ),
+    _lost(
+        name="one_encoder_layer_is_causal",
+        family="encoder_mask",
+        where=("encoder_layers.1.self_attn",),
+        why="the decoder's mask is given to the last layer of the encoder",
+        edits=(
+            (
+                _ENCODE,
+                "        length = x.size(1)\n"
+                "        causal = torch.ones(length, length, device=x.device).tril()[None, None]\n"
+                "        for index, layer in enumerate(self.encoder_layers):\n"
+                "            x = layer(x, causal if index else mask)",
+            ),
+        ),
+    ),
+)

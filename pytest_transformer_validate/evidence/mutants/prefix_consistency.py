@@ -1,0 +1,85 @@
+"""Mistakes by which a token's result depends on how many tokens follow."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from pytest_transformer_validate.evidence.mutants.surgery import Mutant
+
+_depends = partial(Mutant, check="prefix_consistency")
+
+MUTANTS = (
+    _depends(
+        name="positions_from_the_end",
+        family="positions",
+        parent="sdpa_gpt",
+        where=("wpe",),
+        why="left-padded positions without the padding",
+        edits=(("self.wpe(positions))", "self.wpe(positions.flip(0)))"),),
+    ),
+    _depends(
+        name="target_positions_from_the_end",
+        family="positions",
+        parent="seq2seq",
+        where=("decoder_positions",),
+        why="positions counted down in the decoder",
+        edits=(("self.decoder_positions(steps)", "self.decoder_positions(steps.flip(0))"),),
+    ),
+    _depends(
+        name="positions_stretched",
+        family="positions",
+        parent="llama",
+        where=("rotary", "layers.0.self_attn"),
+        why="positions are interpolated to a fixed range for every text",
+        edits=(
+            (
+                "cos, sin = self.rotary(position_ids)",
+                "cos, sin = self.rotary(position_ids * 32.0 / length)",
+            ),
+        ),
+    ),
+    _depends(
+        name="scaled_by_length",
+        family="scores",
+        parent="nanogpt",
+        where=("transformer.h.0.attn",),
+        why="size(-2) for size(-1) in the scale of the scores",
+        edits=(("math.sqrt(k.size(-1))", "math.sqrt(k.size(-2))"),),
+    ),
+    _depends(
+        name="temperature_by_length",
+        family="scores",
+        parent="llama",
+        where=("layers.0.self_attn",),
+        why="a log-length temperature with the length of the whole text for every row",
+        edits=(
+            ("/ self.head_dim**0.5", "/ self.head_dim**0.5 * torch.tensor(length).log().item()"),
+        ),
+    ),
+    _depends(
+        name="distance_by_length",
+        family="scores",
+        parent="alibi",
+        where=("blocks.0.attention",),
+        why="distances normalised by the length of the text",
+        edits=(("bias = self.slopes * distance\n", "bias = self.slopes * distance / length\n"),),
+    ),
+    _depends(
+        name="logits_by_length",
+        family="mean",
+        parent="mha_decoder",
+        where=("",),
+        why="a mean over the text that was meant for the loss",
+        edits=(
+            ("return self.lm_head(self.norm(x))", "return self.lm_head(self.norm(x)) / x.size(1)"),
+        ),
+    ),
+    _depends(
+        name="states_by_length",
+        family="mean",
+        parent="recurrent",
+        where=("mixer",),
+        why="running sums divided by the length of the whole text",
+        edits=(("return self.out(states)", "return self.out(states / x.size(1))"),),
+    ),
+)
