@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 SHIFTS = (0, 1, -1, 2, -2)
 ROUNDING = 64  # times eps: a log-softmax and its gradient are sums over V
 WEIGHTS = 1e-3
+SURE = 0.02  # 1 - p below which a weight is not read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +43,13 @@ class LossAlignment(Measurement):
 @dataclass(frozen=True)
 class Pull:
     """Read from a gradient (B, T, V): the label ``towards`` (B, T) that each output is drawn to,
-    the ``weight`` (B, T) with which, and whether it is ``active`` at all."""
+    the ``weight`` (B, T) with which, whether it is ``active`` at all, and whether the weight is
+    ``clear``: of an output that is sure of its label no gradient is left to read it from."""
 
     towards: torch.Tensor
     weight: torch.Tensor
     active: torch.Tensor
+    clear: torch.Tensor
     misfit: float
 
 
@@ -67,21 +70,34 @@ def pull(answer: Answer) -> Pull:
     at = gradient.gather(-1, chosen)[..., 0]
     if bool((gradient.abs().sum(-1) == at.abs()).all()):
         if softmaxed(answer):
-            return Pull(towards, -at * logits.gather(-1, chosen)[..., 0], active, 0.0)
+            weight = -at * logits.gather(-1, chosen)[..., 0]
+            return Pull(towards, weight, active, active, 0.0)
         if normalised(answer):
-            return Pull(towards, -at, active, 0.0)
+            return Pull(towards, -at, active, active, 0.0)
     p = logits.softmax(-1)
-    weight = -at / (1 - p.gather(-1, chosen)[..., 0]).clamp(min=1e-12)
+    open_part = 1 - p.gather(-1, chosen)[..., 0]
+    weight = -at / open_part.clamp(min=1e-12)
     expected = p.scatter_add(-1, chosen, -p.new_ones(chosen.shape)) * weight[..., None]
     rest = (gradient - expected).abs() * active[..., None]
-    return Pull(towards, weight * active, active, float(rest.max()) / (largest or 1.0))
+    misfit = float(rest.max()) / (largest or 1.0)
+    return Pull(towards, weight * active, active, active & (open_part > SURE), misfit)
 
 
-def shift_of(towards: torch.Tensor, active: torch.Tensor, labels: torch.Tensor) -> int | None:
-    """The shift that explains every active output, with a label for each that could have one."""
+def shift_of(answer: Answer, found: Pull, labels: torch.Tensor) -> int | None:
+    """The shift that explains every active output, with a label for each that could have one (an
+    output that is sure of it needs no gradient)."""
+    assert answer.logits is not None
+    towards, active = found.towards, found.active
+    p = answer.logits.softmax(-1)
+
+    def fits(first: int, last: int, wanted: torch.Tensor) -> bool:
+        rows = (slice(None), slice(first, last)) if labels.dim() > 1 else (slice(None),)
+        sure = p[rows].gather(-1, wanted.clamp(min=0)[..., None])[..., 0] > 1 - SURE
+        drawn = active[rows] & (towards[rows] == wanted)
+        return bool((drawn | (sure & ~active[rows])).all())
+
     if labels.dim() == 1:
-        fits = active.all() and (towards == labels).all()
-        return 0 if bool(fits) else None
+        return 0 if fits(0, 0, labels) else None
     length = labels.shape[1]
     for shift in SHIFTS:
         outputs = towards.shape[1]
@@ -91,8 +107,7 @@ def shift_of(towards: torch.Tensor, active: torch.Tensor, labels: torch.Tensor) 
         inside = active.clone()
         inside[:, first:last] = False
         wanted = labels[:, first + shift : last + shift]
-        same = towards[:, first:last] == wanted
-        if bool(active[:, first:last].all() and same.all()) and not bool(inside.any()):
+        if not bool(inside.any()) and fits(first, last, wanted):
             return shift
     return None
 

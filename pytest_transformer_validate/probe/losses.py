@@ -66,7 +66,8 @@ class Losses(Passes):
         inputs that were shifted before: it holds modules that never run, for the states of an
         encoder."""
         probe = self.probe
-        if "encoder_hidden_states" not in probe.subject.signature.text:
+        text = probe.subject.signature.text
+        if "encoder_hidden_states" not in text and "encoder_outputs" not in text:
             return False
         with probe.running("half") as subject, traced(subject.model) as calls:
             subject(self.batch())
@@ -76,11 +77,14 @@ class Losses(Passes):
     def answer(self, kind: str, ignored: int = IGNORE) -> Answer:
         """The loss for labels that have nothing to do with the inputs.
 
-        ``kind`` is ``full``, every label counts, or ``some``: ``ignored`` stands in some places,
-        another number of them in every row. Raises NotApplicable where no loss comes.
+        ``kind`` is ``full``, every label counts, ``again``, the same with other labels, or
+        ``some``: ``ignored`` stands in some places, another number of them in every row. Raises
+        NotApplicable where no loss comes.
         """
         probe = self.probe
         batch, labels = self.batch(), self.labels()
+        if kind == "again":
+            labels = labels.flip(0, -1) if labels.dim() > 1 else labels.flip(0)
         if kind == "some":
             labels = labels.masked_fill(~self.counted(), ignored)
         with _config_kept(probe), probe.running("loss", grad=True) as subject:

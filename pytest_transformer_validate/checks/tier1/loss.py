@@ -118,7 +118,7 @@ def _judge_logits(probe: Probe, full: Answer, factor: float) -> None:
 
 def _by_gradient(probe: Probe, full: Answer, notes: list[str]) -> LossAlignment:
     found = pull(full)
-    shift = shift_of(found.towards, found.active, full.labels)
+    shift = shift_of(full, found, full.labels)
     if shift is None:
         _not_aligned(probe, full, found)
     assert shift is not None
@@ -127,8 +127,9 @@ def _by_gradient(probe: Probe, full: Answer, notes: list[str]) -> LossAlignment:
     plain = _judge_form(probe, full, found, notes)
     kind = "unknown"
     if plain:
-        kind, scale = _scale(probe, full, found, notes)
-        loss = (cross_entropy(full, full.labels, shift).nan_to_num(0.0) * found.weight).sum()
+        values = cross_entropy(full, full.labels, shift)
+        kind, scale = _scale(probe, full, found, int(values.isfinite().sum()), notes)
+        loss = (values.nan_to_num(0.0) * found.weight).sum()
         rest = full.loss - float(loss)
         measured = dataclasses.replace(measured, factor=scale)
         if abs(rest) > ROUNDING * full.eps * max(1.0, abs(full.loss)):
@@ -146,7 +147,7 @@ def _not_aligned(probe: Probe, full: Answer, found: Pull) -> None:
         _fail(probe, "outputs are drawn to other classes than their labels", _MIXED)
     role = "decoder_input_ids" if probe.subject.decodes else "input_ids"
     inputs = probe.losses.batch().inputs.get(role)
-    if inputs is not None and shift_of(found.towards, found.active, inputs.cpu()) is not None:
+    if inputs is not None and shift_of(full, found, inputs.cpu()) is not None:
         _fail(probe, "outputs are drawn to the input ids; the labels are not looked at", _INPUTS)
     elsewhere = others_shift(found.towards, found.active, full.labels)
     if elsewhere is None:
@@ -238,11 +239,16 @@ def _judge_form(probe: Probe, full: Answer, found: Pull, notes: list[str]) -> bo
     return False
 
 
-def _scale(probe: Probe, full: Answer, found: Pull, notes: list[str]) -> tuple[str, float]:
-    """What the outputs are summed to, by their weights when all labels count: its kind, and the
-    loss over the mean."""
-    weights = found.weight[found.active]
-    count, rows = weights.numel(), full.labels.shape[0]
+def _scale(
+    probe: Probe, full: Answer, found: Pull, count: int, notes: list[str]
+) -> tuple[str, float]:
+    """What the ``count`` outputs are summed to, by their weights when all labels count: its kind,
+    and the loss over the mean."""
+    weights = found.weight[found.clear]
+    if not weights.numel():
+        notes.append("outputs are too sure of their labels for their weights to be read")
+        return "unknown", 1.0
+    rows = full.labels.shape[0]
     mean = float(weights.mean())
     if float((weights - mean).abs().max()) > WEIGHTS * abs(mean):
         notes.append("outputs count differently, with no label ignored")
@@ -292,9 +298,12 @@ def _judge_ignored(
             f"{int(wrong.sum())} outputs whose label is {ignored} have a gradient",
             "ignore_index is missing or another one, or the label is clamped to a real id",
         )
-    if kind == "unknown" or not bool((pulled.active == counted).all()):
+    if kind == "unknown":
         return ignored
-    _judge_mean(probe, found.weight[found.active], pulled.weight, counted, kind, ignored)
+    if bool((pulled.clear == counted).all()):
+        all_of_them = cross_entropy(full, full.labels, shift).isfinite()
+        before = found.weight[found.clear].mean().expand(int(all_of_them.sum()))
+        _judge_mean(probe, before, pulled.weight, counted, kind, ignored)
     return ignored
 
 
@@ -381,7 +390,12 @@ def _ignores(full: Answer, some: Answer) -> bool:
 def _by_value(probe: Probe, full: Answer, notes: list[str]) -> LossAlignment:
     """The same from the value of the loss, where the returned logits are not on its path."""
     notes.append("the returned logits are not on the path of the loss: judged by its value")
-    shift = next((s for s in (1, 0, -1, 2, -2) if _is_mean(full, full.labels, s)), None)
+    again = probe.losses.answer("again")
+    if again.logits is None:
+        again = dataclasses.replace(again, logits=full.logits)
+    twice = (full, again)
+    shifts = (1, 0, -1, 2, -2)
+    shift = next((s for s in shifts if all(_is_mean(a, a.labels, s) for a in twice)), None)
     if shift is None:
         raise NotApplicable(
             "the loss is no mean cross entropy of the returned logits, and they are not on its "
