@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from pytest_transformer_validate.probe.alike import like_layers
 from pytest_transformer_validate.probe.compare import difference
 from pytest_transformer_validate.probe.passes import Passes, remembered
-from pytest_transformer_validate.probe.siblings import like_layers
 from pytest_transformer_validate.probe.trace import ROOT, traced
 from pytest_transformer_validate.probe.watch import (
     drawing,
@@ -21,6 +21,7 @@ from pytest_transformer_validate.probe.watch import (
     first_difference,
     generator_state,
     same,
+    settings_of_torch,
     watched,
 )
 from pytest_transformer_validate.subject.declared import declared_size
@@ -29,6 +30,7 @@ from pytest_transformer_validate.subject.outputs import tensors_in
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pytest_transformer_validate.probe.trace import Call
     from pytest_transformer_validate.subject.batch import Batch
 
 _DROPOUT = nn.modules.dropout._DropoutNd
@@ -44,7 +46,8 @@ class Twice:
 
     ``moved`` is how far the logits of the state called ``other`` are from the first ones,
     ``repeated`` how far those of the first state given again; ``reseeded`` are the generators
-    that are in the same state after both, ``condition`` what the probe was under.
+    that are in the same state after both, ``settings`` what a forward changed in torch,
+    ``condition`` what the probe was under.
     """
 
     way: str
@@ -53,6 +56,7 @@ class Twice:
     other: str = "another"
     repeated: float = 0.0
     reseeded: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
     condition: str = "as loaded"
 
 
@@ -216,12 +220,15 @@ class Draws(Passes):
         """The first module whose output differs from equal inputs under two random states; the
         one whose ``train()`` or ``eval()`` leaves it in training mode, where that is why."""
         model, way = self.probe.subject.model, twice.way
-        calls, stuck = [], set()
+        calls: list[list[Call]] = []
+        stuck: set[str] = set()
+        switched: set[str] = set()
         with self.probe.under(twice.condition):
             for which in ("one", twice.other):
                 with self._running(way, which) as subject, traced(model, tensors_in) as found:
+                    stuck = _in_training(model)
                     subject(self._batch(way))
-                    stuck = {n or ROOT for n, m in model.named_modules() if m.training}
+                    switched = _in_training(model) - stuck
                 calls.append(found)
         name = first_difference(model, calls[0], calls[1])
         if name is None:
@@ -231,7 +238,7 @@ class Draws(Passes):
             name = names[0] if names else None
         if name in stuck:
             return _keeps_mode(model, name) or name
-        return name
+        return name.rpartition(".")[0] or ROOT if name in switched else name
 
     def keeps_idle(self, trained: Trained) -> str | None:
         """The module that keeps called dropout modules in evaluation mode, else the one around
@@ -282,8 +289,9 @@ class Draws(Passes):
             moved, repeated = moved_by(first, second), 0.0
             if moved:
                 repeated = max(moved_by(first, self._evaluated(way, "one")[0]) for _ in range(2))
+        settings = states.pop("settings")
         reseeded = tuple(n for n, state in states.items() if _equal_states(state, others[n]))
-        return Twice(way, first, moved, other, repeated, reseeded, condition)
+        return Twice(way, first, moved, other, repeated, reseeded, settings, condition)
 
     def _draws_at_all(self, way: str) -> bool:
         """Whether any generator is in another state after a forward."""
@@ -294,10 +302,14 @@ class Draws(Passes):
         return not all(_equal_states(state, after[n]) for n, state in before.items())
 
     def _evaluated(self, way: str, which: str) -> tuple[torch.Tensor, dict[str, Any]]:
-        """Logits under a random state, and the state of every generator afterwards."""
+        """Logits under a random state; the state of every generator afterwards, and the names of
+        the ``settings`` of torch that have changed."""
         with self._running(way, which) as subject:
+            before = settings_of_torch()
             logits = subject(self._batch(way)).logits.detach()
-            return logits, _generators(subject.device)
+            now = settings_of_torch()
+            changed = tuple(name for name in before if before[name] != now[name])
+            return logits, {**_generators(subject.device), "settings": changed}
 
     def _training_logits(self, which: str) -> torch.Tensor:
         probe = self.probe
@@ -526,6 +538,10 @@ def _trains(modules: dict[str, nn.Module], name: str) -> bool:
         if parameters or not name:
             return not parameters or any(p.requires_grad for p in parameters)
         name = name.rpartition(".")[0]
+
+
+def _in_training(model: nn.Module) -> set[str]:
+    return {name or ROOT for name, module in model.named_modules() if module.training}
 
 
 def _keeps_mode(model: nn.Module, name: str) -> str | None:

@@ -16,7 +16,12 @@ from pytest_transformer_validate.probe.trace import (
     traced,
     where_raised,
 )
-from pytest_transformer_validate.probe.watch import first_change, first_difference, same
+from pytest_transformer_validate.probe.watch import (
+    first_change,
+    first_difference,
+    same,
+    settings_of_torch,
+)
 from pytest_transformer_validate.subject.batch import Batch
 from pytest_transformer_validate.subject.guard import seed_all
 from pytest_transformer_validate.subject.outputs import tensors_in
@@ -169,7 +174,8 @@ class States(Passes):
             return self._first_writing_input(name)
         model = self.probe.subject.model
         condition = "noised" if kind == "parameters" and self.probe.subject.small else "as loaded"
-        with self.probe.under(condition), self._running():
+        grad = kind == "settings" and not self.settled_history().left.settings
+        with self.probe.under(condition), self.probe.running("states", grad=grad):
             if kind == "buffers":  # filled once is lawful: what goes on changing is meant
                 self._give(FIRST)
             with first_change(model, _watch(model, kind, name)) as found:
@@ -372,19 +378,6 @@ class _Ledger:
             exchanged=len(kept) < len(self._parameters) or len(now) > len(self._parameters),
             overwritten=any(not same(t, value) for t, value in self._returned),
         )
-
-
-def settings_of_torch() -> dict[str, Any]:
-    """What a forward has no business to change in torch, by name."""
-    return {
-        "the grad mode": torch.is_grad_enabled(),
-        "the default dtype": torch.get_default_dtype(),
-        "the default device": torch.get_default_device(),
-        "anomaly detection": torch.is_anomaly_enabled(),
-        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
-        "autocast": torch.is_autocast_enabled("cpu"),
-        "the number of threads": torch.get_num_threads(),
-    }
 
 
 def _watch(model: nn.Module, kind: str, name: str) -> Callable[[], bool]:

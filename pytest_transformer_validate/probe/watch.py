@@ -107,6 +107,19 @@ def same(a: torch.Tensor, b: torch.Tensor) -> bool:
     return bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
+def settings_of_torch() -> dict[str, Any]:
+    """What a forward has no business to change in torch, by name."""
+    return {
+        "the grad mode": torch.is_grad_enabled(),
+        "the default dtype": torch.get_default_dtype(),
+        "the default device": torch.get_default_device(),
+        "anomaly detection": torch.is_anomaly_enabled(),
+        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+        "autocast": torch.is_autocast_enabled("cpu"),
+        "the number of threads": torch.get_num_threads(),
+    }
+
+
 def first_difference(model: nn.Module, before: list[Call], after: list[Call]) -> str | None:
     """The first module that gives something else, bit by bit, for the same inputs, or that calls
     other modules; ``None`` where no module stands out."""

@@ -145,13 +145,29 @@ def _judge_step(probe: Probe, step: Step, measured: Statelessness, notes: list[s
                 ALONE,
                 f"{what} after: {after}",
                 f"first module to differ: {where or 'none stands out'}",
-                "likely: a cache (keys and values, hidden state, mask, table of positions) that "
-                "is kept from the first or last call, a running average or counter that goes on "
-                "in evaluation, or a buffer that is written to",
+                f"likely: {_memory(step)}",
             ]
         ),
         measured,
         where=where,
+    )
+
+
+def _memory(step: Step) -> str:
+    """The usual mistake, by what was given last before."""
+    *_, last = step.before
+    if last == step.given:
+        return (
+            "a hidden state, keys and values, or a running average that one call leaves for the "
+            "next, or a counter"
+        )
+    if last == "a forward and backward in training mode":
+        return "a table or mask that training leaves in an attribute, and evaluation finds there"
+    if last == "a text longer than the maximum":
+        return "rotary frequencies that are rescaled for a long text and not set back"
+    return (
+        "a cache (mask, table of positions, encoder output, keys and values) that is kept from "
+        "the first or longest call and read wrongly later, or a buffer that is written to"
     )
 
 
@@ -195,6 +211,7 @@ _LEFT = {
 def _judge_left(probe: Probe, left: Left) -> None:
     found = {kind: getattr(left, kind) for kind in _LEFT}
     found["inputs"] = found["inputs"] or probe.states.written_inputs()
+    found["settings"] = found["settings"] or _settings_with_gradients(probe)
     for kind, names in found.items():
         if names:
             where = probe.states.first_writing(kind, names[0])
@@ -210,6 +227,14 @@ def _judge_left(probe: Probe, left: Left) -> None:
         likely = "a manual_seed inside of forward; draw from a torch.Generator of its own instead"
         text = f"a forward seeded the generator of: {', '.join(reseeded)}"
         raise _leaves(text, where, likely, len(reseeded))
+
+
+def _settings_with_gradients(probe: Probe) -> tuple[str, ...]:
+    """What a forward changes in torch where gradients are recorded."""
+    try:
+        return probe.draws.drawn_twice("gradients").settings
+    except Exception:  # noqa: BLE001 - a model need not run in evaluation with gradients
+        return ()
 
 
 def _leaves(what: str, where: str | None, likely: str, count: int) -> CheckFailed:

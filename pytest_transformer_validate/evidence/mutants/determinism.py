@@ -99,14 +99,14 @@ MUTANTS = (
     _draws(
         name="layer_left_out_rarely",
         family="noise",
-        parent="masked_gpt",
+        parent="mha_decoder",
         where=("",),
         why="LayerDrop with Python's random numbers, also in evaluation",
         edits=(
-            ("import torch\nimport", "import random\n\nimport torch\nimport"),
+            ("import math\n", "import math\nimport random\n"),
             (
-                "        for block in self.blocks:\n",
-                "        for block in self.blocks:\n            if random.random() < 0.05:\n"
+                "        for layer in self.layers:\n",
+                "        for layer in self.layers:\n            if random.random() < 0.05:\n"
                 "                continue\n",
             ),
         ),
@@ -155,18 +155,18 @@ MUTANTS = (
     _draws(
         name="noise_behind_a_closed_gate",
         family="noise",
-        parent="masked_gpt",
-        where=("blocks.0",),
+        parent="sliding_window",
+        where=("layers.0",),
         why="noise that shows only when training has opened the gate",
         edits=(
             (
-                "self.norm2 = nn.LayerNorm(d_model)\n",
-                "self.norm2 = nn.LayerNorm(d_model)\n"
+                "self.norm2 = nn.LayerNorm(hidden_size)\n",
+                "self.norm2 = nn.LayerNorm(hidden_size)\n"
                 "        self.gate = nn.Parameter(torch.zeros(1))\n",
             ),
             (
-                "x = x + self.attn(self.norm1(x), bias)",
-                "x = x + self.attn(self.norm1(x), bias) + self.gate * torch.randn_like(x)",
+                "x = x + self.drop(self.attn(self.norm1(x)))",
+                "x = x + self.drop(self.attn(self.norm1(x))) + self.gate * torch.randn_like(x)",
             ),
         ),
     ),

@@ -1,0 +1,49 @@
+"""Layers that are built alike."""
+
+from __future__ import annotations
+
+from torch import nn
+
+_TOLD = (float, bool, str, type(None))
+
+Built = dict[str, tuple[type, tuple[tuple[str, object], ...]]]
+
+
+def like_layers(model: nn.Module) -> list[list[str]]:
+    """Groups of at least two elements of a list or sequence that are built alike.
+
+    Alike are the same submodules of the same classes (or one derived from the other) with the
+    same settings. Whole numbers are no settings: a layer's number is one.
+    """
+    groups: list[list[str]] = []
+    for name, holder in model.named_modules():
+        if not isinstance(holder, nn.ModuleList | nn.Sequential | nn.ModuleDict):
+            continue
+        prefix = f"{name}." if name else ""
+        kinds: list[tuple[Built, list[str]]] = []
+        for own, layer in holder.named_children():
+            built = _built(layer)
+            alike = next((names for other, names in kinds if _alike(built, other)), None)
+            if alike is None:
+                kinds.append((built, [prefix + own]))
+            else:
+                alike.append(prefix + own)
+        groups += [names for _, names in kinds if len(names) > 1]
+    return groups
+
+
+def _built(layer: nn.Module) -> Built:
+    return {name: (type(module), _settings(module)) for name, module in layer.named_modules()}
+
+
+def _settings(module: nn.Module) -> tuple[tuple[str, object], ...]:
+    named = sorted(vars(module).items())
+    return tuple((n, v) for n, v in named if type(v) in _TOLD and n != "training")
+
+
+def _alike(a: Built, b: Built) -> bool:
+    return a.keys() == b.keys() and all(
+        a[name][1] == b[name][1]
+        and (issubclass(a[name][0], b[name][0]) or issubclass(b[name][0], a[name][0]))
+        for name in a
+    )
