@@ -3,7 +3,8 @@
 Axes: B batch, T positions of the ids that are padded, V outputs. ``keep`` (B, T) is True at real
 tokens. A *layout* says where the padding is: ``right`` (rows of different lengths), ``hole`` (some
 tokens in the middle, what a causal model has to be given: nothing looks at padding on the right),
-``equal_right`` and ``equal_hole`` (all rows alike), ``left``. ``blank`` passes have zeros in front
+``equal_right`` and ``equal_hole`` (all rows alike), ``full_right`` and ``full_hole`` (nothing in
+the first row), ``left``. ``blank`` passes have zeros in front
 of every convolution where padding is: see ``Blanked``.
 """
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 _HIDDEN = 3  # tokens in a hole
 _LONGEST = 512
+_NEAR = 8  # tokens that an n-gram may span
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,15 @@ class Lengths:
     padded: Batch
     alone: Batch
     rows: list[int]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where padding first matters, and what kind of module that is: one that reads nothing but
+    ``ids`` (n-grams, ids shifted by one), one that ``pools`` neighbouring tokens, or any."""
+
+    where: str | None
+    kind: str | None
 
 
 class Padding(Passes):
@@ -183,8 +194,11 @@ class Padding(Passes):
             return steps >= torch.tensor([3, 0, 2, 1], device=ids.device)[row % 4]
         if layout.endswith("hole"):
             start = 1 + row % max(1, length - _HIDDEN - 1)
-            return (steps < start) | (steps >= start + _HIDDEN)
-        return steps < length - torch.tensor([3, 0, 1, length // 2], device=ids.device)[row % 4]
+            keep = (steps < start) | (steps >= start + _HIDDEN)
+        else:
+            padding = torch.tensor([3, 0, 1, length // 2], device=ids.device)
+            keep = steps < length - padding[row % 4]
+        return keep | (row == 0) if layout.startswith("full") and rows > 1 else keep
 
     # ... ids under a mask...
 
@@ -212,7 +226,9 @@ class Padding(Passes):
         with self._under(condition), Blanked(keep if blank else None):
             reference = self._outputs(before, covers, keep)
             moved = [self._gap(reference, self._outputs(a, covers, keep)) for a in after]
-            unmasked = _finite(self._outputs(everything, covers, keep))
+            unmasked = self._outputs(everything, covers, keep)
+            if bool(unmasked.isnan().any()):
+                self._require_finite(batch)
         return Content(
             way=way,
             condition=condition,
@@ -416,9 +432,8 @@ class Padding(Passes):
 
     # ... where a leak begins, run on a failure only...
 
-    def locate_content(self, found: Content) -> tuple[str | None, bool]:
-        """The first module in which a real token sees what is under the mask, and whether that
-        module reads nothing but ids (n-grams, ids shifted by one)."""
+    def locate_content(self, found: Content) -> Place:
+        """The first module in which a real token sees what is under the mask."""
         with self._under(found.condition):
             before = trace(self.probe, found.before)
             after = trace(self.probe, found.after[found.filling])
@@ -429,8 +444,10 @@ class Padding(Passes):
             return real is not None and over(a.masked_fill(~real, 0), b.masked_fill(~real, 0))
 
         where = first_to_differ(before, after, moved)
-        reads_ids = any(call.name == where and not call.inputs for call in before)
-        return where, reads_ids and where != ROOT
+        kind = self._kind(before, where)
+        if kind == "ids" and not _near(_call(before, where), _call(after, where), keep):
+            kind = None
+        return Place(where, kind)
 
     def locate_no_mask(self, way: Way) -> str | None:
         """The first module that a mask of ones changes."""
@@ -438,9 +455,8 @@ class Padding(Passes):
         told = way.tell(batch, torch.ones_like(batch[way.covers], dtype=torch.bool))
         return first_to_differ(trace(self.probe, batch), trace(self.probe, told), _far)
 
-    def locate_lengths(self, found: Lengths) -> tuple[str | None, bool]:
-        """The first module in which a padded text differs from the same text alone, and whether
-        that module reads nothing but ids."""
+    def locate_lengths(self, found: Lengths) -> Place:
+        """The first module in which a padded text differs from the same text alone."""
         with self._under(found.condition):
             padded = trace(self.probe, found.padded)
             alone = trace(self.probe, found.alone)
@@ -456,8 +472,11 @@ class Padding(Passes):
             for call in padded
         ]
         where = first_to_differ(cut, alone, _far)
-        reads_ids = any(call.name == where and not call.inputs for call in alone)
-        return where, reads_ids and where != ROOT
+        kind = self._kind(padded, where)
+        way, _ = self.way(found.covers)
+        if kind == "ids" and way is not None:
+            kind = self.locate_content(self.content(way, found.side, found.condition)).kind
+        return Place(where, None if way is None else kind)
 
     def repeats(self, batch: Batch, condition: str) -> float:
         """How far the logits move when the very same batch is run again."""
@@ -468,6 +487,35 @@ class Padding(Passes):
         return float(difference(*logits).nan_to_num(0).max())
 
     # ... and helpers.
+
+    def _kind(self, calls: list[Call], where: str | None) -> str | None:
+        """What is special about the module called ``where``: see ``Place``.
+
+        It pools neighbours where what it gives has fewer places than there are tokens, and more
+        of them for a longer text.
+        """
+        call = _call(calls, where)
+        if call is None or where == ROOT:
+            return None
+        if not call.inputs:
+            return "ids"
+        rows, length = self.probe.subject.sizes
+        most = min(4 * length, self.probe.subject.max_length or 4 * length)
+        longer = _call(trace(self.probe, self.probe.batch(rows, most, "padding")), where)
+        if longer is None:
+            return None
+        fewer = any(
+            a.dim() == b.dim() > 2
+            and any(m < n < most for m, n in zip(a.shape, b.shape, strict=True))
+            for a, b in zip(call.outputs, longer.outputs, strict=False)
+            if length not in a.shape
+        )
+        return "pools" if fewer else None
+
+    def _require_finite(self, batch: Batch) -> None:
+        """Raise Blocked where the logits hold NaN without a mask (or with the one that forward
+        requires): then the mask is not to blame."""
+        _finite(self.probe.forward(batch).logits)
 
     @contextlib.contextmanager
     def _under(self, condition: str) -> Iterator[None]:
@@ -618,6 +666,26 @@ def _narrowed(
         if n == size and position != axis:
             tensor = tensor.narrow(position, start, length)
     return tensor
+
+
+def _call(calls: list[Call], name: str | None) -> Call | None:
+    return next((call for call in calls if call.name == name), None)
+
+
+def _near(before: Call | None, after: Call | None, keep: torch.Tensor) -> bool:
+    """Whether what a module gives moves at most ``_NEAR`` positions from a masked token: n-grams
+    and shifts do, a statistic over the text does not stop there."""
+    if before is None or after is None:
+        return False
+    steps = torch.arange(keep.shape[1], device=keep.device)
+    gap = (steps[:, None] - steps).abs().masked_fill(keep[:, None], keep.shape[1]).amin(-1)
+    for a, b in zip(before.outputs, after.outputs, strict=False):
+        if a.dim() < 3 or a.shape[:2] != keep.shape:
+            return False
+        moved = difference(a, b).flatten(2).amax(-1) > 0
+        if bool((moved & (gap > _NEAR)).any()):
+            return False
+    return True
 
 
 def _far(a: torch.Tensor, b: torch.Tensor) -> bool:

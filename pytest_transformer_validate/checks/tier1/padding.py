@@ -37,6 +37,9 @@ _OPEN = (
     "the mask is not applied in at least one layer, head or in cross attention; it is applied to "
     "the queries' axis, combined by or, or another row's; or pooling includes padding"
 )
+_NOTHING_LEFT = (
+    "a query that may see nothing: softmax over -inf only is NaN; use torch.finfo(dtype).min"
+)
 _DROPPED = "the mask is dropped where all rows are equally long"
 _LENGTHS = {
     "right": "pooling takes the last column, or one off; a mean or norm divides by the padded "
@@ -85,7 +88,7 @@ def _judge_content(probe: Probe, way: Way, factor: float) -> PaddingInvariance:
     layout = probe.padding.layout(way.covers)
     plans = [(layout, "plain")]
     if probe.subject.small:
-        plans += [(f"equal_{layout}", "plain"), (layout, "noised")]
+        plans += [(f"equal_{layout}", "plain"), (f"full_{layout}", "noised")]
     measured = PaddingInvariance()
     for name, condition in plans:
         found = probe.padding.content(way, name, condition)
@@ -122,13 +125,18 @@ def _settle_content(
     notes.extend(verdict.notes)
     if not verdict.exceeded:
         return
-    where, reads_ids = passes.locate_content(found)
-    excuse = _excuse_content(probe, found, layout, limit) or (_NEIGHBOURS if reads_ids else None)
+    place = passes.locate_content(found)
+    where = place.where
+    excuse = _excuse_content(probe, found, layout, limit) or _KINDS.get(place.kind)
     if excuse is not None:
         raise NotApplicable(excuse)
     likely = _OPEN if found.moved > 1e-2 * found.effect else _WEAK
+    if found.moved != found.moved:
+        likely = _NOTHING_LEFT
     if layout.startswith("equal"):
         likely = _DROPPED
+    elif layout.startswith("full"):
+        likely = f"{_OPEN}; or the mask is dropped where the first row has no padding"
     what = "the padding id" if found.filling else "other ids"
     raise CheckFailed(
         "\n".join(
@@ -148,11 +156,13 @@ def _settle_content(
     )
 
 
-_NEIGHBOURS = (
-    "ids are read together with others (n-grams, ids shifted inside), where no mask reaches"
-)
 _CONVOLVES = "a convolution reads over the edge of the padding, where no mask reaches"
 _POOLS = "neighbouring tokens are pooled to one, and padding with them"
+_LEFT = "pad on the left: there the outputs are those of the text alone"
+_KINDS: dict[str | None, str] = {
+    "ids": "ids are read with others (n-grams, ids shifted inside), where no mask reaches",
+    "pools": _POOLS,
+}
 
 
 def _excuse_content(probe: Probe, found: Content, layout: str, limit: Limit) -> str | None:
@@ -169,12 +179,12 @@ def _excuse_content(probe: Probe, found: Content, layout: str, limit: Limit) -> 
     if blank.moved <= limit.value:
         return _CONVOLVES
     if _pads_left(probe):
-        return "pad on the left: the output is read at the last column"
+        return _LEFT
     return _POOLS if probe.shortens() else None
 
 
 def _pads_left(probe: Probe) -> bool:
-    return probe.subject.task.task_type == "classification" and probe.padding.pads_left()
+    return not probe.subject.decodes and probe.padding.pads_left()
 
 
 # ... texts of several lengths...
@@ -268,8 +278,9 @@ def _settle_lengths(
     notes.extend(verdict.notes)
     if not verdict.exceeded:
         return
-    where, reads_ids = probe.padding.locate_lengths(found)
-    excuse = _excuse_lengths(probe, found, plan, limit) or (_NEIGHBOURS if reads_ids else None)
+    place = probe.padding.locate_lengths(found)
+    where = place.where
+    excuse = _excuse_lengths(probe, found, plan, limit) or _KINDS.get(place.kind)
     if excuse is not None:
         raise NotApplicable(excuse)
     told = f"with {measured.argument}" if measured.argument else "with its padding id"
@@ -277,11 +288,11 @@ def _settle_lengths(
         "\n".join(
             [
                 _RULES[found.side],
-                f"{_outputs(probe, found.covers)} of a text of {found.lengths[row]} tokens moved "
-                f"by {value:.2g} (limit {limit}) when it was padded to {found.size} "
+                f"{_outputs(probe, found.covers)} moved by {value:.2g} (limit {limit}) when a "
+                f"text of {found.lengths[row]} tokens was padded to {found.size} "
                 f"{told}{_moved_parameters(found.condition)}",
                 f"first module to differ: {where or 'none stands out'}",
-                f"likely: {_LENGTHS[found.side]}",
+                f"likely: {_LENGTHS[found.side] if value == value else _NOTHING_LEFT}",
                 *notes,
                 WAY_OUT,
             ]
@@ -297,7 +308,7 @@ def _excuse_lengths(probe: Probe, found: Lengths, plan: str, limit: Limit) -> st
     if worst_length(blank)[0] <= limit.value:
         return _CONVOLVES
     if found.side == "right" and _pads_left(probe):
-        return "pad on the left: the output is read at the last column"
+        return _LEFT
     return _POOLS if probe.shortens() else None
 
 
@@ -332,7 +343,7 @@ def _judge_mask(probe: Probe, covers: str, floor: float, two_shapes: float) -> M
     layout = passes.layout(covers)
     notes = []
     if inverted and way.fixed:
-        where, _ = passes.locate_content(passes.content(way.inverted(), layout, "plain"))
+        where = passes.locate_content(passes.content(way.inverted(), layout, "plain")).where
         raise CheckFailed(
             f"a mask must hide what it marks as padding\n{way.role} is read the other way round: "
             "tokens with 0 are seen and tokens with 1 are hidden\n"
@@ -344,20 +355,19 @@ def _judge_mask(probe: Probe, covers: str, floor: float, two_shapes: float) -> M
         )
     if not way.fixed:
         notes.append(f"{way.role}: {'True keeps' if way.keeps else 'True hides'} (measured)")
+    ones = _judge_ones(probe, way, two_shapes)
     found = passes.content(way, layout, "plain")
-    limit = effect_floor(found.reference, floor)
-    if not found.effect > limit:
+    if not found.effect > effect_floor(found.reference, floor):
         found = _require_effect(probe, way, layout, floor)
-        limit = effect_floor(found.reference, floor)
         notes.append("the mask shows its effect with moved parameters only")
-    measured = MaskEffect(value=found.effect, argument=way.role)
-    ones = _judge_ones(probe, way, measured, two_shapes)
+    notes += ones.notes
     notes += _dtype_notes(probe, way, two_shapes)
-    return MaskEffect(**{**vars(ones), "notes": tuple(notes)})
+    return MaskEffect(**{**vars(ones), "value": found.effect, "notes": tuple(notes)})
 
 
 def _require_effect(probe: Probe, way: Way, layout: str, floor: float) -> Content:
     passes = probe.padding
+    layout = f"full_{layout}"
     found = passes.content(way, layout, "noised")
     limit = effect_floor(found.reference, floor)
     if found.effect > limit:
@@ -372,7 +382,7 @@ def _require_effect(probe: Probe, way: Way, layout: str, floor: float) -> Conten
     excuse = _excuse_content(probe, found, layout, content_limit(found, 16))
     if excuse is not None:
         raise NotApplicable(excuse)
-    where, _ = passes.locate_content(found)
+    where = passes.locate_content(found).where
     raise CheckFailed(
         "a mask must hide tokens from the others\n"
         f"masking tokens by {way.role} moved {_outputs(probe, way.covers)} by {found.effect:.2g} "
@@ -386,18 +396,21 @@ def _require_effect(probe: Probe, way: Way, layout: str, floor: float) -> Conten
     )
 
 
-def _judge_ones(probe: Probe, way: Way, measured: MaskEffect, factor: float) -> MaskEffect:
+def _judge_ones(probe: Probe, way: Way, factor: float) -> MaskEffect:
     if way.role in probe.subject.signature.required:
-        return measured
+        return MaskEffect(argument=way.role)
     value, reference = probe.padding.no_mask(way)
     limit = two_shapes_limit(reference, probe.noise(), factor)
-    measured = MaskEffect(**{**vars(measured), "ones": value, "ones_limit": limit.value})
+    measured = MaskEffect(argument=way.role, ones=value, ones_limit=limit.value)
 
     def again(other: Probe) -> float:
         return other.padding.no_mask(way)[0]
 
     if value <= limit.value or not settle(value, limit, lambda: probe.repeated(again)).exceeded:
         return measured
+    if not way.fixed:
+        note = f"{way.role} of ones is not the same as none: it may carry a causal mask too"
+        return MaskEffect(**{**vars(measured), "notes": (note,)})
     where = probe.padding.locate_no_mask(way)
     raise CheckFailed(
         "a mask that keeps everything must give what no mask gives\n"
@@ -439,9 +452,8 @@ def _usable(probe: Probe, covers: str) -> tuple[Way | None, str]:
     if inverted and way.fixed:
         return None, f"{way.role} is read the other way round: see mask_effect"
     layout = passes.layout(covers)
-    if not passes.content(way, layout, "plain").effect and not (
-        passes.content(way, layout, "noised").effect
-    ):
+    shown = passes.content(way, layout, "plain").effect
+    if not shown and not passes.content(way, f"full_{layout}", "noised").effect:
         return None, f"{way.role} hides nothing: see mask_effect"
     return way, ""
 

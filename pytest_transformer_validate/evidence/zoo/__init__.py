@@ -265,5 +265,28 @@ _table.add(
     },
     "seq2seq",
 )
+_table.add(
+    "masked_gpt",
+    "MaskedGPT",
+    {"vocab_size": 107, "d_model": 32, "n_heads": 4, "n_layers": 2, "n_positions": 48},
+)
+_table.add(
+    "pad_classifier",
+    "LastTokenClassifier",
+    {"vocab_size": 151, "num_classes": 3, "width": 32, "max_len": 40, "pad_id": 0},
+    "classification",
+)
+_table.add(
+    "pad_translator",
+    "Translator",
+    {
+        "src_vocab_size": 119,
+        "tgt_vocab_size": 133,
+        "max_len": 48,
+        "src_pad_idx": 1,
+        "trg_pad_idx": 1,
+    },
+    "seq2seq",
+)
 
 ZOO: dict[str, Healthy] = _table.rows

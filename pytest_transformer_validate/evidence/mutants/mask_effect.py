@@ -1,0 +1,119 @@
+"""Mistakes by which a mask does not do what it says."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from pytest_transformer_validate.evidence.mutants.surgery import Mutant
+
+_mask = partial(Mutant, check="mask_effect")
+
+MUTANTS = (
+    _mask(
+        name="mask_is_never_false",
+        family="ignored",
+        parent="llama",
+        where=("layers.0.self_attn",),
+        why=">= 0 holds for zeros too",
+        edits=(
+            ("attention_mask[:, None, None, :].bool()", "(attention_mask >= 0)[:, None, None]"),
+        ),
+    ),
+    _mask(
+        name="mask_not_handed_on",
+        family="ignored",
+        parent="torch_encoder",
+        where=("encoder.layers.0.self_attn",),
+        why="the padding mask is made and not given to the encoder",
+        edits=(("src_key_padding_mask=padding)", "src_key_padding_mask=None)"),),
+    ),
+    _mask(
+        name="mask_is_overwritten",
+        family="ignored",
+        parent="masked_gpt",
+        where=("blocks.0.attn",),
+        why="the default is set without asking whether there is a mask",
+        edits=(
+            (
+                "        if attention_mask is None:\n            attention_mask = torch.ones",
+                "        attention_mask = torch.ones",
+            ),
+        ),
+    ),
+    _mask(
+        name="mask_inverted",
+        family="inverted",
+        parent="torch_encoder",
+        where=("encoder.layers.0.self_attn",),
+        why="True hides in torch's key_padding_mask and keeps in attention_mask",
+        edits=(("attention_mask == 0", "attention_mask != 0"),),
+    ),
+    _mask(
+        name="scores_masked_where_kept",
+        family="inverted",
+        parent="masked_gpt",
+        where=("blocks.0.attn",),
+        why="the mask that hides later tokens was inverted, the one that hides padding not",
+        edits=(
+            (
+                "& attention_mask[:, None, None, :].bool()",
+                "& ~attention_mask[:, None, None, :].bool()",
+            ),
+        ),
+    ),
+    _mask(
+        name="encoder_mask_inverted",
+        family="inverted",
+        parent="seq2seq",
+        where=("encoder_layers.0.self_attn",),
+        why="1 - mask, as for an additive mask, and then compared with 0",
+        edits=(
+            (
+                "else attention_mask[:, None, None, :]",
+                "else (1 - attention_mask)[:, None, None, :]",
+            ),
+        ),
+    ),
+    _mask(
+        name="scaled_twice_with_a_mask",
+        family="other_path",
+        parent="seq2seq",
+        where=("encoder_layers.0.self_attn",),
+        why="the path with a mask was written later and divides again",
+        edits=(
+            (
+                "scores = scores.masked_fill(mask == 0, -1e9)",
+                "scores = scores.masked_fill(mask == 0, -1e9) / (1 + (mask.size(2) == 1))",
+            ),
+        ),
+    ),
+    _mask(
+        name="mask_moves_positions",
+        family="other_path",
+        parent="masked_gpt",
+        where=("embed", "positions", "(model)", ""),
+        why="positions of a padded batch start at 1, those without a mask at 0",
+        edits=(
+            (
+                "        if attention_mask is None:\n            attention_mask = torch.ones",
+                "        given = attention_mask is not None\n"
+                "        if attention_mask is None:\n            attention_mask = torch.ones",
+            ),
+            (".clamp(min=0)\n", ".clamp(min=0) + given\n"),
+        ),
+    ),
+    _mask(
+        name="ones_hide_the_last",
+        family="other_path",
+        parent="cached_seq2seq",
+        where=("encoder.0", "encoder.0.attn", ""),
+        why="a length is taken for an index: the last token is hidden",
+        edits=(
+            (
+                "attention_mask[:, None, None, :].bool()",
+                "(torch.arange(attention_mask.size(1))"
+                " < attention_mask.sum(1, keepdim=True) - 1)[:, None, None, :]",
+            ),
+        ),
+    ),
+)
