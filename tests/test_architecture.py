@@ -31,6 +31,8 @@ FLOORS = (
     ("report",),
     ("runner",),
     ("validation", "evidence"),
+    ("test_functions",),
+    ("tier1_critical_validation",),
     ("options", "hookspec"),
     ("models",),
     ("fixtures", "outcome"),
@@ -43,7 +45,8 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # Modules that are imported without torch: what a pytest run imports before it has a model.
 TORCH_FREE = ("checks", "collection", "errors", "fixtures", "hookspec", "measures", "models")
 TORCH_FREE += ("optional", "options", "outcome", "plugin", "report", "runner", "session")
-TORCH_FREE += ("sources", "start", "task", "validation", "__main__")
+TORCH_FREE += ("sources", "start", "task", "test_functions", "tier1_critical_validation")
+TORCH_FREE += ("validation", "__main__")
 
 HEAVY = ("torch", "numpy", "transformers", "pandas", "safetensors", "matplotlib", "captum")
 DEFERRED = set(HEAVY) - {"torch"}

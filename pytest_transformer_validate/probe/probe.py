@@ -13,6 +13,7 @@ import torch
 from pytest_transformer_validate.errors import Blocked, NotApplicable, SubjectError
 from pytest_transformer_validate.probe import compare, forwards, gradients, positions, rows
 from pytest_transformer_validate.probe.answers import NO_OUTPUT, Answers
+from pytest_transformer_validate.probe.attention import Attention
 from pytest_transformer_validate.probe.bounds import Bounds
 from pytest_transformer_validate.probe.caches import Caches
 from pytest_transformer_validate.probe.draws import Draws
@@ -23,8 +24,10 @@ from pytest_transformer_validate.probe.padding import Padding
 from pytest_transformer_validate.probe.precision import Precision
 from pytest_transformer_validate.probe.resized import Resizing
 from pytest_transformer_validate.probe.resources import Resources
+from pytest_transformer_validate.probe.siblings import Siblings
 from pytest_transformer_validate.probe.states import States
 from pytest_transformer_validate.probe.storage import Storage
+from pytest_transformer_validate.probe.tables import Tables
 from pytest_transformer_validate.probe.trace import ROOT, where_raised
 from pytest_transformer_validate.probe.weights import Weights
 from pytest_transformer_validate.subject import promises
@@ -164,14 +167,17 @@ class Probe:
     mixing = functools.cached_property(Mixing)
     order = functools.cached_property(Order)
     answers = functools.cached_property(Answers)
+    attention = functools.cached_property(Attention)
     caches = functools.cached_property(Caches)
     losses = functools.cached_property(Losses)
     resizing = functools.cached_property(Resizing)
     resources = functools.cached_property(Resources)
+    tables = functools.cached_property(Tables)
     padding = functools.cached_property(Padding)
     draws = functools.cached_property(Draws)
     states = functools.cached_property(States)
     drawn = functools.cached_property(Weights)
+    siblings = functools.cached_property(Siblings)
     storage = functools.cached_property(Storage)
     precision = functools.cached_property(Precision)
     bounds = functools.cached_property(Bounds)

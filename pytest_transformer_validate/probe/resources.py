@@ -24,7 +24,7 @@ from pytest_transformer_validate.probe.passes import Passes, remembered
 from pytest_transformer_validate.probe.trace import ROOT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from pytest_transformer_validate.subject.batch import Batch
     from pytest_transformer_validate.subject.subject import Subject
@@ -191,7 +191,7 @@ class Resources(Passes):
         with probe.under(mode), probe.running("growth", mode, grad=training) as subject:
             calls = _Calls(subject, self._given(rows, length, labels=training))
             decodes = any(map(subject.signature.takes, ("start", "input_pos")))
-            caches = _plain(subject.model) if training and decodes else []
+            caches = _plain(subject.model) if training and decodes else {}
             calls.run(1)
             first = calls.ledger.alive_bytes()
             calls.run(1)
@@ -203,7 +203,10 @@ class Resources(Passes):
             gc.collect()
             if calls.ledger.alive_bytes() <= first:
                 return Growth(mode)
-            if any(tensor.grad_fn is not None for tensor in caches):
+            if any(
+                tensor.grad_fn is not None and id(tensor) in caches
+                for tensor in _plain(subject.model).values()
+            ):
                 return Growth(mode, written=True)
             return self._watched(mode, calls)
 
@@ -285,14 +288,16 @@ class Resources(Passes):
         }
         return sum(sizes.values()) / (rows * length) if sizes else None
 
-    def timed(self, rounds: int | None = None, warm: int = 1) -> dict[Size, list[float]]:
-        """Seconds of forwards in eval mode at ``sizes``, the sizes taking turns.
+    def timed(
+        self, rounds: int | None = None, warm: int = 1, sizes: Sequence[Size] | None = None
+    ) -> dict[Size, list[float]]:
+        """Seconds of forwards in eval mode at ``sizes`` (default: all), which take turns.
 
         ``rounds`` forwards of each after ``warm`` that are not counted; by default few: what
         takes about 12 ms, one of each for a large model.
         """
         probe = self.probe
-        sizes = list(self.sizes.values())
+        sizes = sizes or list(self.sizes.values())
         batches = {size: self._batch(*size) for size in sizes}
         seconds: dict[Size, list[float]] = {size: [] for size in sizes}
         with probe.running("timed") as subject:
@@ -389,11 +394,11 @@ def _attributes(module: torch.nn.Module) -> Iterator[tuple[str, Any]]:
         yield from ((k, v) for k, v in vars(kind).items() if isinstance(v, list | dict | deque))
 
 
-def _plain(model: torch.nn.Module) -> list[torch.Tensor]:
-    """Buffers, and tensors in plain attributes, that no graph leads to."""
+def _plain(model: torch.nn.Module) -> dict[int, torch.Tensor]:
+    """Buffers, and tensors in plain attributes, by identity."""
     values = (value for module in model.modules() for value in vars(module).values())
-    tensors = [value for value in (*model.buffers(), *values) if isinstance(value, torch.Tensor)]
-    return [tensor for tensor in tensors if tensor.grad_fn is None]
+    tensors = (value for value in (*model.buffers(), *values) if isinstance(value, torch.Tensor))
+    return {id(tensor): tensor for tensor in tensors}
 
 
 def _brought(kind: type) -> bool:

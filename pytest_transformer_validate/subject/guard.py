@@ -144,6 +144,8 @@ def _model_kept(model: torch.nn.Module) -> Iterator[None]:
         for b in members(modules, "_buffers")
         if not b.is_meta
     ]
+    for parameter, *_ in parameters:
+        parameter.grad = None  # a backward would add to the one that is there
     try:
         yield
     finally:

@@ -190,3 +190,12 @@ def test_inside_the_seed_decides():
 
     assert draw(1) == draw(1) != draw(2)
     assert derive_seed(0, "a", 1) == derive_seed(0, "a", 1) != derive_seed(0, "a", 2)
+
+
+def test_a_gradient_that_was_there_is_not_added_to():
+    model = Decoder()
+    model.head.weight.grad = torch.ones_like(model.head.weight)
+    with guard(model):
+        model(torch.zeros(1, 3, dtype=torch.long)).sum().backward()
+    assert model.head.weight.grad.equal(torch.ones_like(model.head.weight))
+    assert model.tokens.weight.grad is None
