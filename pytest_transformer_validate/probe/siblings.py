@@ -1,49 +1,202 @@
-"""Layers that are built alike."""
+"""Layers of one kind beside each other: what they keep of their input, and what they share."""
 
 from __future__ import annotations
 
-from torch import nn
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-_TOLD = (float, bool, str, type(None))
+import torch
 
-Built = dict[str, tuple[type, tuple[tuple[str, object], ...]]]
+from pytest_transformer_validate.probe.alike import like_layers
+from pytest_transformer_validate.probe.hooked import hooked
+from pytest_transformer_validate.probe.passes import Passes, remembered
 
+if TYPE_CHECKING:
+    from pytest_transformer_validate.subject.batch import Batch
 
-def like_layers(model: nn.Module) -> list[list[str]]:
-    """Groups of at least two elements of a list or sequence that are built alike.
-
-    Alike are the same submodules of the same classes (or one derived from the other) with the
-    same settings. Whole numbers are no settings: a layer's number is one.
-    """
-    groups: list[list[str]] = []
-    for name, holder in model.named_modules():
-        if not isinstance(holder, nn.ModuleList | nn.Sequential | nn.ModuleDict):
-            continue
-        prefix = f"{name}." if name else ""
-        kinds: list[tuple[Built, list[str]]] = []
-        for own, layer in holder.named_children():
-            built = _built(layer)
-            alike = next((names for other, names in kinds if _alike(built, other)), None)
-            if alike is None:
-                kinds.append((built, [prefix + own]))
-            else:
-                alike.append(prefix + own)
-        groups += [names for _, names in kinds if len(names) > 1]
-    return groups
+_ROWS = 6
+_STEP = 1e-2  # of the input's size: small enough for a slope, large enough for float32
+_COUNTS = ("layer", "block", "depth")
+_DECLARES = ("shar", "recur", "reuse", "univers", "group", "loop", "repeat")
 
 
-def _built(layer: nn.Module) -> Built:
-    return {name: (type(module), _settings(module)) for name, module in layer.named_modules()}
+@dataclass(frozen=True)
+class Identity:
+    """How much of a layer's input is in its output: ``share`` is the mean slope of an output
+    number in its own input number, ``relative`` the same with both scaled to size one,
+    ``spread`` how uncertain they are (from feature to feature), ``positive`` the part of the
+    features with a positive slope."""
+
+    layer: str
+    share: float
+    relative: float
+    spread: float
+    positive: float
 
 
-def _settings(module: nn.Module) -> tuple[tuple[str, object], ...]:
-    named = sorted(vars(module).items())
-    return tuple((n, v) for n, v in named if type(v) in _TOLD and n != "training")
+@dataclass(frozen=True)
+class Shared:
+    """Elements of one list that are the same module, or that share ``parameter`` alone."""
+
+    holder: str
+    first: str
+    second: str
+    count: int
+    distinct: int
+    parameter: str = ""
+    declared: str = ""
 
 
-def _alike(a: Built, b: Built) -> bool:
-    return a.keys() == b.keys() and all(
-        a[name][1] == b[name][1]
-        and (issubclass(a[name][0], b[name][0]) or issubclass(b[name][0], a[name][0]))
-        for name in a
-    )
+class Siblings(Passes):
+    """Layers compared with those that are built alike in the same list."""
+
+    @remembered
+    def identities(self) -> list[list[Identity]]:
+        """One forward in which the input of every layer is moved a little at random.
+
+        All rows are the same text; row 0 is left as it is. After each layer its output is put
+        back to that of row 0, so that every layer is looked at by itself.
+        """
+        probe = self.probe
+        groups = [g for g in like_layers(probe.subject.model) if self._large(g[0])]
+        batch = self._same_rows()
+        if batch is None or not groups:
+            return []
+        wanted = {name for group in groups for name in group}
+        inputs: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        found: dict[str, Identity] = {}
+        rows = batch.rows
+
+        def enter(name: str, given: list[torch.Tensor]) -> list[torch.Tensor] | None:
+            if name not in wanted or not given or not _fits(given[0], rows):
+                return None
+            step = _signs(given[0], probe.seed_for("identity", name))
+            inputs[name] = (given[0], step)
+            return [given[0] + step, *given[1:]]
+
+        def leave(name: str, outputs: list[torch.Tensor]) -> list[torch.Tensor] | None:
+            if name not in inputs or not outputs:
+                return None
+            x, step = inputs.pop(name)
+            if outputs[0].shape != x.shape:
+                return None
+            if name not in found:
+                found[name] = _identity(name, x, step, outputs[0])
+            return [outputs[0][:1].expand_as(outputs[0]).clone(), *outputs[1:]]
+
+        with probe.running("identities") as subject, hooked(subject.model, enter, leave):
+            subject(batch)
+        kept = [[found[name] for name in group if name in found] for group in groups]
+        return [group for group in kept if len(group) > 1]
+
+    def _large(self, layer: str) -> bool:
+        module = self.probe.subject.model.get_submodule(layer)
+        return sum(p.dim() > 1 for p in module.parameters()) > 1
+
+    def _same_rows(self) -> Batch | None:
+        subject = self.probe.subject
+        if subject.most_rows < _ROWS or subject.dtype.itemsize < 4:
+            return None
+        batch = self.probe.batch(1, subject.sizes[1], "siblings")
+        return batch.with_(
+            **{r: t.expand(_ROWS, *t.shape[1:]).clone() for r, t in batch.inputs.items()}
+        )
+
+    @remembered
+    def shared(self) -> list[Shared]:
+        """Lists that hold one layer several times, and pairs of layers that share one matrix."""
+        model = self.probe.subject.model
+        found = []
+        for name, module in model.named_modules():
+            if not isinstance(module, torch.nn.ModuleList | torch.nn.Sequential):
+                continue
+            children = {f"{name}.{own}".lstrip("."): c for own, c in module._modules.items() if c}
+            large = {
+                n: c for n, c in children.items() if sum(p.dim() > 1 for p in c.parameters()) > 1
+            }
+            first = {id(c): n for n, c in reversed(large.items())}
+            again = next((n for n, c in large.items() if first[id(c)] != n), None)
+            if again is not None:
+                found.append(
+                    Shared(
+                        name,
+                        first[id(large[again])],
+                        again,
+                        len(large),
+                        len(first),
+                        declared=self.declares(),
+                    )
+                )
+        return found + [s for group in self.probe.drawn.layers() if (s := self._one_matrix(group))]
+
+    def _one_matrix(self, group: list[str]) -> Shared | None:
+        """The one matrix that two of three or more layers share, and nobody else does."""
+        if len(group) < 3:
+            return None
+        model = self.probe.subject.model
+        own = [dict(model.get_submodule(layer).named_parameters()) for layer in group]
+        partly = []
+        for inner in own[0]:
+            tensors = [layer.get(inner) for layer in own]
+            if any(t is None or t.dim() < 2 for t in tensors):
+                continue
+            ids = [id(t) for t in tensors]
+            partly.append((inner, ids))
+        odd = [(inner, ids) for inner, ids in partly if len(set(ids)) == len(ids) - 1]
+        free = [ids for _, ids in partly if len(set(ids)) == len(ids)]
+        if len(odd) != 1 or not free:
+            return None
+        inner, ids = odd[0]
+        second = next(i for i, one in enumerate(ids) if one in ids[:i])
+        first = ids.index(ids[second])
+        return Shared(
+            group[first].rpartition(".")[0],
+            group[first],
+            group[second],
+            len(ids),
+            len(ids) - 1,
+            inner,
+            self.declares(),
+        )
+
+    def promised(self, count: int) -> str:
+        """The key of the configuration that promises this number of layers, else empty."""
+        config = self.probe.subject.config
+        for key in config:
+            if any(word in key.lower() for word in _COUNTS) and config.get(key) == count:
+                return key
+        return ""
+
+    def declares(self) -> str:
+        """What says that layers are shared on purpose: a key of the configuration, or a plain
+        attribute of the model, that is not off."""
+        config = self.probe.subject.config
+        for key in config:
+            if any(word in key.lower() for word in _DECLARES) and config.get(key):
+                return key
+        for module in self.probe.subject.model.modules():
+            for name, value in vars(module).items():
+                if value is True and any(word in name.lower() for word in _DECLARES):
+                    return name
+        return ""
+
+
+def _fits(tensor: torch.Tensor, rows: int) -> bool:
+    return tensor.dim() == 3 and tensor.shape[0] == rows and tensor.shape[-1] > 7
+
+
+def _signs(x: torch.Tensor, seed: int) -> torch.Tensor:
+    """Random steps of one size in all rows but the first."""
+    generator = torch.Generator().manual_seed(seed)
+    signs = torch.randint(0, 2, x.shape, generator=generator).mul_(2).sub_(1).to(x)
+    signs[0] = 0
+    return signs * (_STEP * x[0].square().mean().sqrt())
+
+
+def _identity(name: str, x: torch.Tensor, step: torch.Tensor, y: torch.Tensor) -> Identity:
+    moved = ((y[1:] - y[:1]) * step[1:]).double()
+    slopes = moved.mean((0, 1)) / step[1:].double().square().mean((0, 1)).clamp_min(1e-30)
+    mean, spread = float(slopes.mean()), float(slopes.std()) / len(slopes) ** 0.5
+    size = float(x[0].double().square().mean().sqrt() / y[0].double().square().mean().sqrt())
+    positive = float((slopes > 0).double().mean())
+    return Identity(name, mean, mean * size, spread, positive)

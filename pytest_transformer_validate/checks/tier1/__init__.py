@@ -10,6 +10,7 @@ from pytest_transformer_validate.checks.tier1 import (  # isort: skip
     gradients,
     causality,
     batch,
+    structure,
     padding,
     cache,
     loss,
@@ -33,5 +34,5 @@ __all__ = [
     "padding",
     "shapes",
 ]
-__all__ += ["initialization", "resources", "stability", "storage"]
+__all__ += ["initialization", "resources", "stability", "storage", "structure"]
 __all__ += ["precision", "states"]

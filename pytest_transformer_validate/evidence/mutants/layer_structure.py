@@ -1,0 +1,135 @@
+"""Mistakes in how layers are put together."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+from pytest_transformer_validate.evidence.mutants.surgery import Mutant
+
+if TYPE_CHECKING:
+    import torch
+
+_layer = partial(Mutant, check="layer_structure")
+
+
+def _tie_wrong_layers(model: torch.nn.Module) -> None:
+    """The third block's first projection becomes the first block's."""
+    blocks = cast("Any", model).blocks
+    blocks[2].mlp[0].weight = blocks[0].mlp[0].weight
+
+
+MUTANTS = (
+    _layer(
+        name="one_block_named_n_times",
+        family="shared",
+        parent="sdpa_gpt",
+        where=("blocks",),
+        why="[Block()] * n repeats the reference",
+        edits=(
+            (
+                "nn.ModuleList([Block(n_embd, n_head, dropout) for _ in range(n_layer)])",
+                "nn.ModuleList([Block(n_embd, n_head, dropout)] * n_layer)",
+            ),
+        ),
+    ),
+    _layer(
+        name="one_encoder_layer_for_all",
+        family="shared",
+        parent="bert",
+        where=("encoder",),
+        why="the layer is built before the loop",
+        edits=(
+            (
+                """                BertLayer(hidden_size, num_attention_heads, intermediate_size)
+                for _ in range(num_hidden_layers)
+""",
+                """                layer
+                for layer in [BertLayer(hidden_size, num_attention_heads, intermediate_size)]
+                for _ in range(num_hidden_layers)
+""",
+            ),
+        ),
+    ),
+    _layer(
+        name="one_block_in_sequential",
+        family="shared",
+        parent="alibi",
+        where=("blocks",),
+        why="[Block()] * n repeats the reference",
+        edits=(
+            (
+                "*[AlibiBlock(dim, heads, dropout) for _ in range(depth)]",
+                "*[AlibiBlock(dim, heads, dropout)] * depth",
+            ),
+        ),
+    ),
+    _layer(
+        name="weight_tied_to_another_layer",
+        family="shared",
+        parent="alibi",
+        where=("blocks.2",),
+        why="weights are tied by index, and the index is off",
+        operate=_tie_wrong_layers,
+    ),
+    _layer(
+        name="residual_missing_in_last_layer",
+        family="residual",
+        parent="text_classifier",
+        where=("blocks.1",),
+        why="the last layer returns its branch only",
+        edits=(
+            (
+                "        return x + self.dropout(self.fc2(h))",
+                "        h = self.dropout(self.fc2(h))\n"
+                "        return h if self.number == 1 else x + h",
+            ),
+            (
+                "        self.pool = MaskedMeanPool()\n",
+                "        for number, block in enumerate(self.blocks):\n"
+                "            block.number = number\n"
+                "        self.pool = MaskedMeanPool()\n",
+            ),
+        ),
+    ),
+    _layer(
+        name="attention_residual_missing_in_first_layer",
+        family="residual",
+        parent="bert",
+        where=("encoder.0",),
+        why="the first layer is written by hand, without the sum",
+        edits=(
+            (
+                "        for layer in self.encoder:\n            hidden = layer(hidden, mask)\n",
+                "        for number, layer in enumerate(self.encoder):\n"
+                "            layer.number = number\n"
+                "            hidden = layer(hidden, mask)\n",
+            ),
+            (
+                "hidden = self.attention_norm(hidden + self.dropout(attended))",
+                "kept = hidden if self.number else 0\n"
+                "        hidden = self.attention_norm(kept + self.dropout(attended))",
+            ),
+        ),
+    ),
+    _layer(
+        name="residual_overwritten_in_middle_layer",
+        family="residual",
+        parent="alibi",
+        where=("blocks.1",),
+        why="x = f(x) for x = x + f(x)",
+        edits=(
+            (
+                "        x = x + self.attention(self.norm_attention(x))\n",
+                "        attended = self.attention(self.norm_attention(x))\n"
+                "        x = attended if self.number == 1 else x + attended\n",
+            ),
+            (
+                "        self.final_norm = nn.LayerNorm(dim)\n",
+                "        for number, block in enumerate(self.blocks):\n"
+                "            block.number = number\n"
+                "        self.final_norm = nn.LayerNorm(dim)\n",
+            ),
+        ),
+    ),
+)

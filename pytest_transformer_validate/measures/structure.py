@@ -1,0 +1,51 @@
+"""Numbers about attention and layers: what was looked at, and what is odd."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pytest_transformer_validate.measures.measurement import Measurement
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pytest_transformer_validate.probe.siblings import Identity
+
+_NEARLY_ALL = 0.9
+_SURE = 6.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Structure(Measurement):
+    """How many places were looked at (``value`` as well): sites of attention, or layers."""
+
+    sites: int = 0
+    layers: int = 0
+
+
+def without_residual(group: Sequence[Identity]) -> Identity | None:
+    """The one layer that does not pass its input on, where all the others of its kind do.
+
+    A layer passes it on if nearly every feature moves with its own input; the one that does not
+    has less than a third of the others' median slope, as it is and with both ends scaled to size
+    one, and six times its uncertainty below them.
+    """
+    odd = [one for one in group if _lost(one, group)]
+    if len(odd) != 1:
+        return None
+    others = [one for one in group if one is not odd[0]]
+    return odd[0] if all(_keeps(one) for one in others) else None
+
+
+def _keeps(one: Identity) -> bool:
+    return one.positive >= _NEARLY_ALL and one.share > _SURE * one.spread
+
+
+def _lost(one: Identity, group: Sequence[Identity]) -> bool:
+    others = [other for other in group if other is not one]
+    share = statistics.median(other.share for other in others)
+    relative = statistics.median(other.relative for other in others)
+    certain = share - one.share > _SURE * one.spread
+    return certain and one.share < share / 3 and one.relative < relative / 3
