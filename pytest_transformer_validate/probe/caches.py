@@ -434,12 +434,23 @@ def _handed(probe: Probe) -> Protocol:
         named = [(name, own)] if own is not None else named_caches(raw)
         if named:
             return Protocol(name, named[0][0])
-        for field, value in possible_caches(raw):
+        possible = possible_caches(raw)
+        for field, value in possible:
             trial = Protocol(name, field)
             with contextlib.suppress(Exception):
                 _call(running, text, length, 1, trial, copy.deepcopy(value), None, positions=True)
                 return trial
+    for field, value in possible:
+        if _keys_and_values(value, length):
+            return Protocol(name, field)
     raise NotApplicable(f"forward takes {name} and returns no cache")
+
+
+def _keys_and_values(value: Any, length: int) -> bool:
+    """Whether a result that cannot be handed back is a cache all the same: pairs of tensors with
+    one axis that follows the length (weights of attention have two)."""
+    tensors = tensors_of(value)
+    return len(tensors) > 1 and all(list(t.shape).count(length) == 1 for t in tensors)
 
 
 def _inside(probe: Probe) -> Protocol:

@@ -86,6 +86,8 @@ def _usable(probe: Probe, answer: Answer) -> Answer:
     if not math.isfinite(answer.loss):
         _fail(probe, f"the loss is {answer.loss}", "a division by the number of labels, log of 0")
     if not answer.differentiable:
+        if not answer.named and probe.losses.answer("again").loss == answer.loss:
+            raise NotApplicable("the number that forward returns does not depend on labels")
         likely = "detach(), item(), argmax or no_grad between logits and loss"
         _fail(probe, "the loss has no gradient: nothing can be trained with it", likely)
     if answer.logits is None:
@@ -250,15 +252,16 @@ def _scale(
         return "unknown", 1.0
     rows = full.labels.shape[0]
     mean = float(weights.mean())
-    if float((weights - mean).abs().max()) > WEIGHTS * abs(mean):
+    if float((weights - mean).abs().max()) > _tolerance(full) * abs(mean):
         notes.append("outputs count differently, with no label ignored")
         return "unknown", mean * count
     scale, total = mean * count, full.labels.numel()
     length = total // rows
-    if _near(scale, 1.0):
+    near = _tolerance(full)
+    if _near(scale, 1.0, near):
         return "mean", scale
-    if _near(mean, 1.0) or _near(mean, 1 / rows):
-        over = "" if _near(mean, 1.0) else " over tokens, with a mean over rows"
+    if _near(mean, 1.0, near) or _near(mean, 1 / rows, near):
+        over = "" if _near(mean, 1.0, near) else " over tokens, with a mean over rows"
         notes.append(f"the loss is a sum{over}, not a mean")
         return "sum", scale
     wrong = {
@@ -267,7 +270,7 @@ def _scale(
         "the number of labels, and then by the length": 1 / (count * length),
     }
     for what, weight in wrong.items():
-        if _near(mean, weight):
+        if _near(mean, weight, near):
             _fail(
                 probe,
                 f"every output has the weight {mean:.3g} where 1/{count} is a mean: the sum is "
@@ -303,7 +306,7 @@ def _judge_ignored(
     if bool((pulled.clear == counted).all()):
         all_of_them = cross_entropy(full, full.labels, shift).isfinite()
         before = found.weight[found.clear].mean().expand(int(all_of_them.sum()))
-        _judge_mean(probe, before, pulled.weight, counted, kind, ignored)
+        _judge_mean(probe, before, pulled.weight, counted, kind, ignored, _tolerance(full))
     return ignored
 
 
@@ -314,6 +317,7 @@ def _judge_mean(
     counted: torch.Tensor,
     kind: str,
     ignored: int,
+    near: float,
 ) -> None:
     """The weights when some labels are ignored, against those when none was."""
     count = int(counted.sum())
@@ -321,18 +325,18 @@ def _judge_mean(
     if kind == "mean":
         wanted *= before.numel() / count
     found = weight[counted]
-    if float((found - wanted).abs().max()) <= WEIGHTS * wanted:
+    if float((found - wanted).abs().max()) <= near * wanted:
         return
     rows = counted.sum(1, keepdim=True).clamp(min=1) * counted.shape[0]
     by_rows = (weight * rows)[counted]
-    if kind == "mean" and float((by_rows - by_rows.mean()).abs().max()) <= WEIGHTS:
+    if kind == "mean" and float((by_rows - by_rows.mean()).abs().max()) <= near:
         _fail(
             probe,
             "every row has the same weight, however many of its labels count: a mean of means",
             "a mean for each row, and a mean of these",
         )
     mean = float(found.mean())
-    if kind == "mean" and _near(mean, float(before.mean())):
+    if kind == "mean" and _near(mean, float(before.mean()), near):
         _fail(
             probe,
             f"with {before.numel() - count} labels ignored ({ignored}) the sum is still divided "
@@ -454,8 +458,13 @@ def _judge_made_input(probe: Probe) -> None:
         )
 
 
-def _near(a: float, b: float) -> bool:
-    return abs(a - b) <= WEIGHTS * abs(b)
+def _tolerance(answer: Answer) -> float:
+    """How far weights may be apart, relative to each other."""
+    return max(WEIGHTS, 8 * answer.eps)
+
+
+def _near(a: float, b: float, tolerance: float) -> bool:
+    return abs(a - b) <= tolerance * abs(b)
 
 
 def _fail(probe: Probe, what: str, likely: str) -> None:

@@ -1,0 +1,298 @@
+"""What kv_cache says and decides, and how a cache may travel."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pytest_transformer_validate.checks.tier1.cache import CASES, kv_cache
+from pytest_transformer_validate.errors import CheckFailed, NotApplicable
+from pytest_transformer_validate.probe.probe import Probe
+from pytest_transformer_validate.subject.subject import Subject
+from tests import models
+
+
+@pytest.fixture(autouse=True)
+def weights():
+    torch.manual_seed(0)
+
+
+def probe_of(model: nn.Module, config=None, task=None) -> Probe:
+    return Probe(Subject(model, config, task=task))
+
+
+def judged(model: nn.Module, config=None, task=None):
+    """The measurement of every case that applies."""
+    probe, found = probe_of(model, config, task), {}
+    for case in CASES:
+        try:
+            found[case] = kv_cache(probe, case)
+        except NotApplicable as skip:
+            found[case] = skip.reason
+    return found
+
+
+class Cached(nn.Module):
+    """One layer of attention over a cache (k, v), learned positions; subclasses hand it over."""
+
+    def __init__(self, length: int = 48) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(models.VOCAB, 32)
+        self.positions = nn.Embedding(length, 32)
+        self.qkv = nn.Linear(32, 96)
+        self.out = nn.Linear(32, 32)
+        self.head = nn.Linear(32, models.VOCAB)
+
+    def attend(self, x, past):
+        b, t, _ = x.shape
+        q, k, v = (s.view(b, t, 4, 8).transpose(1, 2) for s in self.qkv(x).chunk(3, -1))
+        if past is not None:
+            k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
+        mask = torch.ones(t, k.shape[2], dtype=torch.bool).tril(k.shape[2] - t)
+        y = F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).reshape(b, t, 32)
+        return x + self.out(y), (k, v)
+
+    def run(self, ids, past, start=None):
+        start = start if start is not None else 0 if past is None else past[0].shape[2]
+        x = self.tokens(ids) + self.positions(torch.arange(start, start + ids.shape[1]))
+        x, past = self.attend(x, past)
+        return self.head(x), past
+
+
+class InATuple(Cached):
+    def forward(self, idx, layer_past=None):
+        logits, past = self.run(idx, layer_past)
+        return logits, None, past
+
+
+class UnderAnyName(Cached):
+    def forward(self, idx, kv_cache=None, return_kv_cache=False):
+        logits, past = self.run(idx, kv_cache)
+        return {"out": logits, "memories": past} if return_kv_cache else {"out": logits}
+
+
+class Holder:
+    def __init__(self) -> None:
+        self.pair = None
+
+
+class InAnObject(Cached):
+    """The object is changed in place, as caches of transformers are."""
+
+    def forward(self, input_ids, past_key_values=None, use_cache=False):
+        holder = past_key_values if past_key_values is not None else Holder()
+        logits, pair = self.run(input_ids, holder.pair)
+        if use_cache:
+            holder.pair = pair
+        return {"logits": logits, "past_key_values": holder if use_cache else None}
+
+
+class InBuffers(Cached):
+    """Kept inside, emptied by a method, no position given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("cache_k", None, persistent=False)
+        self.register_buffer("cache_v", None, persistent=False)
+
+    def reset_kv_cache(self):
+        self.cache_k = self.cache_v = None
+
+    def forward(self, in_idx, use_cache=False):
+        past = (self.cache_k, self.cache_v) if use_cache and self.cache_k is not None else None
+        logits, (k, v) = self.run(in_idx, past)
+        if use_cache:
+            self.cache_k, self.cache_v = k, v
+        return logits
+
+
+class LastOnly(Cached):
+    def forward(self, idx, past=None, targets=None):
+        logits, past = self.run(idx, past)
+        if targets is not None:
+            return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten()), past
+        return logits[:, [-1]], None, past
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(models.VOCAB, 32)
+        self.rnn = nn.GRU(32, 32, batch_first=True)
+        self.head = nn.Linear(32, models.VOCAB)
+
+    def forward(self, ids, hidden):
+        x, hidden = self.rnn(self.tokens(ids), hidden)
+        return self.head(x), hidden
+
+
+HEALTHY = [InATuple, UnderAnyName, InAnObject, InBuffers, LastOnly, Recurrent]
+
+
+@pytest.mark.parametrize("kind", HEALTHY)
+def test_every_way_of_handing_a_cache_over_is_judged(kind):
+    model = kind()
+    before = {name: set(vars(m)) | set(m._buffers) for name, m in model.named_modules()}
+    found = judged(model)
+    for case in ("steps", "chunks", "long"):
+        assert found[case].value <= found[case].limit.value
+        assert not found[case].notes
+    assert found["padded"] == "forward takes no attention_mask for what it decodes"
+    assert {n: set(vars(m)) | set(m._buffers) for n, m in model.named_modules()} == before
+    if kind is InBuffers:
+        assert model.cache_k is None
+
+
+def test_what_cannot_be_decoded_is_skipped_with_the_reason():
+    assert (
+        judged(models.Decoder())["steps"] == "forward takes no cache and no position to go on from"
+    )
+    reason = judged(models.StartPosition())["steps"]
+    assert reason.startswith("asked for a cache (start_pos") or "keeps nothing" in reason
+
+    class Ignores(models.Decoder):
+        def forward(self, input_ids, past_key_values=None):
+            return super().forward(input_ids)
+
+    assert judged(Ignores())["steps"] == "forward takes past_key_values and returns no cache"
+
+
+def test_a_model_that_looks_ahead_has_nothing_to_cache():
+    class Both(InATuple):
+        def attend(self, x, past):
+            return super().attend(x + x.mean(1, keepdim=True), past)
+
+    assert "nothing to cache" in judged(Both())["steps"]
+
+
+class Restarts(Cached):
+    def forward(self, input_ids, position_ids=None, past_key_values=None):
+        if position_ids is None:
+            position_ids = torch.arange(input_ids.shape[1])[None]
+        x = self.tokens(input_ids) + self.positions(position_ids)
+        x, past = self.attend(x, past_key_values)
+        return {"logits": self.head(x), "past_key_values": past}
+
+
+def test_positions_that_restart_are_a_failure_unless_generation_gives_them():
+    with pytest.raises(CheckFailed) as caught:
+        kv_cache(probe_of(Restarts()), "steps")
+    lines = caught.value.message.splitlines()
+    assert lines[0] == "decoding with the cache must give the logits of the whole text"
+    assert "position 1 of 11 is off by up to" in lines[1]
+    assert "1 token after 1 cached ones, after another text; cache: past_key_values" in lines[1]
+    assert lines[2] == "first module to differ: positions"
+    assert lines[3] == (
+        "likely: positions start at 0 again after cached tokens unless position_ids are given"
+    )
+
+    class Generates(Restarts):
+        def prepare_inputs_for_generation(self):
+            raise NotImplementedError
+
+    assert any("unless position_ids" in note for note in judged(Generates())["steps"].notes)
+
+
+def test_one_token_at_a_time_is_enough():
+    class Single(InATuple):
+        def forward(self, idx, layer_past=None):
+            assert layer_past is None or idx.shape[1] == 1
+            return super().forward(idx, layer_past)
+
+    notes = judged(Single())["chunks"].notes
+    assert any("2 tokens at once after 3 cached ones are not taken" in note for note in notes)
+
+
+def test_a_step_for_one_row_only():
+    class OneRow(InATuple):
+        def forward(self, idx, layer_past=None):
+            logits, none, past = super().forward(idx, layer_past)
+            return (logits, none, past) if layer_past is None else (logits[:1], none, past)
+
+    with pytest.raises(CheckFailed, match=r"gave logits of shape \(1, 1, 101\)"):
+        kv_cache(probe_of(OneRow()), "steps")
+
+
+def test_a_step_that_raises_is_a_failure_with_its_place():
+    class Raises(InATuple):
+        def attend(self, x, past):
+            if past is not None:
+                raise RuntimeError("size mismatch")
+            return super().attend(x, past)
+
+    with pytest.raises(CheckFailed, match="raised RuntimeError: size mismatch") as caught:
+        kv_cache(probe_of(Raises()), "steps")
+    assert caught.value.where == "(model)"
+
+
+class Stale(InBuffers):
+    """Nothing is emptied: the method has another meaning."""
+
+    def reset_kv_cache(self):
+        if self.cache_k is not None:
+            self.cache_v = torch.zeros_like(self.cache_v)
+
+
+def test_a_cache_that_is_not_emptied_is_named():
+    with pytest.raises(CheckFailed, match="something of the text before is kept"):
+        kv_cache(probe_of(Stale()), "steps")
+
+
+class Masked(Cached):
+    """Takes a mask of everything that is cached; ``cut`` forgets the past columns."""
+
+    cut = False
+
+    def attend(self, x, past):
+        b, t, _ = x.shape
+        q, k, v = (s.view(b, t, 4, 8).transpose(1, 2) for s in self.qkv(x).chunk(3, -1))
+        if past is not None:
+            k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
+        mask = torch.ones(t, k.shape[2], dtype=torch.bool).tril(k.shape[2] - t)
+        if self.keep is not None:
+            keep = self.keep.bool()
+            if self.cut:
+                keep = F.pad(keep[:, -t:], (k.shape[2] - t, 0), value=True)
+            mask = mask & keep[:, None, None]
+        scores = (q @ k.mT).masked_fill(~mask, -1e9)
+        y = (scores.softmax(-1) @ v).transpose(1, 2).reshape(b, t, 32)
+        return x + self.out(y), (k, v)
+
+    def forward(self, input_ids, attention_mask=None, position_ids=None, past_key_values=None):
+        self.keep = attention_mask
+        start = 0 if past_key_values is None else past_key_values[0].shape[2]
+        if position_ids is None:
+            position_ids = torch.arange(start, start + input_ids.shape[1])[None]
+        x = self.tokens(input_ids) + self.positions(position_ids)
+        x, past = self.attend(x, past_key_values)
+        return {"logits": self.head(x), "past_key_values": past}
+
+
+def test_padding_on_the_left_goes_with_the_cache():
+    assert judged(Masked())["padded"].value < 1e-5
+    model = Masked()
+    model.cut = True
+    with pytest.raises(CheckFailed, match="the mask is cut to the new tokens"):
+        kv_cache(probe_of(model), "padded")
+
+
+def test_padding_that_no_position_undoes_is_not_judged():
+    class NoPositions(Masked):
+        def forward(self, input_ids, attention_mask=None, past_key_values=None):
+            return super().forward(input_ids, attention_mask, None, past_key_values)
+
+    model = NoPositions()
+    model.cut = True
+    assert "without a cache too" in judged(model)["padded"]
+
+
+def test_a_cache_in_lower_precision_is_found():
+    class Half(InATuple):
+        def attend(self, x, past):
+            x, (k, v) = super().attend(x, past)
+            return x, (k, v.bfloat16().to(v.dtype))
+
+    with pytest.raises(CheckFailed):
+        kv_cache(probe_of(Half()), "steps")
