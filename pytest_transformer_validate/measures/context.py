@@ -40,17 +40,8 @@ class Context(Measurement):
 
 
 def relative(matrix: torch.Tensor) -> torch.Tensor:
-    """Each entry of a dependency matrix relative to the largest in its row; what is not known
-    (NaN) counts as seen."""
-    known = matrix.nan_to_num(nan=0.0)
-    largest = known.amax(-1, keepdim=True).clamp(min=_tiny(matrix))
-    return (known / largest).masked_fill(matrix.isnan(), 1.0)
-
-
-def _tiny(matrix: torch.Tensor) -> float:
-    import torch
-
-    return float(torch.finfo(matrix.dtype).tiny)
+    """Each entry of a dependency matrix relative to the largest in its row."""
+    return matrix / matrix.amax(-1, keepdim=True).clamp(min=1e-300)
 
 
 @dataclass(frozen=True)

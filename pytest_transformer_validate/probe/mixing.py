@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from pytest_transformer_validate.errors import Blocked
 from pytest_transformer_validate.probe.compare import (
     difference,
     finite,
@@ -20,11 +21,12 @@ from pytest_transformer_validate.probe.compare import (
     over,
     projection,
     sequence,
+    text_logits,
     trace,
 )
 from pytest_transformer_validate.probe.lookup import TokenLookup
 from pytest_transformer_validate.probe.passes import Passes, remembered
-from pytest_transformer_validate.probe.positions import Plan, copies
+from pytest_transformer_validate.probe.positions import copies
 from pytest_transformer_validate.probe.trace import ROOT
 from pytest_transformer_validate.subject.outputs import floating
 
@@ -80,28 +82,24 @@ class Mixing(Passes):
     """Dependencies of outputs, and of modules, on tokens. ``condition`` is that of
     ``Probe.under``: ``eval``, or ``noised``."""
 
-    def tokens(self, condition: str) -> tuple[torch.Tensor, str]:
-        """(T, T): how much the output at k (row) depends on token s (column), and how that was
-        found out: ``gradient``, else ``swaps``, which cannot tell about token 0 (NaN)."""
+    def tokens(self, condition: str) -> torch.Tensor:
+        """(T, T): how much the output at k (row) depends on token s (column), by gradient, or,
+        where none can be read, by replacing tokens."""
         try:
             matrix = self.probe.position_gradients(condition)
         except Exception:  # noqa: BLE001 - a model need not support a backward in eval mode
             matrix = None
         if matrix is not None and bool(matrix.isfinite().all()):
-            return matrix, "gradient"
-        return self._by_swaps(condition), "swaps"
+            return matrix
+        return self._by_swaps(condition)
 
+    @remembered
     def _by_swaps(self, condition: str) -> torch.Tensor:
         length = self.probe.subject.sizes[1]
-        plan = Plan(
-            "noised" if condition == "noised" else "every", length, tuple(range(1, length))
-        )
-        swaps = self.probe.position_swaps(plan)
-        matrix = torch.full((length, length), float("nan"), dtype=torch.float64)
-        for row, start in enumerate(swaps.start):
-            if not swaps.suffix[row]:
-                matrix[:, start] = swaps.effect[row].double()
-        return matrix
+        before, after = self.swapped(length)
+        with self.probe.under(condition):
+            old, new = (text_logits(self.probe, b, length) for b in (before, after))
+        return difference(old, new).amax(-1).T.double().cpu()
 
     @remembered
     def text(self, length: int, condition: str) -> torch.Tensor | None:
@@ -130,12 +128,16 @@ class Mixing(Passes):
 
     def swapped(self, length: int) -> tuple[Batch, Batch]:
         """Copies of one text, and the same with another token at position k of row k."""
-        probe = self.probe
+        probe, role = self.probe, sequence(self.probe)
         before = copies(probe, length, length)
-        ids = before["input_ids"]
-        other = probe.batch(length, length, "mixing swaps")["input_ids"]
-        changed = torch.where(torch.eye(length, dtype=torch.bool), other, ids)
-        return before, before.with_(input_ids=changed.to(ids.device))
+        ids = before[role]
+        other = ids.clone()
+        for trial in range(8):
+            same = other == ids
+            fresh = probe.batch(length, length, "mixing swaps", trial)[role]
+            other = torch.where(same, fresh.to(ids.device), other)
+        own = torch.eye(length, dtype=torch.bool, device=ids.device)
+        return before, before.with_(**{role: torch.where(own, other, ids)})
 
     def losing_patch(self, row: int, column: int) -> str | None:
         """The first module that loses a patch of the image."""
@@ -169,6 +171,8 @@ class Mixing(Passes):
         with probe.under(condition), probe.running("mixing", grad=True) as subject:
             with TokenLookup(batch["input_ids"]) as lookup:
                 logits = subject(batch).logits.flatten(2)
+            if logits.shape[1] != length:
+                raise Blocked(f"logits are {tuple(logits.shape)}: see shape_robustness")
             if not lookup:
                 return None
             diagonal = logits.diagonal(dim1=0, dim2=1).T

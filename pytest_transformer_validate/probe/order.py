@@ -173,19 +173,24 @@ class Order(Passes):
             return None
         return Constant(module, entered[0], tuple(reader.found))
 
-    @remembered
     def scores(self, side: str) -> tuple[Scores, ...]:
         """The scores of every self-attention over one text; none where the model does not run
         that way."""
-        length = self.sides[side][1]
-        reader = ScoreReader(self.probe.subject.model, length)
-        with (
-            contextlib.suppress(Exception),
-            self.probe.running("order", grad=True) as subject,
-            reader.watching(),
-        ):
-            subject(self._text())
-        return tuple(reader.found)
+        return self._read(side)[0]
+
+    def compares(self, side: str) -> bool:
+        """Whether anything compares positions with each other; yes where that cannot be seen."""
+        return self._read(side)[1]
+
+    @remembered
+    def _read(self, side: str) -> tuple[tuple[Scores, ...], bool]:
+        reader = ScoreReader(self.probe.subject.model, self.sides[side][1])
+        try:
+            with self.probe.running("order", grad=True) as subject, reader.watching():
+                subject(self._text())
+        except Exception:  # noqa: BLE001 - an operation need not run while it is watched
+            return (), True
+        return tuple(reader.found), reader.compares
 
     @remembered
     def entering(self, side: str, module: str, length: int) -> torch.Tensor | None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from pytest_transformer_validate.errors import Blocked
 from pytest_transformer_validate.probe.compare import (
     batch_axis,
     difference,
@@ -113,6 +114,9 @@ class Resizing(Passes):
             moved, place = {}, {}
             for size in sizes:
                 part = finite_logits(self.probe, some_rows(batch, 0, size))
+                if part.shape[1:] != full.shape[1:] or len(part) != size:
+                    shape = tuple(part.shape)
+                    raise Blocked(f"logits are {shape} for {size} rows: see shape_robustness")
                 apart = difference(full[:size], part).flatten(1).amax(1)
                 moved[size], place[size] = float(apart.max()), int(apart.argmax())
         return Resized(condition, moved, place, full)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 _SOFTMAX = {"aten::_softmax", "aten::_safe_softmax", "aten::softmax"}
+_PRODUCTS = {"aten::bmm", "aten::mm", "aten::matmul", "aten::baddbmm", "aten::_softmax"}
 _FUSED = "scaled_dot_product"
 
 
@@ -40,7 +41,8 @@ class ScoreReader(Operations):
     """Records the scores of every self-attention over ``length`` tokens of one text.
 
     Sees softmax over the last axis and torch's fused attention; a softmax that is written out by
-    hand is not seen.
+    hand is not seen, but for ``compares``: whether anything makes a product of every position
+    with every other.
     """
 
     def __init__(self, model: torch.nn.Module, length: int) -> None:
@@ -48,6 +50,7 @@ class ScoreReader(Operations):
         self.model = model
         self.length = length
         self.found: list[Scores] = []
+        self.compares = False
         self._running: list[tuple[str, torch.Tensor | None]] = [(ROOT, None)]
 
     def __torch_dispatch__(
@@ -66,11 +69,15 @@ class ScoreReader(Operations):
             names = (argument.name for argument in func._schema.arguments)
             given = {**dict(zip(names, args, strict=False)), **(kwargs or {})}
             self._note(_fused_scores(given))
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and tuple(result.shape[-2:]) == (self.length,) * 2:
+            self.compares = self.compares or name in _PRODUCTS
+        return result
 
     def _note(self, scores: torch.Tensor | None) -> None:
         if scores is None or scores.dim() < 3 or tuple(scores.shape[-2:]) != (self.length,) * 2:
             return
+        self.compares = True
         module, given = self._running[-1]
         flat = scores.reshape(-1, self.length, self.length).clone()
         self.found.append(Scores(module, flat, given))

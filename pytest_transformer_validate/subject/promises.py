@@ -38,10 +38,11 @@ _HOLES = (
 _POSITIONWISE = ("feedforward", "ffn", "mlp")  # what is cut into chunks without a loss
 _POSITION = {
     "pos", "position", "positions", "positional", "rope", "rotary", "alibi", "sinusoid",
-    "sinusoidal", "sinusoids", "wpe", "pe", "rel", "relative", "freqs", "inv_freq", "slopes",
-    "posemb", "posenc", "rpe",
+    "sinusoidal", "sinusoids", "wpe", "pe", "freqs", "slopes", "posemb", "posenc", "rpe",
+    "relative",
 }  # fmt: skip
 _ROTARY = {"rope", "rotary", "rotate", "alibi", "slopes", "freqs"}
+_IN_SOURCE = {"rope", "rotary", "alibi", "sinusoid", "sinusoidal", "positional", "posemb", "wpe"}
 _NOT_POSITION = ("max", "wise", "n_pos", "num_pos", "len", "size")
 _SETUP = ("__init__", "init", "_init", "reset", "_reset", "tie", "_tie")
 
@@ -83,18 +84,12 @@ def position_promise(subject: Subject, *, rotary: bool = False) -> str | None:
             off = str(value).lower() in {"none", "nope", "no", "absent", "off"}
             if _words(key) & wanted and not off and not _is_length(key):
                 return f"{key} in the configuration"
-    for name in _structure(subject.model):
+    for name in _tensors(subject.model):
         own = name.rpartition(".")[2]
         if _words(own) & wanted and not _is_length(own):
             return name
-    return next(
-        (
-            f"{name} in the source"
-            for name in _identifiers(subject.model, unconditional=True)
-            if _words(name) & wanted and not _is_length(name)
-        ),
-        None,
-    )
+    found = _identifiers(subject.model, unconditional=True)
+    return next((f"{n} in the source" for n in found if _words(n) & wanted & _IN_SOURCE), None)
 
 
 def _words(name: str) -> set[str]:
@@ -112,11 +107,16 @@ def _given(config: Any) -> dict[str, Any]:
     return {key: value for key, value in values if value is not None and value is not False}
 
 
-def _structure(model: nn.Module) -> list[str]:
-    """Names of submodules, of parameters and buffers, of classes, and of plain attributes."""
+def _tensors(model: nn.Module) -> list[str]:
+    """Names of submodules, parameters and buffers."""
     names = [name for name, _ in model.named_modules()]
     names += [name for name, _ in model.named_parameters()]
-    names += [name for name, _ in model.named_buffers()]
+    return names + [name for name, _ in model.named_buffers()]
+
+
+def _structure(model: nn.Module) -> list[str]:
+    """The same, and names of classes and of plain attributes."""
+    names = _tensors(model)
     for prefix, module in model.named_modules():
         if not type(module).__module__.startswith("torch."):
             plain = (k for k, v in vars(module).items() if not k.startswith("_") and v)

@@ -52,16 +52,18 @@ RULE = "every output of a causal LM must depend on its own token and on those be
 def _require_length(probe: Probe) -> None:
     if probe.subject.sizes[1] < 3:
         raise NotApplicable("the longest text is too short to have a context")
+    if probe.subject.facts.rank < 3:
+        raise NotApplicable("the outputs are not one a token: see shape_robustness")
     if probe.subject.task.task_type == "seq2seq" and not probe.subject.decodes:
         raise NotApplicable("forward takes no decoder input")
 
 
 def _dependencies(probe: Probe, floor: float, side: str) -> torch.Tensor:
     """Relative dependencies; where one is missing, the larger with moved parameters."""
-    first = context.relative(probe.mixing.tokens("eval")[0])
+    first = context.relative(probe.mixing.tokens("eval"))
     if not bool((first.tril() if side == "past" else first).lt(floor).any()):
         return first
-    second = context.relative(probe.mixing.tokens("noised")[0])
+    second = context.relative(probe.mixing.tokens("noised"))
     return first.maximum(second)
 
 
@@ -103,25 +105,24 @@ def _look_back(probe: Probe, floor: float) -> tuple[Context, Pattern]:
 
 
 def _judge_past(probe: Probe, measured: Context, pattern: Pattern) -> Context:
-    told = probe.tells_of_limits(holes=pattern.name == "holes")
-    if pattern.name == "band" and (told or probe.window):
-        note = f"each output sees {pattern.reach} tokens back ({told or 'declared window'})"
+    told = probe.tells_of_limits()
+    if pattern.name == "band":
+        why = f"a window of {probe.window} is declared" if probe.window else "declared nowhere"
+        note = f"each output sees {pattern.reach} tokens back ({why})"
         return replace(measured, notes=(*measured.notes, note))
     if pattern.name == "holes" and told:
         note = f"some tokens are not seen: a pattern on purpose ({told})"
         return replace(measured, notes=(*measured.notes, note))
     position, token = pattern.unseen[-1]
-    where = _first_short(probe, {"alone", "band", "holes"})
+    _require_mixing(probe, pattern)
+    where = _first_short(probe, {"alone", "holes"})
     what = {
         "alone": "no output depends on any token but its own",
-        "band": f"no output sees more than {pattern.reach} tokens back",
         "holes": f"the output at position {position} does not depend on token {token}",
     }[pattern.name]
     likely = {
         "alone": "the mask leaves only the diagonal, attention is never added, or its output "
         "is detached from other positions",
-        "band": "a mask that hides more than later tokens (triu with the wrong diagonal), or a "
-        "cut-off text; a window? name it in the configuration (sliding_window)",
         "holes": "a mask with holes, a slice with a step, or tokens that are dropped",
     }[pattern.name]
     raise CheckFailed(
@@ -135,6 +136,12 @@ def _judge_past(probe: Probe, measured: Context, pattern: Pattern) -> Context:
     )
 
 
+def _require_mixing(probe: Probe, pattern: Pattern) -> None:
+    """A model in which nothing even compares positions is one for single tokens."""
+    if pattern.name == "alone" and not probe.order.compares("text"):
+        raise NotApplicable("nothing in the model mixes positions: outputs are for single tokens")
+
+
 def _first_short(
     probe: Probe, kinds: set[str], length: int | None = None, side: str = "text"
 ) -> str | None:
@@ -146,11 +153,10 @@ def _first_short(
         if pattern is None:
             continue
         name = pattern.name
-        if "band" in kinds and name == "past":
+        if "holes" in kinds and name == "past" and footprint.positions == tuple(range(length)):
             matrix = footprint.own
             assert matrix is not None
-            if footprint.positions == tuple(range(length)):
-                name = context.causal_pattern(matrix > 0).name
+            name = context.causal_pattern(matrix > 0).name
         if name in kinds:
             return footprint.module
     own = {f.module: context.module_pattern(f) for f in prints if f.length == length}
@@ -321,6 +327,8 @@ def _every_token(probe: Probe, floor: float) -> Context:
     lengths = [probe.subject.sizes[1], *([longer] if probe.subject.small else [])]
     for length in dict.fromkeys(lengths):
         values = _text_dependencies(probe, length, floor)
+        if probe.subject.ends:
+            values = values[:-1]  # the id that ends the text may be taken for padding
         unseen = (values < floor).nonzero().flatten().tolist()
         measured = Context(
             value=float(values.min()),
@@ -422,8 +430,7 @@ def bidirectionality(probe: Probe, *, floor: float = 1e-7) -> Context:
     compared with each other, because a mask that is left on in one layer does not show in the
     outputs.
     """
-    if probe.subject.sizes[1] < 3:
-        raise NotApplicable("the longest text is too short to have a context")
+    _require_length(probe)
     matrix = _dependencies(probe, floor, "both")
     pattern = context.full_pattern(matrix >= floor)
     measured = replace(
@@ -439,17 +446,17 @@ def bidirectionality(probe: Probe, *, floor: float = 1e-7) -> Context:
 
 
 def _judge_both(probe: Probe, measured: Context, pattern: Pattern) -> Context:
-    told = probe.tells_of_limits(holes=pattern.name == "holes")
-    if pattern.name in {"band", "holes"} and (told or probe.window):
-        note = f"outputs see {pattern.reach} tokens to a side ({told or 'declared window'})"
+    told = probe.tells_of_limits()
+    if pattern.name == "band" or (pattern.name == "holes" and (told or probe.window)):
+        note = f"outputs see {pattern.reach} tokens to a side ({told or 'declared nowhere'})"
         return replace(measured, notes=(*measured.notes, note))
+    _require_mixing(probe, pattern)
     where = _first_short(probe, {pattern.name})
     position, token = pattern.unseen[0]
     what = {
         "past": "no output depends on a later token",
         "future": "no output depends on an earlier token",
         "alone": "no output depends on any token but its own",
-        "band": f"no output sees more than {pattern.reach} tokens to a side",
         "holes": f"the output at position {position} does not depend on token {token}",
     }[pattern.name]
     likely = {

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 RULE = "outputs must depend on the order of tokens"
 _SHIFT = 3
 _LONGEST = 2048
+_COARSE = 1e-5  # eps of dtypes in which rounding hides what an order does
 _BY_DISTANCE = 1e-3  # of the scores' spread; healthy rotations and biases: at most 1e-4
 
 
@@ -38,6 +39,7 @@ def position_sensitivity(probe: Probe, *, factor: float = 256.0) -> PositionSens
     are known must differ from each other, follow the distance where they are relative, and
     follow ``position_ids`` where those are taken.
     """
+    probe = _precise(probe)
     if probe.subject.vision:
         return _patches(probe, factor)
     if probe.subject.sizes[1] < 5:
@@ -52,6 +54,25 @@ def position_sensitivity(probe: Probe, *, factor: float = 256.0) -> PositionSens
     return _shift(probe, measured)
 
 
+def _precise(probe: Probe) -> Probe:
+    """The model in float64 where its own numbers are too coarse to tell an order from rounding;
+    what cannot be copied is asked as it is."""
+    if probe.eps < _COARSE or not probe.subject.small:
+        return probe
+    try:
+        found = probe.in_float64()
+        found.forward(found.batch(1, found.subject.sizes[1], "order"))
+    except Exception:  # noqa: BLE001 - a model need not run in float64
+        return probe
+    return found
+
+
+def _limit(probe: Probe, factor: float) -> Limit:
+    """In a coarse dtype 256 u are more than an order can move: 4 u of it."""
+    factor = min(factor, 4.0) if probe.eps > _COARSE else factor
+    return Limit(value=factor * probe.eps, rule=f"{factor:g} u")
+
+
 def _together(first: PositionSensitivity, second: PositionSensitivity) -> PositionSensitivity:
     return replace(second, notes=(*first.notes, *second.notes))
 
@@ -63,7 +84,9 @@ def _side(probe: Probe, side: str, factor: float) -> PositionSensitivity:
     if not prints:
         prints = context.mixers(probe.mixing.footprints(short, "noised"), length)
     modules = tuple(dict.fromkeys(f.module for f in prints))
-    limit = Limit(value=factor * probe.eps, rule=f"{factor:g} u")
+    limit = _limit(probe, factor)
+    if not modules and not probe.order.compares(side):
+        raise NotApplicable("nothing in the model mixes positions: outputs are for single tokens")
     if not modules:
         return _by_outputs(probe, side, limit)
     measured = PositionSensitivity(limit=limit)
@@ -201,7 +224,9 @@ def _shift(probe: Probe, measured: PositionSensitivity) -> PositionSensitivity:
         return replace(measured, notes=(*measured.notes, note))
     measured = replace(measured, shift=value)
     limit = two_shapes_limit(reference, probe.noise())
-    if measured.not_by_distance is None or value <= limit.value:
+    if measured.not_by_distance is None:
+        return _judge_ignored(measured, value)
+    if value <= limit.value:
         return measured
     verdict = settle(value, limit, lambda: probe.repeated(lambda p: p.order.shifted(_SHIFT)[0]))
     if not verdict.exceeded:
@@ -210,9 +235,17 @@ def _shift(probe: Probe, measured: PositionSensitivity) -> PositionSensitivity:
     return replace(measured, notes=(*measured.notes, note))
 
 
+def _judge_ignored(measured: PositionSensitivity, value: float) -> PositionSensitivity:
+    """Positions that enter with the tokens are those that are given."""
+    if value > 0 or measured.known != "tokens":
+        return measured
+    note = "position_ids are taken, and shifting them changes nothing"
+    return replace(measured, notes=(*measured.notes, note))
+
+
 def _patches(probe: Probe, factor: float) -> PositionSensitivity:
     """The order of an image's patches is known."""
-    limit = Limit(value=factor * probe.eps, rule=f"{factor:g} u")
+    limit = _limit(probe, factor)
     size = probe.mixing.patch
     measured = PositionSensitivity(limit=limit, known="patches")
     for condition in ("eval", "noised"):

@@ -76,21 +76,6 @@ MUTANTS = (
         ),
     ),
     _short(
-        name="short_band",
-        family="band",
-        parent="moe",
-        where=("layers.0.attn",),
-        why="triu with a negative diagonal on top of the causal mask",
-        edits=(
-            (
-                "y = F.scaled_dot_product_attention(q, k, v, is_causal=True)",
-                "size = x.size(1)\n"
-                "        near = torch.ones(size, size, dtype=torch.bool).tril().triu(-3)\n"
-                "        y = F.scaled_dot_product_attention(q, k, v, near)",
-            ),
-        ),
-    ),
-    _short(
         name="window_shorter_in_one_layer",
         family="window",
         parent="sliding_window",
