@@ -84,7 +84,7 @@ class Losses(Passes):
         probe = self.probe
         batch, labels = self.batch(), self.labels()
         if kind == "again":
-            labels = labels.flip(0, -1) if labels.dim() > 1 else labels.flip(0)
+            labels = labels.flip(0).roll(1, -1)
         if kind == "some":
             labels = labels.masked_fill(~self.counted(), ignored)
         with _config_kept(probe), probe.running("loss", grad=True) as subject:

@@ -122,8 +122,13 @@ def _by_gradient(probe: Probe, full: Answer, notes: list[str]) -> LossAlignment:
     found = pull(full)
     shift = shift_of(full, found, full.labels)
     if shift is None:
-        _not_aligned(probe, full, found)
-    assert shift is not None
+        shift = _by_difference(probe, full)
+        if shift is None:
+            _not_aligned(probe, full, found)
+        assert shift is not None
+        _judge_shift(probe, full, shift, notes)
+        notes.append("the loss holds a term of the logits alone: only the shift is judged")
+        return LossAlignment(shift=shift, value=float(shift))
     _judge_shift(probe, full, shift, notes)
     measured = LossAlignment(shift=shift, value=float(shift))
     plain = _judge_form(probe, full, found, notes)
@@ -139,6 +144,15 @@ def _by_gradient(probe: Probe, full: Answer, notes: list[str]) -> LossAlignment:
             measured = dataclasses.replace(measured, auxiliary=rest)
     ignored = _judge_ignored(probe, full, found, kind, shift, notes)
     return dataclasses.replace(measured, ignored=ignored)
+
+
+def _by_difference(probe: Probe, full: Answer) -> int | None:
+    """The shift in what other labels change of the gradient: terms of the logits alone cancel."""
+    again = probe.losses.answer("again")
+    if full.gradient is None or again.gradient is None:
+        return None
+    moved = dataclasses.replace(full, gradient=full.gradient - again.gradient)
+    return shift_of(moved, pull(moved), full.labels)
 
 
 def _not_aligned(probe: Probe, full: Answer, found: Pull) -> None:

@@ -1,0 +1,301 @@
+"""What loss_alignment says, decides and leaves to the model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pytest_transformer_validate.checks.tier1.loss import loss_alignment
+from pytest_transformer_validate.errors import CheckFailed, NotApplicable
+from pytest_transformer_validate.probe.probe import Probe
+from pytest_transformer_validate.subject.subject import Subject
+from tests import models
+
+
+@pytest.fixture(autouse=True)
+def weights():
+    torch.manual_seed(0)
+
+
+def judge(model: nn.Module, config=None, task=None):
+    return loss_alignment(Probe(Subject(model, config, task=task)))
+
+
+class Contract(models.Decoder):
+    """``labels`` in, ``loss`` and ``logits`` out, shifted inside; subclasses say which loss."""
+
+    def loss(self, logits, labels):
+        return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+
+    def forward(self, input_ids, labels=None):
+        logits = self.head(self.hidden(input_ids))
+        out = {"logits": logits}
+        if labels is not None:
+            out["loss"] = self.loss(logits, labels)
+        return out
+
+
+def test_a_loss_that_is_shifted_inside():
+    measured = judge(Contract())
+    assert measured.shift == 1
+    assert measured.factor == pytest.approx(1, abs=1e-4)
+    assert (measured.by, measured.ignored, measured.notes) == ("gradient", -100, ())
+
+
+def test_a_failure_says_rule_finding_place_cause_and_way_out():
+    class NotShifted(Contract):
+        def __init__(self) -> None:
+            super().__init__()
+            self.criterion = nn.CrossEntropyLoss()
+
+        def loss(self, logits, labels):
+            return self.criterion(logits.flatten(0, 1), labels.flatten())
+
+    with pytest.raises(CheckFailed) as caught:
+        judge(NotShifted())
+    lines = caught.value.message.splitlines()
+    assert lines[0].startswith("the loss must be the mean cross entropy")
+    assert lines[1] == (
+        "the output at position t is drawn to the label at its own position: labels[:, t+0]; "
+        "expected is t+1"
+    )
+    assert lines[2] == "the loss comes from: criterion"
+    assert lines[3] == "likely: labels are not shifted: the model learns to copy its input"
+    assert lines[4].startswith("meant so? declare it")
+    assert caught.value.where == "criterion"
+
+
+@pytest.mark.parametrize("kind", [models.Lecture, models.LastLogits])
+def test_targets_come_shifted_and_logits_in_any_shape(kind):
+    measured = judge(kind())
+    assert measured.shift == 0
+    assert measured.notes == ("labels are shifted by the caller",)
+
+
+class Smoothed(Contract):
+    def loss(self, logits, labels):
+        flat, wanted = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+        return F.cross_entropy(flat, wanted, label_smoothing=0.1)
+
+
+class Summed(Contract):
+    def loss(self, logits, labels):
+        flat, wanted = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+        return F.cross_entropy(flat, wanted, reduction="sum")
+
+
+class Scaled(Contract):
+    def loss(self, logits, labels):
+        return 0.5 * super().loss(logits, labels)
+
+
+class Balanced(Contract):
+    def loss(self, logits, labels):
+        return super().loss(logits, labels) + 0.01 * self.head.weight.pow(2).sum()
+
+
+class Focal(Contract):
+    def loss(self, logits, labels):
+        flat, wanted = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+        losses = F.cross_entropy(flat, wanted, reduction="none")
+        return ((1 - (-losses).exp()) ** 2 * losses).mean()
+
+
+class Weighted(Contract):
+    def loss(self, logits, labels):
+        flat, wanted = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+        return F.cross_entropy(flat, wanted, weight=torch.linspace(1, 2, models.VOCAB))
+
+
+class Normaliser(Contract):
+    def loss(self, logits, labels):
+        return super().loss(logits, labels) + 1e-2 * logits.logsumexp(-1).pow(2).mean()
+
+
+NOTES = {
+    Smoothed: "labels are smoothed by 0.1",
+    Summed: "the loss is a sum, not a mean",
+    Scaled: "the loss is 0.5 times the mean cross entropy",
+    Balanced: "besides the cross entropy",
+    Focal: "outputs count differently",
+    Normaliser: "a term of the logits alone",
+    Weighted: "outputs count differently",
+}
+
+
+@pytest.mark.parametrize("kind", NOTES)
+def test_what_people_do_with_a_loss_is_noted(kind):
+    measured = judge(kind())
+    assert measured.shift == 1
+    assert any(NOTES[kind] in note for note in measured.notes)
+
+
+class Probabilities(models.Decoder):
+    """Gives probabilities, and takes their logarithm for the loss."""
+
+    def forward(self, idx, targets=None):
+        p = self.head(self.hidden(idx)).softmax(-1)
+        if targets is None:
+            return p, None
+        return p, F.nll_loss(p.log().flatten(0, 1), targets.flatten())
+
+
+class Logarithms(models.Decoder):
+    def forward(self, idx, targets=None):
+        scores = self.head(self.hidden(idx)).log_softmax(-1)
+        if targets is None:
+            return scores, None
+        return scores, F.nll_loss(scores.flatten(0, 1), targets.flatten())
+
+
+@pytest.mark.parametrize("kind", [Probabilities, Logarithms])
+def test_probabilities_with_their_own_loss(kind):
+    measured = judge(kind())
+    assert measured.shift == 0
+    assert measured.factor == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("returned", ["logits", "probabilities"])
+def test_softmax_is_not_applied_twice(returned):
+    class Twice(models.Decoder):
+        def forward(self, idx, targets=None):
+            logits = self.head(self.hidden(idx))
+            p = logits.softmax(-1)
+            given = logits if returned == "logits" else p
+            if targets is None:
+                return given, None
+            return given, F.cross_entropy(p.flatten(0, 1), targets.flatten())
+
+    with pytest.raises(CheckFailed, match="softmax is applied twice"):
+        judge(Twice())
+
+
+class LossOnly(models.Decoder):
+    """Nothing but the loss comes back with targets."""
+
+    def forward(self, idx, targets=None):
+        logits = self.head(self.hidden(idx))
+        if targets is None:
+            return logits
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
+
+
+class Copied(models.Decoder):
+    """Returned logits are not those on the path of the loss."""
+
+    wrong = False
+
+    def forward(self, idx, targets=None):
+        logits = self.head(self.hidden(idx))
+        if targets is None:
+            return logits, None
+        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+        count = targets.numel() if self.wrong else (targets != -100).sum()
+        return logits.detach(), losses.sum() / count
+
+
+@pytest.mark.parametrize(("kind", "ignored"), [(LossOnly, -1), (Copied, -100)])
+def test_the_value_tells_where_the_gradient_cannot(kind, ignored):
+    measured = judge(kind())
+    assert (measured.shift, measured.by, measured.ignored) == (0, "value", ignored)
+
+
+def test_the_value_tells_what_counts_in_the_mean():
+    model = Copied()
+    model.wrong = True
+    with pytest.raises(CheckFailed, match="the mean over those that count is"):
+        judge(model)
+
+
+class Classifier(models.Decoder):
+    def __init__(self, outputs: int = 5) -> None:
+        super().__init__()
+        self.score = nn.Linear(32, outputs)
+
+    def forward(self, input_ids, labels=None):
+        logits = self.score(self.hidden(input_ids)[:, -1])
+        if labels is None:
+            return {"logits": logits}
+        return {"logits": logits, "loss": self.loss(logits, labels)}
+
+    def loss(self, logits, labels):
+        return F.cross_entropy(logits, labels)
+
+
+def test_a_classifier():
+    assert judge(Classifier()).shift == 0
+
+
+def test_a_classifier_that_mixes_rows():
+    class Mixed(Classifier):
+        def loss(self, logits, labels):
+            return F.cross_entropy(logits, labels.roll(1))
+
+    with pytest.raises(CheckFailed, match="other classes than their labels"):
+        judge(Mixed())
+
+
+SKIPPED = {
+    "one number is given": (Classifier(1), {"task": "classification"}),
+    "problem_type is multi_label": (
+        Classifier(),
+        {"problem_type": "multi_label_classification"},
+    ),
+    "forward takes no labels": (models.Decoder(), None),
+}
+
+
+@pytest.mark.parametrize("reason", SKIPPED)
+def test_what_has_no_cross_entropy_is_skipped(reason):
+    with pytest.raises(NotApplicable, match=reason):
+        judge(*SKIPPED[reason])
+
+
+def test_the_configuration_is_given_back():
+    class Decides(Classifier):
+        def loss(self, logits, labels):
+            self.config.problem_type = "single_label_classification"
+            return super().loss(logits, labels)
+
+    class Config:
+        problem_type = None
+
+        def __init__(self) -> None:
+            self.problem_type = None
+
+    model = Decides()
+    model.config = Config()
+    judge(model)
+    assert model.config.problem_type is None
+
+
+FAILURES = {
+    "have a gradient": lambda z, y: F.cross_entropy(z, y.clamp(min=0)),
+    "has no gradient": lambda z, y: F.cross_entropy(z.detach(), y),
+    "-100 must be ignored": lambda z, y: F.cross_entropy(z, y, ignore_index=7),
+    "the loss is nan": lambda z, y: F.cross_entropy(z, y) / 0 * 0,
+    "points to no label": lambda z, y: F.cross_entropy(z.reshape(z.shape[1], -1).mT, y),
+}
+
+
+@pytest.mark.parametrize("finding", FAILURES)
+def test_what_fails(finding):
+    class Wrong(Contract):
+        def loss(self, logits, labels):
+            return FAILURES[finding](logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+
+    with pytest.raises(CheckFailed, match=finding):
+        judge(Wrong())
+
+
+def test_labels_that_reach_the_logits():
+    class Peeks(Contract):
+        def forward(self, input_ids, labels=None):
+            if labels is not None:
+                input_ids = torch.where(labels % 2 == 0, labels.clamp(min=0), input_ids)
+            return super().forward(input_ids, labels)
+
+    with pytest.raises(CheckFailed, match="when labels are given"):
+        judge(Peeks())
