@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 # An error model that happens to err nowhere still leaves the rounding of the logits themselves.
 FLOOR = 0.25
+# Logits of this size are zero: a batch norm at its start can give them.
+TINY = 1e-30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +36,7 @@ class Precision(Measurement):
 
 def excess(rounding: Rounding, eps: float) -> tuple[float, int]:
     """The real error over the emulated one, and the part of the text where it is largest."""
-    floor = FLOOR * eps * rounding.scale
+    floor = max(FLOOR * eps * rounding.scale, TINY)
     ratios = [
         real / max(emulated, floor) if real > 0 else 0.0
         for real, emulated in zip(rounding.real, rounding.emulated, strict=True)

@@ -106,6 +106,7 @@ class Bounds(Passes):
     @remembered
     def largest(self, role: str, given: int) -> tuple[str, str | None] | None:
         """What a text with the largest id raises and where, if it does."""
+        self.probe.forward(self._plain(role))
         try:
             self.probe.forward(self._with(role, given))
         except Exception as error:  # noqa: BLE001 - what it raises is the finding
@@ -134,13 +135,13 @@ class Bounds(Passes):
         self, role: str, given: int, batch: Batch, tables: frozenset[int] = frozenset()
     ) -> _RowReader:
         ids = {r: t for r, t in batch.inputs.items() if r == role}
-        probe = self.probe
-        with probe.running("bounds") as subject, _RowReader(subject.model, ids, tables) as reader:
+        reader = _RowReader(self.probe.subject.model, ids, tables, given)
+        with self.probe.running("bounds") as subject, reader:
             subject.call(batch, {})
         return reader
 
     def _size(self) -> tuple[int, int]:
-        return 2, max(3, min(self.probe.subject.sizes[1], 11))
+        return 2, min(self.probe.subject.sizes[1], 11)
 
     def _place(self, role: str) -> int:
         """The place of the odd id among all of the first text."""
@@ -198,6 +199,7 @@ class _Places(TableReader):
         super().__init__(model, ids, length)
         self._model = model
         self._inside: list[str] = []
+        self._inputs: list[list[torch.Tensor]] = []
         self._hooks: list[Any] = []
 
     @property
@@ -210,7 +212,7 @@ class _Places(TableReader):
             if isinstance(module, torch.jit.ScriptModule):
                 continue
             self._hooks += [
-                module.register_forward_pre_hook(self._enter(name or ROOT)),
+                module.register_forward_pre_hook(self._enter(name or ROOT), with_kwargs=True),
                 module.register_forward_hook(self._leave, always_call=True),
             ]
         return super().__enter__()
@@ -221,23 +223,38 @@ class _Places(TableReader):
             hook.remove()
 
     def _enter(self, name: str) -> Any:
-        def enter(_module: Any, _args: Any) -> None:
+        def enter(_module: Any, args: Any, kwargs: Any) -> None:
             self._inside.append(name)
+            given = (*args, *kwargs.values())
+            self._inputs.append([a for a in given if isinstance(a, torch.Tensor)])
 
         return enter
 
     def _leave(self, *_: Any) -> None:
         self._inside.pop()
+        self._inputs.pop()
+
+    def given(self, number: int) -> str:
+        """The innermost module that is running and was given the number."""
+        for name, inputs in zip(reversed(self._inside), reversed(self._inputs), strict=True):
+            if any(bool((t == number).any()) for t in inputs):
+                return name
+        return self.where
 
 
 class _RowReader(_Places):
     """Notes the storages of tables that ids index, or all that is read from given ones."""
 
     def __init__(
-        self, model: torch.nn.Module, ids: Mapping[str, Any], tables: frozenset[int]
+        self,
+        model: torch.nn.Module,
+        ids: Mapping[str, Any],
+        tables: frozenset[int],
+        number: int,
     ) -> None:
         super().__init__(model, ids, 1)
         self.tables = tables
+        self.number = number
         self._looking = not tables
         self.read: list[tuple[torch.Tensor, str]] = []
 
@@ -248,7 +265,7 @@ class _RowReader(_Places):
         if self._looking and self._role(index) is not None:
             self.tables |= {place}
         if place in self.tables and not self._looking:
-            self.read.append((index.detach().clone(), self.where))
+            self.read.append((index.detach().clone(), self.given(self.number)))
 
     def _found(self, index: torch.Tensor, rows: int) -> bool:
         return False
@@ -294,11 +311,11 @@ class _Positions(_Places):
 
 
 def _counts(value: Any, length: int) -> bool:
-    """Whether a tensor of whole numbers counts up by one over ``length`` positions, the same in
+    """Whether a tensor counts up by one over ``length`` positions, the same in
     every row."""
     if not isinstance(value, torch.Tensor) or value.dim() == 0 or value.shape[-1] != length:
         return False
-    if value.dtype not in (torch.int64, torch.int32) or value.numel() == 0:
+    if value.dtype is torch.bool or value.numel() == 0:
         return False
     rows = value.reshape(-1, length)
     return bool((rows == rows[0, 0] + torch.arange(length, device=rows.device)).all())

@@ -18,7 +18,7 @@ import torch
 from pytest_transformer_validate.errors import NotApplicable
 from pytest_transformer_validate.probe.passes import Passes, remembered
 from pytest_transformer_validate.probe.storage import duplicate
-from pytest_transformer_validate.probe.trace import ROOT
+from pytest_transformer_validate.probe.trace import Call, traced
 from pytest_transformer_validate.subject.dispatch import Operations
 from pytest_transformer_validate.subject.outputs import floating
 
@@ -37,6 +37,7 @@ _SOFTMAX = {_aten._softmax.default, _aten._log_softmax.default}
 # bfloat16 tells neighbouring whole numbers apart up to 256, float16 up to 2048.
 _LONGEST = 512
 _PARTS = 4
+_GAIN = 2.0
 
 
 @dataclass(frozen=True)
@@ -89,15 +90,15 @@ class Precision(Passes):
 
     @remembered
     def half(self, name: str, draw: int) -> Rounding:
-        """The model in ``bfloat16`` or ``float16`` against its error model. What the converted
-        model raises comes through."""
+        """The model in ``bfloat16`` or ``float16`` against its error model."""
         dtype: torch.dtype = getattr(torch, name)
         batch = self.batch(draw)
-        real = self.converted(dtype, batch)
         twin = self._rounded(dtype)
         reference = _run(self.probe, twin, batch)
         with _rounding(twin.model, dtype) as sizes:
             emulated = _run(self.probe, twin, batch)
+        del twin
+        real = self.converted(dtype, batch)
         known = reference.logits.isfinite() & emulated.logits.isfinite()
         return Rounding(
             real=_parts(real.logits - reference.logits, known),
@@ -113,19 +114,23 @@ class Precision(Passes):
     def double(self, draw: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The logits of one batch in float64 and in the model's own dtype."""
         batch = self.batch(draw)
-        own = self.probe.forward(batch).logits
+        own = _run(self.probe, self._narrowed(self.probe.subject.dtype), batch).logits
         return self.converted(torch.float64, batch).logits, own
 
     def converted(self, dtype: torch.dtype, batch: Batch) -> Run:
-        """A forward of a copy in ``dtype``; NotApplicable for complex weights or buffers, which
-        a conversion makes real."""
+        """A forward of a copy in ``dtype``. NotApplicable where that raises, and for complex
+        weights or buffers, which a conversion makes real."""
         subject = self.probe.subject
         tensors = (*subject.model.named_parameters(), *subject.model.named_buffers())
         unreal = [name for name, tensor in tensors if tensor.is_complex()]
         if unreal:
             raise NotApplicable(f"{unreal[0]} is complex, and .to(dtype) would make it real")
-        twin = _twin(subject, duplicate(subject.model).to(dtype), dtype)
-        return _run(self.probe, twin, batch)
+        try:
+            return _run(self.probe, self._narrowed(dtype), batch)
+        except Exception as error:
+            name = str(dtype).removeprefix("torch.")
+            text = f"does not run in {name}: {type(error).__name__}: {error}"
+            raise NotApplicable(text.partition("\n")[0][:200]) from error
 
     @remembered
     def traits(self) -> Traits:
@@ -135,10 +140,28 @@ class Precision(Passes):
             subject.call(probe.batch(*subject.sizes, "traits"), {})
         return Traits(reader.rounds, reader.narrows)
 
+    def _narrowed(self, dtype: torch.dtype) -> Subject:
+        """A copy in ``dtype``."""
+        return _twin(self.probe.subject, self._copy().to(dtype), dtype)
+
+    def _copy(self) -> torch.nn.Module:
+        """A copy; that of a small model has its weights moved at random and made larger, because
+        the attention of a model at its start is the same everywhere, whatever the positions."""
+        probe = self.probe
+        if not probe.subject.small:
+            return duplicate(probe.subject.model)
+        with probe.noised():
+            model = duplicate(probe.subject.model)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.dim() > 1 and parameter.is_floating_point():
+                    parameter.mul_(_GAIN)
+        return model
+
     def _rounded(self, dtype: torch.dtype) -> Subject:
         """A copy whose weights and buffers went through ``dtype`` and back."""
         subject = self.probe.subject
-        model = duplicate(subject.model)
+        model = self._copy()
         with torch.no_grad():
             for tensor in (*model.parameters(), *model.buffers()):
                 if tensor.is_floating_point() and not torch.nn.parameter.is_lazy(tensor):
@@ -149,19 +172,26 @@ class Precision(Passes):
         """The first module whose output in half precision is further from the reference than
         ``factor`` times the emulation, though its inputs are not."""
         dtype: torch.dtype = getattr(torch, name)
-        batch, subject = self.batch(draw), self.probe.subject
-        half = _twin(subject, duplicate(subject.model).to(dtype), dtype)
-        real = _calls(self.probe, half, batch)
+        batch = self.batch(draw)
+        real = self._calls(self._narrowed(dtype), batch)
         twin = self._rounded(dtype)
-        reference = _calls(self.probe, twin, batch)
+        reference = self._calls(twin, batch)
         with _rounding(twin.model, dtype):
-            emulated = _calls(self.probe, twin, batch)
-        for (name_, a), (other, b), (_, c) in zip(real, reference, emulated, strict=False):
-            if name_ != other:
+            emulated = self._calls(twin, batch)
+        eps = torch.finfo(dtype).eps
+        for a, b, c in zip(real, reference, emulated, strict=False):
+            if a.name != b.name:
                 return None
-            if _further(a, b, c, factor, torch.finfo(dtype).eps):
-                return name_
+            if _further(a.outputs, b.outputs, c.outputs, factor, eps) and not _further(
+                a.inputs, b.inputs, c.inputs, factor, eps
+            ):
+                return a.name
         return None
+
+    def _calls(self, twin: Subject, batch: Batch) -> list[Call]:
+        with traced(twin.model) as calls:
+            _run(self.probe, twin, batch)
+        return calls
 
 
 def _twin(subject: Subject, model: torch.nn.Module, dtype: torch.dtype) -> Subject:
@@ -266,29 +296,6 @@ def _rounding(model: torch.nn.Module, dtype: torch.dtype) -> Iterator[list[float
             handle.remove()
 
 
-def _calls(probe: Probe, twin: Subject, batch: Batch) -> list[tuple[str, list[torch.Tensor]]]:
-    """Outputs of every module in order, in float32."""
-    calls: list[tuple[str, list[torch.Tensor]]] = []
-
-    def leave(name: str) -> Any:
-        def record(_module: Any, _args: Any, output: Any) -> None:
-            calls.append((name, [t.detach().float().clone() for t in floating(output)]))
-
-        return record
-
-    handles = [
-        module.register_forward_hook(leave(name or ROOT))
-        for name, module in twin.model.named_modules()
-        if not isinstance(module, torch.jit.ScriptModule)
-    ]
-    try:
-        _run(probe, twin, batch)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return calls
-
-
 def _further(
     real: list[torch.Tensor],
     reference: list[torch.Tensor],
@@ -296,13 +303,23 @@ def _further(
     factor: float,
     eps: float,
 ) -> bool:
-    for a, b, c in zip(real, reference, emulated, strict=False):
-        if not a.shape == b.shape == c.shape or not a.numel():
+    for narrow, b, c in zip(real, reference, emulated, strict=False):
+        if not narrow.shape == b.shape == c.shape or narrow.dim() < 2 or not narrow.numel():
             continue
+        a = narrow.float()
         known = b.isfinite() & c.isfinite()
         if not bool(a[known].isfinite().all()):
             return True
-        gap = max(_parts(a - b, known))
-        if gap > factor * max(*_parts(c - b, known), eps * max(_parts(b, known))):
-            return True
+        sizes = [_size, _usual] if a.dim() > 2 else [_size]
+        for size in sizes:
+            if size(a - b, known) > factor * max(size(c - b, known), eps * size(b, known)):
+                return True
     return False
+
+
+def _usual(error: torch.Tensor, known: torch.Tensor) -> float:
+    return max(_parts(error, known))
+
+
+def _size(tensor: torch.Tensor, known: torch.Tensor) -> float:
+    return float(tensor.masked_fill(~known, 0).double().square().mean().sqrt())

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import linecache
 import re
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import CodeType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -86,12 +88,14 @@ class Trip:
 
 @dataclass(frozen=True)
 class Stays:
-    """What does not follow the model to another device: the operation, what met it, and where."""
+    """What does not follow the model to another device: the operation, what met it, and where;
+    ``aware`` says whether the code that did so names devices elsewhere."""
 
     operation: str
     shape: tuple[int, ...]
     origin: str
     where: str | None
+    aware: bool
     line: str
 
 
@@ -207,7 +211,7 @@ class Storage(Passes):
                 return Trip(way, how, error=twin, where=_place_of(twin, probe.subject.model))
             lost = tuple(_blanks(twin.model))
             if lost:
-                return Trip(way, how, lost=lost, where=lost[0].rpartition(".")[0] or None)
+                return Trip(way, how, lost=lost, where=lost[0].rpartition(".")[0] or ROOT)
             logits, again = probe.forward(batch).logits, _beside(probe, twin).forward(batch).logits
             trip = Trip(way, how, value=_distance(logits, again), reference=logits)
             if _intact(trip):
@@ -278,8 +282,8 @@ class Storage(Passes):
                     twin.call(given, {})
         except Mixed as mixed:
             where = where_raised(model, mixed)
-            stays = Stays(mixed.operation, mixed.shape, mixed.origin, where, _code_line(mixed))
-            return stays, None
+            aware, line = _names_device(_owner(mixed)), _code_line(mixed)
+            return Stays(mixed.operation, mixed.shape, mixed.origin, where, aware, line), None
         except Exception as error:  # noqa: BLE001 - not every operation can be pretended
             return None, _line(error)
         return None, None
@@ -294,15 +298,6 @@ class Storage(Passes):
                 if not _lazy(tensor) and _storage(tensor) not in own and tensor.numel():
                     found.append((path, tensor))
         return found
-
-    def names_device(self, module: str | None) -> bool:
-        """Whether the code of a module says ``device`` anywhere: then it is not written for one
-        device alone."""
-        modules = {name or ROOT: m for name, m in self.probe.subject.model.named_modules()}
-        held = modules.get(module or ROOT)
-        kinds = type(held).__mro__ if held is not None else ()
-        own = [k for k in kinds if k.__module__.partition(".")[0] not in {"torch", "builtins"}]
-        return any(re.search(r"\bdevice\b", _source_of(kind)) for kind in own)
 
 
 class _EndsReader(TableReader):
@@ -507,7 +502,7 @@ def _place_of(error: str, model: torch.nn.Module) -> str | None:
             if key in modules:
                 return key
         if name[0]:
-            return ""
+            return ROOT
     return None
 
 
@@ -555,18 +550,44 @@ def _seeded(probe: Probe) -> Iterator[None]:
         yield
 
 
-def _source_of(kind: type) -> str:
-    try:
-        return inspect.getsource(kind)
-    except (OSError, TypeError):
-        return ""
+def _names_device(module: torch.nn.Module | None) -> bool:
+    """Whether the code of a module says ``device`` anywhere: then it is not written for one
+    device alone."""
+    own = [k for k in type(module).__mro__ if not _is_torchs(k)]
+    functions = [getattr(f, "__func__", f) for kind in own for f in vars(kind).values()]
+    codes = [getattr(function, "__code__", None) for function in functions]
+    return any("device" in _words(code) for code in codes if code is not None)
+
+
+def _words(code: CodeType) -> set[str]:
+    """Names, variables and keywords in compiled code."""
+    found = {*code.co_names, *code.co_varnames}
+    for constant in code.co_consts:
+        if isinstance(constant, tuple):
+            found.update(word for word in constant if isinstance(word, str))
+        elif isinstance(constant, CodeType):
+            found |= _words(constant)
+    return found
+
+
+def _owner(error: BaseException) -> torch.nn.Module | None:
+    """The innermost module with code of its own that was running when an error was raised."""
+    found, trace_ = None, error.__traceback__
+    while trace_ is not None:
+        owner = trace_.tb_frame.f_locals.get("self")
+        if isinstance(owner, torch.nn.Module) and not _is_torchs(type(owner)):
+            found = owner
+        trace_ = trace_.tb_next
+    return found
+
+
+def _is_torchs(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] in {"torch", "builtins"}
 
 
 def _code_line(error: BaseException) -> str:
     """The model's own line of code that was running, as far as it can be told."""
     found, trace_ = "", error.__traceback__
-    import linecache
-
     while trace_ is not None:
         code = trace_.tb_frame.f_code
         inside = f"{Path(torch.__file__).parent}"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pytest_transformer_validate.checks.registry import check
-from pytest_transformer_validate.errors import Blocked, CheckFailed, NotApplicable
+from pytest_transformer_validate.errors import CheckFailed, NotApplicable
 from pytest_transformer_validate.measures.measurement import Limit
-from pytest_transformer_validate.measures.precision import Precision, excess, far_share
+from pytest_transformer_validate.measures.precision import TINY, Precision, excess, far_share
 from pytest_transformer_validate.measures.tolerance import unit
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def precision(probe: Probe, case: str, *, factor: float = 8.0, units: float = 64
         raise NotApplicable(f"the model is in {probe.context()['dtype']}, not in float32")
     if case == "float64":
         return _double(probe, units)
-    rounding = _half(probe, case, 0)
+    rounding = probe.precision.half(case, 0)
     measured = _measured(rounding, case, factor)
     problem = _problem(rounding, case)
     if problem is not None:
@@ -44,7 +44,7 @@ def precision(probe: Probe, case: str, *, factor: float = 8.0, units: float = 64
     if measured.value is None or measured.value <= factor:
         return measured
     for draw in range(1, _DRAWS):
-        again = _measured(_half(probe, case, draw), case, factor)
+        again = _measured(probe.precision.half(case, draw), case, factor)
         if again.value is not None and again.value <= factor:
             note = f"{measured.value:.2g} times the emulated error, {again.value:.2g} at other ids"
             return Precision(**{**vars(measured), "notes": (note,)})
@@ -58,17 +58,6 @@ def precision(probe: Probe, case: str, *, factor: float = 8.0, units: float = 64
         f"{_place(part, rounding)}"
     )
     raise CheckFailed(_text(case, what, where, _likely(rounding)), measured, where=where)
-
-
-def _half(probe: Probe, case: str, draw: int) -> Rounding:
-    try:
-        return probe.precision.half(case, draw)
-    except (Blocked, NotApplicable):
-        raise
-    except Exception as error:
-        raise NotApplicable(
-            f"does not run in {case}: {type(error).__name__}: {error}"[:200]
-        ) from error
 
 
 def _measured(rounding: Rounding, case: str, factor: float) -> Precision:
@@ -137,17 +126,10 @@ def _double(probe: Probe, units: float) -> Precision:
     """The model's own numbers against float64."""
     values = []
     for draw in range(_DRAWS):
-        try:
-            double, own = probe.precision.double(draw)
-        except (Blocked, NotApplicable):
-            raise
-        except Exception as error:
-            raise NotApplicable(
-                f"does not run in float64: {type(error).__name__}: {error}"[:200]
-            ) from error
+        double, own = probe.precision.double(draw)
         if bool((double.isnan() & ~own.isnan()).any()):
             raise NotApplicable("float64 gives NaN where float32 does not")
-        limit = Limit(value=units * unit(own), rule=f"{units:g} u")
+        limit = Limit(value=max(units * unit(own), TINY), rule=f"{units:g} u")
         value, share = far_share(double, own, limit.value)
         measured = Precision(
             value=value,

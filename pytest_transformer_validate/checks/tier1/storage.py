@@ -52,7 +52,7 @@ def weight_tying(probe: Probe) -> Tying:
             f"declared: {word}" if word else 'declare it: "tie_word_embeddings" in the config'
         )
         text = f"{_TIE_RULE}\n{what}\nlikely: {likely}\n{way_out}"
-        raise CheckFailed(text, measured, where=_module(measured.head))
+        raise CheckFailed(text, measured, where=_module(probe, measured.head))
     if declared is None and not ends.shared:
         raise NotApplicable("embedding and head are two tensors, and nothing says otherwise")
     return measured
@@ -191,11 +191,11 @@ def registered_tensors(probe: Probe) -> Registered:
             "likely: a plain list or dict of parameters where nn.ParameterList is needed, or a "
             "tensor with requires_grad=True where nn.Parameter is",
             measured,
-            where=_module(learned[0]),
+            where=_module(probe, learned[0]),
         )
     if stays is None:
         return measured
-    if stays.origin == "made" and not probe.storage.names_device(stays.where):
+    if stays.origin == "made" and not stays.aware:
         text = (
             f"written for the CPU: {stays.where or 'the model'} makes a tensor "
             f"{stays.shape} without a device ({stays.line})"
@@ -232,6 +232,6 @@ def _stays_text(stays: Stays) -> str:
     ).replace("\n\n", "\n")
 
 
-def _module(name: str) -> str | None:
+def _module(probe: Probe, name: str) -> str:
     """The module that holds a tensor of that name."""
-    return name.partition("[")[0].rpartition(".")[0] or None
+    return name.partition("[")[0].rpartition(".")[0] or probe.root

@@ -288,5 +288,17 @@ _table.add(
     },
     "seq2seq",
 )
+_table.add(
+    "rotary_tied",
+    "RotaryLM",
+    {
+        "vocab_size": 163,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": True,
+    },
+)
 
 ZOO: dict[str, Healthy] = _table.rows

@@ -1,0 +1,93 @@
+"""Arithmetic that half precision does not carry."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from pytest_transformer_validate.evidence.mutants.surgery import Mutant
+
+_rounds = partial(Mutant, check="precision", parent="rotary_tied", where=("rotary",))
+
+MUTANTS = (
+    _rounds(
+        name="steps_in_the_models_dtype",
+        family="positions",
+        why="arange in x.dtype: bfloat16 has no odd numbers beyond 256",
+        edits=(
+            (
+                "steps = torch.arange(x.size(1), device=x.device, dtype=torch.float32)",
+                "steps = torch.arange(x.size(1), device=x.device, dtype=x.dtype).float()",
+            ),
+        ),
+    ),
+    _rounds(
+        name="angles_in_the_models_dtype",
+        family="positions",
+        why="sin and cos of angles that were rounded to the model's dtype",
+        edits=(
+            (
+                "return angles.cos().to(x.dtype), angles.sin().to(x.dtype)",
+                "return angles.to(x.dtype).cos(), angles.to(x.dtype).sin()",
+            ),
+        ),
+    ),
+    _rounds(
+        name="distances_in_half",
+        family="positions",
+        where=("blocks.*.attention",),
+        why="relative distances as differences of rounded positions",
+        edits=(
+            (
+                "        weights = scores.softmax",
+                "        steps = torch.arange(length, device=x.device).to(x.dtype)\n"
+                "        scores = scores - (steps[:, None] - steps[None, :]) / 8\n"
+                "        weights = scores.softmax",
+            ),
+        ),
+    ),
+    _rounds(
+        name="running_sum_in_half",
+        family="accumulated",
+        where=("blocks.*",),
+        why="a running mean by hand: small terms vanish beside a large sum",
+        edits=(
+            (
+                "        return x + self.down(F.silu(self.gate(h)) * self.up(h))",
+                "        total, means = torch.ones_like(h[:, 0]) * 4, []\n"
+                "        for step in range(h.size(1)):\n"
+                "            total = total + h[:, step] / 16\n"
+                "            means.append(total)\n"
+                "        h = h + torch.stack(means, dim=1)\n"
+                "        return x + self.down(F.silu(self.gate(h)) * self.up(h))",
+            ),
+        ),
+    ),
+    _rounds(
+        name="squares_overflow",
+        family="overflow",
+        where=(
+            "blocks.*.attention_norm",
+            "blocks.*.mlp_norm",
+            "norm",
+        ),
+        why="the norm squares in float16, where 256 squared is infinite",
+        edits=(
+            ("        wide = x.float()\n", "        wide = x * 4096\n"),
+            ("keepdim=True) + self.eps)", "keepdim=True) + 4096 * self.eps)"),
+        ),
+    ),
+    _rounds(
+        name="additive_mask_times_zero",
+        family="overflow",
+        parent="alibi",
+        where=("blocks.*.attention",),
+        why="-1e9 is -infinity in float16, and 0 times it is NaN",
+        edits=(
+            (
+                'return bias.masked_fill(distance > 0, float("-inf"))',
+                "lowest = torch.tensor(-1e9).to(bias)\n"
+                "        return bias + lowest * (distance > 0)",
+            ),
+        ),
+    ),
+)

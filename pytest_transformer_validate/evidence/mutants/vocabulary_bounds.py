@@ -1,0 +1,94 @@
+"""Ids that are read as others, and tables and heads of another size than the vocabulary."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from pytest_transformer_validate.evidence.mutants.surgery import Mutant
+
+_edge = partial(Mutant, check="vocabulary_bounds")
+
+MUTANTS = (
+    _edge(
+        name="ids_wrap",
+        family="folded",
+        parent="nanogpt",
+        where=("",),
+        why="% vocab_size to get rid of an IndexError",
+        edits=(
+            (
+                'tok_emb = self.transformer["wte"](idx)',
+                'tok_emb = self.transformer["wte"](idx % self.config.vocab_size)',
+            ),
+        ),
+    ),
+    _edge(
+        name="ids_clamped",
+        family="folded",
+        parent="llama",
+        where=("",),
+        why="clamp to get rid of an IndexError",
+        edits=(
+            (
+                "x = self.embed_tokens(input_ids)",
+                "x = self.embed_tokens(input_ids.clamp(max=self.embed_tokens.num_embeddings - 1))",
+            ),
+        ),
+    ),
+    _edge(
+        name="negative_ids_are_zero",
+        family="folded",
+        parent="alibi",
+        where=("",),
+        why="-100 in the ids is taken for a token",
+        edits=(
+            (
+                "x = self.token_embedding(tokens)",
+                "x = self.token_embedding(tokens.clamp(min=0))",
+            ),
+        ),
+    ),
+    _edge(
+        name="negative_ids_by_abs",
+        family="folded",
+        parent="mha_decoder",
+        where=("",),
+        why="abs() on ids",
+        edits=(("x = self.embed(input_ids) *", "x = self.embed(input_ids.abs()) *"),),
+    ),
+    _edge(
+        name="decoder_ids_wrap",
+        family="folded",
+        parent="seq2seq",
+        where=("",),
+        why="only the decoder's ids wrap",
+        edits=(
+            (
+                "y = self.shared(decoder_input_ids) + self.decoder_positions(steps)",
+                "ids = decoder_input_ids.remainder(self.shared.num_embeddings)\n"
+                "        y = self.shared(ids) + self.decoder_positions(steps)",
+            ),
+        ),
+    ),
+    _edge(
+        name="table_one_row_short",
+        family="sizes",
+        parent="conv_gpt",
+        where=("embedding",),
+        why="vocab_size - 1 rows: the last id has none",
+        edits=(("nn.Embedding(vocab_size, dim)", "nn.Embedding(vocab_size - 1, dim)"),),
+    ),
+    _edge(
+        name="head_one_column_short",
+        family="sizes",
+        parent="sliding_window",
+        where=("lm_head",),
+        why="the last id can never be predicted",
+        edits=(
+            (
+                "self.lm_head = nn.Linear(hidden_size, vocab_size, bias=False)",
+                "self.lm_head = nn.Linear(hidden_size, vocab_size - 1, bias=False)",
+            ),
+        ),
+    ),
+)
