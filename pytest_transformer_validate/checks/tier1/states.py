@@ -253,6 +253,7 @@ def dropout(probe: Probe, *, most: float = 0.9) -> DropoutUse:
     """
     draws = probe.draws
     declared = draws.declared_dropout()
+    draws.drawn_twice("plain")  # what raises in evaluation too is no fault of training
     try:
         trained = draws.trained()
     except Exception as error:
