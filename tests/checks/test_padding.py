@@ -1,0 +1,520 @@
+"""Padding and masks: what is judged, what is spared and why, what a failure says."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from pytest_transformer_validate.checks.registry import all_checks
+from pytest_transformer_validate.errors import Blocked, CheckFailed, NotApplicable
+from pytest_transformer_validate.probe.probe import Probe
+from pytest_transformer_validate.subject.subject import Subject
+from tests import models
+
+CHECKS = {check.name: check.function for check in all_checks()}
+ENCODER = {"task": "masked_lm", "pad_token_id": 0}
+CLASSES = {"task": "classification", "pad_token_id": 0}
+
+
+def probe_of(model: nn.Module, config=None) -> Probe:
+    return Probe(Subject(model, config))
+
+
+def padding(model, case, config=None):
+    return CHECKS["padding"](probe_of(model, config), case)
+
+
+def effect(model, config=None):
+    return CHECKS["mask_effect"](probe_of(model, config))
+
+
+@pytest.fixture(autouse=True)
+def weights():
+    torch.manual_seed(0)
+
+
+class Masked(models.Decoder):
+    """An encoder, or with ``causal`` a decoder, that takes the mask called ``attention_mask``."""
+
+    causal = False
+
+    def seen(self, ids, attention_mask):
+        """(B, 1, T, T) or (B, 1, 1, T), True where a query may look."""
+        keep = torch.ones_like(ids) if attention_mask is None else attention_mask
+        seen = keep[:, None, None, :] == 1
+        if self.causal:
+            seen = seen & torch.ones(ids.size(1), ids.size(1), dtype=torch.bool).tril()
+        return seen
+
+    def places(self, ids, attention_mask):
+        return torch.arange(ids.size(1))
+
+    def trunk(self, ids, attention_mask):
+        x = self.tokens(ids) + self.positions(self.places(ids, attention_mask))
+        for block in self.blocks:
+            x = block(x, mask=self.seen(ids, attention_mask))
+        return self.norm(x)
+
+    def forward(self, input_ids, attention_mask=None):
+        return self.head(self.trunk(input_ids, attention_mask))
+
+
+class MaskedCausal(Masked):
+    causal = True
+
+
+class FollowsMask(MaskedCausal):
+    """Positions are counted over real tokens."""
+
+    def places(self, ids, attention_mask):
+        keep = torch.ones_like(ids) if attention_mask is None else attention_mask
+        return (keep.long().cumsum(1) - 1).clamp(min=0)
+
+
+class Pooled(Masked):
+    """A classifier; ``pool`` says how."""
+
+    def pool(self, x, keep):
+        return (x * keep[..., None]).sum(1) / keep.sum(1, keepdim=True)
+
+    def forward(self, input_ids, attention_mask=None):
+        keep = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        return self.head(self.pool(self.trunk(input_ids, attention_mask), keep.float()))[:, :5]
+
+
+class Last(Pooled):
+    def pool(self, x, keep):
+        return x[torch.arange(len(x)), keep.long().sum(1) - 1]
+
+
+HEALTHY = {
+    "encoder": (Masked, ENCODER),
+    "decoder": (MaskedCausal, None),
+    "mean over the mask": (Pooled, CLASSES),
+    "last real token": (Last, CLASSES),
+}
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+@pytest.mark.parametrize("case", ["content", "right"])
+def test_padding_that_changes_nothing(name, case):
+    model, config = HEALTHY[name]
+    measured = padding(model(), case, config)
+    assert measured.argument == "attention_mask"
+    assert measured.value <= measured.limit.value
+    assert measured.comparisons >= 3
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+def test_a_mask_that_works(name):
+    model, config = HEALTHY[name]
+    measured = effect(model(), config)
+    assert measured.value > 1e-3
+    assert measured.ones <= measured.ones_limit
+
+
+def test_left_padding_needs_positions():
+    assert padding(FollowsMask(), "left").value < 1e-5
+    with pytest.raises(NotApplicable, match="forward takes no position_ids"):
+        padding(MaskedCausal(), "left")
+    with pytest.raises(NotApplicable, match="only decoders are padded on the left"):
+        padding(Masked(), "left", ENCODER)
+
+
+class Positions(MaskedCausal):
+    """Takes positions; ``used`` says whether it reads them."""
+
+    used = True
+
+    def forward(self, input_ids, attention_mask=None, position_ids=None):
+        self.given = position_ids if self.used else None
+        return super().forward(input_ids, attention_mask)
+
+    def places(self, ids, attention_mask):
+        return super().places(ids, attention_mask) if self.given is None else self.given
+
+
+class IgnoresPositions(Positions):
+    used = False
+
+
+def test_positions_that_are_given_are_read():
+    assert padding(Positions(), "left").value < 1e-5
+    with pytest.raises(CheckFailed, match="positions count the padding") as caught:
+        padding(IgnoresPositions(), "left")
+    assert caught.value.where == "positions"
+
+
+class OneHead(Masked):
+    def seen(self, ids, attention_mask):
+        seen = super().seen(ids, attention_mask).repeat(1, 4, 1, 1)
+        seen[:, 2] = True
+        return seen
+
+
+class ByOr(MaskedCausal):
+    def seen(self, ids, attention_mask):
+        keep = torch.ones_like(ids) if attention_mask is None else attention_mask
+        later = torch.ones(ids.size(1), ids.size(1), dtype=torch.bool).tril()
+        return later | (keep[:, None, None, :] == 1)
+
+
+class EqualRows(Masked):
+    def seen(self, ids, attention_mask):
+        if attention_mask is not None and (attention_mask.sum(1) == attention_mask[0].sum()).all():
+            attention_mask = None
+        return super().seen(ids, attention_mask)
+
+
+class FirstRow(Masked):
+    def seen(self, ids, attention_mask):
+        if attention_mask is not None and bool(attention_mask[0].all()):
+            attention_mask = None
+        return super().seen(ids, attention_mask)
+
+
+LEAKS = {
+    "one head of four": (OneHead, ENCODER, "not applied in at least one layer, head"),
+    "causal or real": (ByOr, None, "combined by or"),
+    "equally long rows": (EqualRows, ENCODER, "dropped where all rows are equally long"),
+    "full first row": (FirstRow, ENCODER, "where the first row has no padding"),
+}
+
+
+@pytest.mark.parametrize("leak", LEAKS)
+def test_ids_under_the_mask_that_are_seen(leak):
+    model, config, words = LEAKS[leak]
+    with pytest.raises(CheckFailed, match=words) as caught:
+        padding(model(), "content", config)
+    assert caught.value.where == "blocks.0.attention"
+
+
+def test_a_failure_says_rule_numbers_place_cause_and_way_out():
+    with pytest.raises(CheckFailed) as caught:
+        padding(OneHead(), "content", ENCODER)
+    lines = caught.value.message.splitlines()
+    assert lines[0] == "outputs of real tokens must not depend on what stands under the mask"
+    assert "stood where attention_mask says padding; the mask as such" in lines[1]
+    assert lines[2] == "first module to differ: blocks.0.attention"
+    assert lines[-1].startswith("intended? declare it")
+
+
+class MeanOfAll(Pooled):
+    def pool(self, x, keep):
+        return x.mean(1)
+
+
+class DividesByLength(Pooled):
+    def pool(self, x, keep):
+        return (x * keep[..., None]).sum(1) / x.size(1)
+
+
+class OneBehind(Last):
+    def pool(self, x, keep):
+        return x[torch.arange(len(x)), keep.long().sum(1).clamp(max=x.size(1) - 1)]
+
+
+@pytest.mark.parametrize("model", [MeanOfAll, DividesByLength, OneBehind])
+def test_pooling_that_reads_padding(model):
+    with pytest.raises(CheckFailed, match="a text padded on the right must give"):
+        padding(model(), "right", CLASSES)
+
+
+class LastColumn(Pooled):
+    """Reads the last column and has no absolute positions: such models are padded on the left."""
+
+    def trunk(self, ids, attention_mask):
+        x = self.tokens(ids)
+        for block in self.blocks:
+            x = block(x, mask=self.seen(ids, attention_mask))
+        return self.norm(x)
+
+    def pool(self, x, keep):
+        return x[:, -1]
+
+
+def test_a_classifier_that_is_padded_on_the_left():
+    with pytest.raises(NotApplicable, match="pad on the left"):
+        padding(LastColumn(), "right", CLASSES)
+
+
+class Convolves(Masked):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(32, 32, 3, padding=1)
+
+    def trunk(self, ids, attention_mask):
+        x = super().trunk(ids, attention_mask)
+        return x + self.conv(x.transpose(1, 2)).transpose(1, 2)
+
+
+class ConvolvesAndLeaks(Convolves, OneHead):
+    pass
+
+
+@pytest.mark.parametrize("case", ["content", "right"])
+def test_a_convolution_over_the_edge_is_spared_and_nothing_else(case):
+    with pytest.raises(NotApplicable, match="a convolution reads over the edge"):
+        padding(Convolves(), case, ENCODER)
+    with pytest.raises(CheckFailed):
+        padding(ConvolvesAndLeaks(), case, ENCODER)
+
+
+class Bigrams(Masked):
+    """Each token is read together with the next one, as ids."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = Pairs()
+
+
+class Pairs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.own, self.next = nn.Embedding(models.VOCAB, 32), nn.Embedding(models.VOCAB, 32)
+
+    def forward(self, ids):
+        return self.own(ids) + self.next(ids.roll(-1, 1))
+
+
+class Centred(Masked):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = MeanFree(models.VOCAB, 32)
+
+
+class MeanFree(nn.Embedding):
+    def forward(self, ids):
+        x = super().forward(ids)
+        return x - x.mean(1, keepdim=True)
+
+
+def test_ids_that_are_read_with_their_neighbours():
+    with pytest.raises(NotApplicable, match="ids are read with others"):
+        padding(Bigrams(), "content", ENCODER)
+    with pytest.raises(CheckFailed) as caught:
+        padding(Centred(), "content", ENCODER)
+    assert caught.value.where == "tokens"
+
+
+class Counts(MaskedCausal):
+    """Reads how many tokens there are, never which."""
+
+    def seen(self, ids, attention_mask):
+        if attention_mask is not None:
+            steps = torch.arange(ids.size(1))
+            attention_mask = (steps < attention_mask.sum(1, keepdim=True)).long()
+        return super().seen(ids, attention_mask)
+
+
+def test_a_mask_that_is_counted():
+    with pytest.raises(NotApplicable, match="the number of real tokens"):
+        padding(Counts(), "content")
+
+
+class ById(Masked):
+    """Finds padding by its id."""
+
+    def forward(self, tokens):
+        return super().forward(tokens, (tokens != 0).long())
+
+
+class ByIdForgetful(ById):
+    def trunk(self, ids, attention_mask):
+        x = super().trunk(ids, attention_mask)
+        return self.blocks[1](x, causal=False)
+
+
+def test_padding_that_is_found_by_its_id():
+    measured = padding(ById(), "right", ENCODER)
+    assert measured.argument is None
+    with pytest.raises(NotApplicable, match="forward takes no mask"):
+        padding(ById(), "content", ENCODER)
+    with pytest.raises(CheckFailed, match="with its padding id"):
+        padding(ByIdForgetful(), "right", ENCODER)
+
+
+def test_a_model_that_knows_no_padding():
+    with pytest.raises(NotApplicable, match="takes no mask"):
+        effect(models.Decoder())
+    assert padding(models.Decoder(), "right").value < 1e-5
+
+
+class Torch(Masked):
+    """``src_key_padding_mask``: True hides."""
+
+    def forward(self, src, src_key_padding_mask=None):
+        hides = src_key_padding_mask
+        return super().forward(src, None if hides is None else ~hides)
+
+
+class Keeps(Masked):
+    """``mask``: True keeps."""
+
+    def forward(self, x, mask=None):
+        return super().forward(x, mask)
+
+
+class Hides(Masked):
+    """``mask``: True hides."""
+
+    def forward(self, x, mask=None):
+        return super().forward(x, None if mask is None else ~mask)
+
+
+@pytest.mark.parametrize(
+    ("model", "reading"), [(Torch, "True hides"), (Keeps, "True keeps"), (Hides, "True hides")]
+)
+def test_what_true_means_is_measured(model, reading):
+    measured = effect(model(), ENCODER)
+    assert any(reading in note for note in measured.notes)
+    assert padding(model(), "content", ENCODER).value == 0.0
+    assert padding(model(), "right", ENCODER).value < 1e-5
+
+
+class Inverted(Masked):
+    def seen(self, ids, attention_mask):
+        keep = torch.ones_like(ids) if attention_mask is None else 1 - attention_mask
+        return keep[:, None, None, :] == 1
+
+
+class Scores(Masked):
+    """Adds the mask to the scores; hiding everything leaves the softmax as it is."""
+
+    def seen(self, ids, attention_mask):
+        keep = torch.ones_like(ids) if attention_mask is None else attention_mask
+        return keep[:, None, None, :].float() * -1e9
+
+
+@pytest.mark.parametrize("model", [Inverted, Scores])
+def test_an_inverted_attention_mask_is_named(model):
+    with pytest.raises(CheckFailed, match="is read the other way round") as caught:
+        effect(model(), ENCODER)
+    assert caught.value.where == "blocks.0.attention"
+    with pytest.raises(NotApplicable, match="see mask_effect"):
+        padding(model(), "content", ENCODER)
+
+
+class Ignored(Masked):
+    def seen(self, ids, attention_mask):
+        return super().seen(ids, attention_mask).any() & super().seen(ids, None)
+
+
+class OtherPath(Masked):
+    def places(self, ids, attention_mask):
+        return torch.arange(ids.size(1)) + (attention_mask is not None)
+
+
+def test_a_mask_that_is_ignored():
+    with pytest.raises(CheckFailed, match="accepted and not used") as caught:
+        effect(Ignored(), ENCODER)
+    assert caught.value.where == "blocks.0.attention"
+    with pytest.raises(NotApplicable, match="attention_mask hides nothing: see mask_effect"):
+        padding(Ignored(), "content", ENCODER)
+
+
+def test_a_mask_of_ones_changes_nothing():
+    with pytest.raises(CheckFailed, match="must give what no mask gives") as caught:
+        effect(OtherPath(), ENCODER)
+    assert caught.value.where == "positions"
+
+
+class Interface(models.Decoder):
+    """Takes what trainers hand over."""
+
+    def forward(self, input_ids, attention_mask=None, **kwargs):
+        return super().forward(input_ids)
+
+
+class Silent(models.Decoder):
+    def forward(self, input_ids, attention_mask=None):
+        return super().forward(input_ids)
+
+
+def test_an_interface_is_no_promise():
+    with pytest.raises(NotApplicable, match=r"forward takes by \*\*kwargs"):
+        effect(Interface())
+    assert padding(Interface(), "right").value < 1e-5
+    with pytest.raises(CheckFailed, match="accepted and not used"):
+        effect(Silent())
+
+
+def test_tokens_that_do_not_meet_have_nothing_to_hide():
+    class Alone(Masked):
+        def trunk(self, ids, attention_mask):
+            return self.tokens(ids)
+
+    with pytest.raises(NotApplicable, match="no token reaches another"):
+        effect(Alone(), ENCODER)
+
+
+def test_another_dtype_is_a_note():
+    class Subtracts(Masked):
+        def forward(self, input_ids, attention_mask=None):
+            keep = None if attention_mask is None else 1 - (1 - attention_mask)
+            return super().forward(input_ids, keep)
+
+    assert any("a mask of bool raises" in note for note in effect(Subtracts(), ENCODER).notes)
+
+
+def test_a_mask_that_nothing_is_made_of_is_taken_as_it_comes():
+    class Square(models.Decoder):
+        """``mask`` is (T, T) here."""
+
+        def forward(self, x, mask=None):
+            assert mask is None or (mask.dim() == 2 and mask.size(0) == mask.size(1))
+            return super().forward(x)
+
+    with pytest.raises(NotApplicable, match="raised AssertionError"):
+        effect(Square())
+
+
+def test_a_query_that_sees_nothing():
+    class Strict(Positions):
+        def trunk(self, ids, attention_mask):
+            x = self.tokens(ids) + self.positions(self.places(ids, attention_mask))
+            seen = self.seen(ids, attention_mask).expand(-1, -1, ids.size(1), -1)
+            for block in self.blocks:
+                x = block(x, mask=seen) + (0 * seen.any(-1)[:, 0, :, None] / seen.any(-1).sum())
+                x = torch.where(seen.any(-1)[:, 0, :, None], x, float("nan"))
+                x = x + 0 * x.sum(1, keepdim=True)
+            return self.norm(x)
+
+    with pytest.raises(CheckFailed, match="a query that may see nothing"):
+        padding(Strict(), "left")
+
+
+def test_what_draws_random_numbers_is_not_called_a_leak():
+    class Draws(Masked):
+        def trunk(self, ids, attention_mask):
+            return nn.functional.dropout(super().trunk(ids, attention_mask), 0.1)
+
+    with pytest.raises(Blocked, match="the same batch twice"):
+        padding(Draws(), "right", ENCODER)
+
+
+def test_the_source_and_the_target_are_padded():
+    class Translates(models.Translator):
+        def forward(self, src, tgt):
+            hidden = src == 0
+            mask = nn.Transformer.generate_square_subsequent_mask(
+                tgt.size(1), dtype=self.head.weight.dtype
+            )
+            memory = hidden if self.crosses else None
+            x = self.transformer(
+                self.place(self.source(src)),
+                self.place(self.target(tgt)),
+                tgt_mask=mask,
+                src_key_padding_mask=hidden,
+                memory_key_padding_mask=memory,
+            )
+            return self.head(x)
+
+    model = Translates()
+    model.crosses = True
+    assert padding(model, "right", {"pad_token_id": 0}).value < 1e-4
+    model.crosses = False
+    with pytest.raises(CheckFailed, match="outputs of the decoder moved") as caught:
+        padding(model, "right", {"pad_token_id": 0})
+    assert caught.value.where == "transformer.decoder.layers.0.multihead_attn"
