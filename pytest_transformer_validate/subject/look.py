@@ -8,14 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from pytest_transformer_validate.subject.batch import Batch
-from pytest_transformer_validate.subject.declared import (
-    LENGTH,
-    TARGET_VOCABULARY,
-    VOCABULARY,
-    declared_size,
-    special_ids,
-)
+from pytest_transformer_validate.subject.callers import find
+from pytest_transformer_validate.subject.declared import LENGTH, declared_size
 from pytest_transformer_validate.subject.guard import derive_seed
+from pytest_transformer_validate.subject.ids import few_ids
 from pytest_transformer_validate.subject.layout import arrange, find_layout
 from pytest_transformer_validate.subject.outputs import Output, read_output
 from pytest_transformer_validate.subject.tables import TableReader
@@ -56,6 +52,8 @@ def look(subject: Subject) -> Facts:
     A model that cannot take that shape is looked at with others; what the first one raised comes
     through where none works.
     """
+    subject.given = find(subject)
+    subject.time_major = bool(subject.given.time_major)
     if subject.vision:
         output = read_output(subject.call(subject.images(2, torch.Generator().manual_seed(0)), {}))
         return _facts(TableReader(subject.model, {}, 1), output)
@@ -133,30 +131,16 @@ def _follows(subject: Subject, output: Output, rows: int, length: int) -> bool:
 
 
 def _first_batch(subject: Subject, rows: int, length: int) -> Batch:
-    """A batch that can be made before the vocabulary is known: few, small ids."""
-    embeddings = (m for m in subject.model.modules() if isinstance(m, torch.nn.Embedding))
-    tables = [m.num_embeddings for m in embeddings]
-    smallest = min((t for t in tables if t > 2), default=2)
-    named = declared_size(subject.config, VOCABULARY)
+    """A batch that can be made before the vocabulary is known."""
     generator = torch.Generator().manual_seed(derive_seed(subject.seed, "facts"))
-    special = special_ids(subject.config) | {subject.pad_id}
-    tops = {
-        "input_ids": named or smallest,
-        "decoder_input_ids": declared_size(subject.config, TARGET_VOCABULARY)
-        or min(named or smallest, smallest),
-    }
-    inputs = {}
-    for role in ("input_ids", "decoder_input_ids")[: 1 + subject.decodes]:
-        allowed = torch.tensor([i for i in range(tops[role]) if i not in special] or [0])
-        picks = torch.randint(len(allowed), (rows, length), generator=generator)
-        inputs[role] = allowed[picks]
-        if subject.end_id is not None and subject.end_id < tops[role]:
-            inputs[role][:, -1] = subject.end_id
+    inputs = few_ids(subject, rows, length, length, generator)
     return subject.complete(Batch(inputs), labels=False).to(subject.device)
 
 
 def _reads_time_first(subject: Subject, batch: Batch, reader: TableReader) -> bool:
     """Declared by ``batch_first``, else seen: position tables are read to length B, not T."""
+    if subject.given.time_major is not None:
+        return subject.given.time_major
     named = subject.config.get("batch_first")
     if isinstance(named, bool):
         return not named

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import inspect
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pytest_transformer_validate.errors import SubjectError
+from pytest_transformer_validate.subject.asked import decoder_reads, known, values
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import torch
 
 # Role -> parameter names, most telling first. A role is what a Batch calls the input.
@@ -28,7 +31,12 @@ ROLES: dict[str, tuple[str, ...]] = {
     "decoder_attention_mask": ("decoder_attention_mask",),
     "padding_mask": (
         "src_key_padding_mask", "key_padding_mask", "padding_mask", "pad_mask", "src_padding_mask",
+        "src_pad_mask", "encoder_padding_mask",
     ),
+    "decoder_padding_mask": (
+        "tgt_key_padding_mask", "tgt_padding_mask", "trg_key_padding_mask", "trg_padding_mask",
+    ),
+    "memory_padding_mask": ("memory_key_padding_mask", "memory_padding_mask"),
     "mask": ("mask", "attn_mask", "src_mask"),
     "position_ids": ("position_ids", "positions", "pos_ids"),
     "token_type_ids": ("token_type_ids", "segment_ids", "token_types"),
@@ -47,6 +55,8 @@ ROLES: dict[str, tuple[str, ...]] = {
     "encoder_outputs": ("encoder_outputs",),
 }  # fmt: skip
 
+# Roles whose form has to be found where they are required.
+_MASKS = {"mask", "padding_mask", "decoder_padding_mask", "memory_padding_mask"}
 _INTERMEDIATE = re.compile(r"^(mhsa|attention|residual|ffn|mlp|layer)_(\w+_)?output$")
 _VAR = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
@@ -58,7 +68,8 @@ class Signature:
     ``required`` holds the roles without a default; ``intermediates`` the parameters that ask for
     results of the model's own submodules (builder exports); ``positional`` the roles that cannot
     be given by keyword; ``text`` the signature as written, for messages; ``ambiguous`` a parameter
-    that may be what a decoder reads, or labels.
+    that may be what a decoder reads, or labels; ``asked`` the annotations, by role, of what is
+    required and has more than one form: see ``callers``.
     """
 
     names: dict[str, str]
@@ -67,6 +78,7 @@ class Signature:
     positional: frozenset[str]
     text: str
     ambiguous: str | None = None
+    asked: Mapping[str, str] = field(default_factory=dict)
 
     def takes(self, role: str) -> bool:
         """Whether forward has a parameter for ``role``."""
@@ -89,7 +101,10 @@ def read_signature(model: torch.nn.Module, *, vision: bool, translates: bool = T
         raise SubjectError(f"forward takes no named input\n  signature: {text}")
     names, unknown, ambiguous = _assign(parameters, vision=vision, translates=translates)
     intermediates = tuple(p.name for p in unknown if _INTERMEDIATE.match(p.name))
-    missing = [p.name for p in unknown if p.default is p.empty and p.name not in intermediates]
+    needed = [p for p in unknown if p.default is p.empty and p.name not in intermediates]
+    decodes = "decoder_input_ids" in names
+    names |= {p.name: p.name for p in needed if known(p.name, _annotation(p), decodes=decodes)}
+    missing = [p.name for p in needed if p.name not in names]
     if missing:
         raise SubjectError(
             f"forward requires {', '.join(missing)}, and what that is cannot be found out\n"
@@ -98,14 +113,31 @@ def read_signature(model: torch.nn.Module, *, vision: bool, translates: bool = T
         )
     by_name = {p.name: p for p in parameters}
     kinds = {role: by_name[name] for role, name in names.items()}
+    required = frozenset(r for r, p in kinds.items() if p.default is p.empty)
     return Signature(
-        names=names,
-        required=frozenset(r for r, p in kinds.items() if p.default is p.empty),
+        names=dict(sorted(names.items(), key=lambda item: parameters.index(kinds[item[0]]))),
+        required=required,
         intermediates=intermediates,
         positional=frozenset(r for r, p in kinds.items() if p.kind is p.POSITIONAL_ONLY),
         text=text,
         ambiguous=ambiguous,
+        asked={r: _annotation(p) for r, p in kinds.items() if r in required and _asks(r, p)},
     )
+
+
+def _asks(role: str, parameter: inspect.Parameter) -> bool:
+    """Whether what a required parameter wants has more than one form."""
+    if role == "past_key_values":
+        return bool(values(parameter.name, _annotation(parameter)))
+    return role not in ROLES or role in _MASKS
+
+
+def _annotation(parameter: inspect.Parameter) -> str:
+    """The annotation of a parameter as text, nothing where it has none."""
+    named = parameter.annotation
+    if named is parameter.empty:
+        return ""
+    return named if isinstance(named, str) else getattr(named, "__name__", str(named))
 
 
 def _described(model: torch.nn.Module) -> torch.nn.Module:
@@ -131,6 +163,12 @@ def _assign(
         name = next((c for c in candidates if c in left), None)
         if name is not None:
             found[role] = name
+            del left[name]
+    if "decoder_input_ids" not in found and not vision and translates:
+        required = (p for p in parameters[1:] if p.default is p.empty and p.name in left)
+        name = next((p.name for p in required if decoder_reads(p.name)), None)
+        if name is not None:
+            found["decoder_input_ids"] = name
             del left[name]
     if main not in found:
         first = parameters[0].name

@@ -12,6 +12,7 @@ import torch
 from pytest_transformer_validate.errors import Blocked, TaskError
 from pytest_transformer_validate.sources.config import ModelConfig
 from pytest_transformer_validate.subject.batch import Batch
+from pytest_transformer_validate.subject.callers import Given
 from pytest_transformer_validate.subject.declared import (
     LENGTH,
     PADDING,
@@ -65,6 +66,7 @@ class Subject:
         self._task = task
         self._no_facts: str | None = None
         self.time_major = False
+        self.given = Given()
 
     # Facts that need no forward...
 
@@ -259,6 +261,8 @@ class Subject:
         two more than ``length`` where the maximum allows, so that the axes differ.
         """
         generator = torch.Generator().manual_seed(derive_seed(seed, "batch"))
+        if self.signature.asked:
+            _ = self.facts  # what is given beside the batch is found there
         if self.vision:
             return self.images(rows, generator)
         if source is None or not self.decodes:
@@ -324,12 +328,12 @@ class Subject:
             extra = {"use_cache": False, **extra}
         if "start" in signature.required:
             extra = {"start": 0, **extra}
-        if "past_key_values" in signature.required:
+        if "past_key_values" in signature.required and "past_key_values" not in self.given.forms:
             extra = {"past_key_values": None, **extra}
         if "input_pos" in signature.required:
             steps = torch.arange(batch.inputs.get("decoder_input_ids", batch.main).shape[1])
             extra = {"input_pos": steps.to(self.device), **extra}
-        given = {**batch.inputs, **extra}
+        given = {**self.given.values(self, batch), **batch.inputs, **extra}
         if self.time_major:
             given = {
                 role: t.T if role.endswith("input_ids") or role == "labels" else t
@@ -372,14 +376,13 @@ class Subject:
         return False
 
     def complete(self, batch: Batch, *, labels: bool = True) -> Batch:
-        """Add what forward requires: masks that keep everything, positions, labels."""
+        """Add what forward requires in one form: an attention mask that keeps everything,
+        positions, labels. What has several forms is added when the model is called."""
         signature, ids = self.signature, batch.main
         rows, length = ids.shape
         keep = torch.ones_like(ids)
         needed: dict[str, torch.Tensor] = {
             "attention_mask": keep,
-            "mask": keep.bool(),
-            "padding_mask": torch.zeros_like(ids, dtype=torch.bool),
             "position_ids": torch.arange(length).expand(rows, length),
             "token_type_ids": torch.zeros_like(ids),
         }
