@@ -153,15 +153,16 @@ class Caches(Passes):
         """What is decoded in a case; empty where no text is long enough for it."""
         subject = self.probe.subject
         rows, length = subject.sizes
+        rows = rows if subject.small else min(rows, 2)
         longest = subject.max_length or _LONG
         if length < 4:
             return [Plan(rows, (1,) * length)] if case == "steps" else []
         if case == "steps":
-            few = length if subject.small else 4
-            steps = (*(1,) * (few - 1), length - few + 1)
+            if not subject.small:
+                return [Plan(rows, (length - 3, 1, 1, 1), positions=False, after="another")]
             return [
                 Plan(rows, (length,), positions=False),
-                Plan(rows, steps, positions=False, after="another"),
+                Plan(rows, (1,) * length, positions=False, after="another"),
             ]
         if case == "chunks":
             condition = "noised" if subject.small else ""
@@ -176,7 +177,8 @@ class Caches(Passes):
         window = self.window
         if window is not None and length - 4 < window <= 64 and window + 4 <= longest:
             plans.append(Plan(1, (max(1, window - 2), 1, 1, 1, 1, 1)))
-        long = min(longest, max(_LONG, (window or 0) + 6 if (window or 0) <= 64 else 0))
+        beyond = (window or 0) + 6 if (window or 0) <= 64 else 0
+        long = min(longest, max(_LONG if subject.small else 24, beyond))
         if long > length:
             plans.append(Plan(1, (long - 4, 1, 1, 1, 1)))
         return plans
@@ -297,10 +299,11 @@ def _feed(
             getattr(subject.model, protocol.reset)()
     for index, size in enumerate(plan.pieces):
         if plan.after == "prefix" and done and protocol.field is not None:
-            branch = copy.deepcopy(cache)
+            branch: Any = copy.deepcopy(cache)
             other = _text(probe, plan, "before")
             _call(subject, other, done, size, protocol, branch, encoded, positions=plan.positions)
-        with traced(subject.model) if index == watched else contextlib.nullcontext([]) as calls:
+        watching: Any = traced if index == watched else contextlib.nullcontext
+        with watching(subject.model) as calls:
             given = (subject, text, done, size, protocol, cache, encoded)
             raw, piece = _call(*given, positions=plan.positions)
         if protocol.field is not None:

@@ -56,6 +56,12 @@ class Losses(Passes):
         return self.probe.subject.task.per_token
 
     @property
+    def sizes(self) -> tuple[int, int]:
+        """(B, T): few rows for a large model."""
+        rows, length = self.probe.subject.sizes
+        return (rows if self.probe.subject.small else min(rows, 2)), length
+
+    @property
     def role(self) -> str:
         """Name of the parameter."""
         return self.probe.subject.signature.names["labels"]
@@ -150,7 +156,7 @@ class Losses(Passes):
 
     def batch(self) -> Batch:
         """The inputs."""
-        batch = self.probe.batch(*self.probe.subject.sizes, "loss")
+        batch = self.probe.batch(*self.sizes, "loss")
         inputs = {role: t for role, t in batch.inputs.items() if role != "labels"}
         return type(batch)(inputs)
 
@@ -159,7 +165,7 @@ class Losses(Passes):
         probe = self.probe
         subject = probe.subject
         generator = torch.Generator().manual_seed(probe.seed_for("labels"))
-        rows, length = subject.sizes
+        rows, length = self.sizes
         width = subject.facts.width
         if not self.per_token:
             return torch.randint(width, (rows,), generator=generator).to(subject.device)
@@ -188,7 +194,7 @@ class Losses(Passes):
     def _arranged(self, tensor: torch.Tensor) -> torch.Tensor:
         """Returned logits, or their gradient, as (B, T, V) or (B, K) in float64."""
         subject = self.probe.subject
-        rows, length = subject.sizes
+        rows, length = self.sizes
         layout = subject.facts.layout
         if layout != "rows":
             tensor = arrange(tensor, layout, rows, length)

@@ -139,6 +139,8 @@ def _without_logits(
         what = found.raised or f"logits of shape {found.misshapen}"
         notes.append(f"{size} tokens at once after {cached} cached ones are not taken: {what}")
         return dataclasses.replace(measured, value=0.0)
+    if plan.padded and found.raised is not None:
+        raise NotApplicable(f"with a mask and a cache, forward raises {found.raised}")
     where = found.where if found.raised else probe.root
     says = found.raised or f"gave logits of shape {found.misshapen}"
     verb = "raised " if found.raised else ""

@@ -207,8 +207,8 @@ def _judge_shift(probe: Probe, full: Answer, shift: int, notes: list[str]) -> No
         notes.append("labels are not shifted, and outputs know later tokens (see causality)")
         return
     name = probe.losses.role
-    where = {0: "at its own position", -1: "one position back", -2: "two positions back"}
-    text = where.get(shift, f"{shift} positions ahead")
+    places = {0: "at its own position", -1: "one position back", -2: "two positions back"}
+    text = places.get(shift, f"{shift} positions ahead")
     _fail(
         probe,
         f"the output at position t is drawn to the label {text}: {name}[:, t{shift:+d}]; "
