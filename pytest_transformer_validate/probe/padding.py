@@ -191,7 +191,8 @@ class Padding(Passes):
         if layout.startswith("equal"):
             row = torch.zeros_like(row)
         if layout == "left":
-            return steps >= torch.tensor([3, 0, 2, 1], device=ids.device)[row % 4]
+            # nothing in the first row, so that its mask does not do for the others
+            return steps >= torch.tensor([0, 3, 1, 2], device=ids.device)[(row + (rows == 1)) % 4]
         if layout.endswith("hole"):
             start = 1 + row % max(1, length - _HIDDEN - 1)
             keep = (steps < start) | (steps >= start + _HIDDEN)
