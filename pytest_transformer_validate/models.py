@@ -6,6 +6,7 @@ import contextlib
 import functools
 import os
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -182,6 +183,8 @@ class RunModel:
 
     def _load(self) -> Loaded:
         import_torch()
+        # Now, because inside a model's scope no bytecode is written, and every run would compile.
+        import_module("pytest_transformer_validate.probe.probe")
         _share_threads()
         loaded = self.source.load(self.options)
         try:

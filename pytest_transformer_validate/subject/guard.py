@@ -150,7 +150,8 @@ def _model_kept(model: torch.nn.Module) -> Iterator[None]:
         yield
     finally:
         for held, entries in registries:
-            restore(held, entries)
+            if held or entries:  # most are empty
+                restore(held, entries)
         attributes.give_back()
         for parameter, data, requires_grad, grad in parameters:
             if data is not None and parameter.data_ptr() != data.data_ptr():
