@@ -8,6 +8,7 @@ layer is looked at by itself in one forward.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 _ROWS = 5
 _MOVED = 1e-4  # of the largest number: a change of a whole vector moves far more
 _MASKED = 1e4  # scores beyond this are masked ones
-_MOST = 2 / 3  # of the scores of a row that move when its query does
 
 _SOFTMAX = {torch.softmax, functional.softmax, torch.Tensor.softmax}
 _PRODUCTS = {torch.matmul, torch.bmm, torch.Tensor.matmul, torch.Tensor.bmm}
@@ -105,8 +105,10 @@ class Attention(Passes):
             return found
         owners, found.sites = self._owners(batch)
         if found.sites:
-            self._inputs(batch, owners, found)
-            self._results(batch, owners, found)
+            with contextlib.suppress(Exception):  # no model has to take tensors that we exchange
+                self._inputs(batch, owners, found)
+            with contextlib.suppress(Exception):
+                self._results(batch, owners, found)
         return found
 
     def of_torch(self) -> bool:
@@ -175,7 +177,7 @@ class Attention(Passes):
             if not stack:
                 return
             name = stack[-1]
-            cells = _cells(kind, tensors, rows)
+            cells = _cells(tensors, rows)
             for what, moved in cells.items():
                 if (name, what) not in seen and moved.shape[-1] in lengths[name]:
                     seen.add((name, what))
@@ -231,8 +233,9 @@ class Attention(Passes):
 class _Sites(TorchFunctionMode):
     """Sees attention: ``scaled_dot_product_attention``, and softmax with the product behind it.
 
-    ``site(kind, tensors)`` gets ``sdpa`` with query, key, value and result, ``scores`` with the
-    scores that enter a softmax, or ``values`` with weights, values and result.
+    ``site(kind, tensors)`` gets ``sdpa`` with query, key, value and result, or ``values`` with the
+    scores that a softmax made weights of, value and result, and query and key where the scores
+    are known to be their product.
     """
 
     def __init__(
@@ -248,6 +251,7 @@ class _Sites(TorchFunctionMode):
         self.wrong = wrong
         self.change = change
         self.weights: dict[int, tuple[torch.Tensor, int, torch.Tensor]] = {}
+        self.scores: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
 
     def __torch_function__(
         self,
@@ -269,11 +273,23 @@ class _Sites(TorchFunctionMode):
             self._softmax(args, kwargs, result)
         elif func in _PRODUCTS and len(args) > 1:
             return self._product(args[0], args[1], result)
+        elif func is torch.einsum:
+            return self._einsum(args, result)
         elif func in _SAME and args and id(args[0]) in self.weights:
             self._follow(args[0], result)
         elif func in _SWAPS and args and id(args[0]) in self.weights:
             self._swap(args, kwargs, result)
+        else:
+            self._follow_scores(args, result)
         return result
+
+    def _follow_scores(self, args: Any, result: torch.Tensor) -> None:
+        """Scores stay scores when they are scaled, masked, or get another column (a sink)."""
+        for given in args[0] if args and isinstance(args[0], tuple | list) else args:
+            known = self.scores.get(id(given))
+            if known is not None and result.shape[:-1] == known[0].shape[:-1]:
+                self.scores[id(result)] = (result, *known[1:])
+                return
 
     def _softmax(self, args: Any, kwargs: Mapping[str, Any], result: torch.Tensor) -> None:
         scores = args[0] if args else kwargs.get("input")
@@ -294,21 +310,81 @@ class _Sites(TorchFunctionMode):
             self.weights[id(result)] = (result, {a: b, b: a}.get(dim, dim), scores)
 
     def _product(self, left: Any, right: Any, result: torch.Tensor) -> torch.Tensor:
+        if not isinstance(left, torch.Tensor) or not isinstance(right, torch.Tensor):
+            return result
         for weights, other, summed in ((left, right, -1), (right, left, -2)):
-            if id(weights) not in self.weights or isinstance(other, torch.nn.Parameter):
-                continue
-            if not isinstance(other, torch.Tensor) or other.dim() < 3:
-                continue
-            _, dim, scores = self.weights[id(weights)]
-            if self.wrong is not None and self.place is not None and dim != summed:
-                shape = tuple(weights.shape)
-                if shape[dim] > 1 and shape[summed] > 1:
-                    self.wrong.append(WrongAxis(self.place(), dim, summed, shape))
-            if summed == -1:
-                tensors = {"scores": scores, "value": other, "result": result}
-                self.site("values", tensors)
-                return self.change(result) if self.change else result
+            if id(weights) in self.weights and _depends(other):
+                self._check_axis(weights, summed)
+                return self._values(weights, other, result) if summed == -1 else result
+        if left.dim() == right.dim() == 4:
+            self.scores[id(result)] = (result, left, right.transpose(-1, -2))
         return result
+
+    def _einsum(self, args: Any, result: torch.Tensor) -> torch.Tensor:
+        """The same for two operands with four axes each, in any order of their axes."""
+        named = _letters(args)
+        if named is None:
+            return result
+        (first, a), (second, b), out = named
+        summed = [x for x in first if x in second and x not in out]
+        if len(summed) != 1:
+            return result
+        (inner,) = summed
+        if id(a) in self.weights and _depends(b):
+            self._check_axis(a, first.index(inner) - 4)
+            rows, heads, steps = first[:3]
+            wide = [x for x in out if x not in first]
+            if first[3] != inner or len(wide) != 1 or set(second) != {rows, heads, inner, *wide}:
+                return result
+            order = [out.index(x) for x in (rows, heads, steps, *wide)]
+            values = b.permute([second.index(x) for x in (rows, heads, inner, *wide)])
+            changed = self._values(a, values, result.permute(order))
+            return changed.permute([order.index(i) for i in range(4)])
+        rows, heads, steps, others = out
+        if {rows, heads, steps, inner} == set(first) and {rows, heads, others, inner} == set(
+            second
+        ):
+            query = a.permute([first.index(x) for x in (rows, heads, steps, inner)])
+            key = b.permute([second.index(x) for x in (rows, heads, others, inner)])
+            self.scores[id(result)] = (result, query, key)
+        return result
+
+    def _check_axis(self, weights: torch.Tensor, summed: int) -> None:
+        dim, shape = self.weights[id(weights)][1], tuple(weights.shape)
+        if self.wrong is None or self.place is None or dim == summed:
+            return
+        if shape[dim] > 1 and shape[summed] > 1:
+            self.wrong.append(WrongAxis(self.place(), dim, summed, shape))
+
+    def _values(
+        self, weights: torch.Tensor, values: torch.Tensor, result: torch.Tensor
+    ) -> torch.Tensor:
+        scores = self.weights[id(weights)][2]
+        tensors = {"scores": scores, "value": values, "result": result}
+        known = self.scores.get(id(scores))
+        if known is not None:
+            tensors |= {"query": known[1], "key": known[2]}
+        self.site("values", tensors)
+        return self.change(result) if self.change else result
+
+
+def _depends(values: Any) -> bool:
+    """Whether a tensor may hold values: a parameter mixes heads, it is not looked up."""
+    return not isinstance(values, torch.nn.Parameter) and values.dim() > 2
+
+
+def _letters(args: Any) -> tuple[tuple[str, Any], tuple[str, Any], str] | None:
+    """The axes of an einsum of two tensors with four axes each, where it is written so."""
+    if len(args) < 2 or not isinstance(args[0], str):
+        return None
+    given = args[1] if isinstance(args[1], tuple | list) else args[1:]
+    names, _, out = args[0].replace(" ", "").partition("->")
+    parts = names.split(",")
+    if len(parts) != 2 or len(given) != 2 or {len(p) for p in (*parts, out)} != {4}:
+        return None
+    if "." in args[0] or any(not isinstance(t, torch.Tensor) or t.dim() != 4 for t in given):
+        return None
+    return (parts[0], given[0]), (parts[1], given[1]), out
 
 
 # How rows, positions and cells move...
@@ -363,39 +439,14 @@ def _moved(tensor: torch.Tensor) -> torch.Tensor:
     return difference > _MOVED * float(tensor[0].abs().max())
 
 
-def _cells(kind: str, tensors: dict[str, torch.Tensor], rows: int) -> dict[str, torch.Tensor]:
+def _cells(tensors: dict[str, torch.Tensor], rows: int) -> dict[str, torch.Tensor]:
     """By what they are, the cells (R - 1, H, T) that moved."""
-    if kind == "scores" or kind == "values":
-        scores = tensors["scores"]
-        if scores.dim() != 4 or scores.shape[0] != rows or scores.shape[1] < 2:
-            return {}
-        cells = _score_cells(scores)
-        value = tensors["value"]
-        if value.dim() == 4 and value.shape[:2] == scores.shape[:2]:
-            cells["value"] = _moved(value)
-        return cells
     named = {n: tensors[n] for n in ("query", "key", "value") if n in tensors}
     return {
         what: _moved(t)
         for what, t in named.items()
         if t.dim() == 4 and t.shape[0] == rows and t.shape[1] > 1
     }
-
-
-def _score_cells(scores: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Rows and columns of scores (R, H, T, S) most of which moved."""
-    seen = scores.isfinite() & (scores.abs() < _MASKED)
-    both = seen[1:] & seen[:1]
-    moved = torch.where(both, scores[1:] - scores[:1], torch.nan)
-    shift = moved.nanmedian(-1, keepdim=True).values  # what a softmax takes out again
-    moved = (moved - shift).abs().nan_to_num(0, 0, 0)
-    largest = scores[0][seen[0]].abs().max() if bool(seen[0].any()) else torch.tensor(0.0)
-    moved = (moved > _MOVED * largest) & both
-    cells = {}
-    for what, axis in (("query", -1), ("key", -2)):
-        visible = both.sum(axis)
-        cells[what] = (moved.sum(axis) > _MOST * visible) & (visible > 1)
-    return cells
 
 
 def _uneven(module: str, what: str, moved: torch.Tensor) -> Footprint | None:

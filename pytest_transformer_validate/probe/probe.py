@@ -208,6 +208,10 @@ class Probe:
         """See ``gradients.movement``."""
         return self.once(gradients.movement, parameter)
 
+    def never_routed(self, names: set[str], stacked: dict[str, torch.Tensor]) -> list[str]:
+        """See ``gradients.never_routed``."""
+        return gradients.never_routed(self, names, stacked)
+
     def gradients_in_float64(self) -> Gradients | None:
         """``gradients`` with moved parameters in float64; ``None`` where that does not run, or
         gives NaN (a mask made of the other dtype's smallest number does)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -84,7 +85,11 @@ class Siblings(Passes):
                 found[name] = _identity(name, x, step, outputs[0])
             return [outputs[0][:1].expand_as(outputs[0]).clone(), *outputs[1:]]
 
-        with probe.running("identities") as subject, hooked(subject.model, enter, leave):
+        with (
+            contextlib.suppress(Exception),  # no model has to take tensors that we exchange
+            probe.running("identities") as subject,
+            hooked(subject.model, enter, leave),
+        ):
             subject(batch)
         kept = [[found[name] for name in group if name in found] for group in groups]
         return [group for group in kept if len(group) > 1]

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 RULE = "every parameter that takes part must get a gradient that training can use"
 _SHOWN = 6
+_UNROUTED = "its expert was given no token"
 _SAME = 0.01  # of the norm: float32 keeps a gradient of its own to better than 1e-3
 _ROUNDING = "a normalisation or a softmax takes it out again: the logits do not move with it"
 
@@ -75,6 +76,7 @@ def gradient_flow(probe: Probe, *, floor: float = 1e-7, ceiling: float = 1e6) ->
     if failing:
         where = _where(probe, found, failing)
         raise CheckFailed(_text(found, measured, failing, where), measured, where=where)
+    _judge_experts(probe, found, measured)
     _judge_blocks(probe, found, measured)
     if measured.at_output and measured.largest > ceiling * measured.at_output:
         name = max(found.norms, key=lambda n: found.norms[n] or 0.0)
@@ -88,6 +90,36 @@ def gradient_flow(probe: Probe, *, floor: float = 1e-7, ceiling: float = 1e6) ->
             where=_owner(name),
         )
     return measured
+
+
+def _judge_experts(probe: Probe, found: Gradients, measured: GradientFlow) -> None:
+    """Fail where a router never chooses an expert, however its weights and the inputs fall."""
+    unrouted = {name for name, reason in measured.explained.items() if reason == _UNROUTED}
+    stacked = {n: dead for n, dead in found.dead_experts.items() if any(dead) and not all(dead)}
+    if not (unrouted or stacked) or not probe.subject.small:
+        return
+    never = probe.never_routed(unrouted, stacked)
+    if never:
+        owner = _owner(never[0].partition("[")[0])
+        raise CheckFailed(
+            f"{RULE}\n"
+            f"no input reaches {', '.join(never[:_SHOWN])}, for any of several draws of inputs "
+            "and of all parameters\n"
+            "likely: a router that cannot choose this expert: one output too few, a mask or bias "
+            "of -inf, an index that is off by one",
+            measured,
+            where=owner if never[0].endswith("]") else _expert(probe, owner),
+        )
+
+
+def _expert(probe: Probe, owner: str) -> str:
+    """The element of a list of experts around a module, else the module itself."""
+    module = owner
+    while module:
+        if probe.list_siblings(module):
+            return module
+        module = module.rpartition(".")[0]
+    return owner or probe.root
 
 
 def _judge_blocks(probe: Probe, found: Gradients, measured: GradientFlow) -> None:
@@ -155,7 +187,7 @@ def _reason(probe: Probe, found: Gradients, alive: Gradients, name: str) -> str 
     if any(_inside(owner, chosen) for chosen in found.selects):
         return "it feeds a choice of indices, which has no gradient"
     if _routed(found, owner):
-        return "its expert was given no token"
+        return _UNROUTED
     if name not in found.used:
         unread = "the forward of these inputs does not read it"
         return unread if probe.reads_parameter(name) else None
@@ -179,7 +211,7 @@ def _why_idle(probe: Probe, found: Gradients, owner: str) -> str | None:
         ran = [s for s in siblings if _ran(found, s)]
         if ran and not _ran(found, module):
             sizes = {tuple(found.tokens.get(s, ())) for s in ran}
-            return "its expert was given no token" if len(sizes) > 1 else None
+            return _UNROUTED if len(sizes) > 1 else None
         if not _ran(found, module) and not probe.reads_module(module):
             return None
         module = module.rpartition(".")[0]

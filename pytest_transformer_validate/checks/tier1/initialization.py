@@ -185,7 +185,7 @@ def _judge_zeros(probe: Probe) -> None:
             f"{', '.join(stuck[:4])} start at zero, get no gradient, and get none after the "
             "parameters that have one were moved: training never changes them",
             "two factors of one product start at zero; let one of them start random",
-            _common(stuck) or _owner(stuck[0]),
+            _common([n for n in stuck if probe.drawn.spreads()[n].matrix] or stuck),
         )
 
 

@@ -300,5 +300,18 @@ _table.add(
         "tie_word_embeddings": True,
     },
 )
+_table.add(
+    "stacked_experts",
+    "StackedExperts",
+    {
+        "vocab_size": 127,
+        "hidden_size": 32,
+        "num_layers": 2,
+        "num_heads": 4,
+        "num_experts": 6,
+        "experts_per_token": 2,
+        "max_position": 48,
+    },
+)
 
 ZOO: dict[str, Healthy] = _table.rows
