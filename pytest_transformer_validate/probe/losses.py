@@ -125,6 +125,18 @@ class Losses(Passes):
         return self.probe.forward(self.batch()).logits.double().cpu()
 
     @remembered
+    def draws(self) -> bool:
+        """Whether the logits that come with labels depend on the random state."""
+        batch, logits = self.batch().with_(labels=self.labels()), []
+        for words in ("loss", "loss with another seed"):
+            with _config_kept(self.probe), self.probe.running(words) as subject:
+                returned = _logits(subject.call(batch, {}))
+            if returned is None:
+                return False
+            logits.append(returned)
+        return not torch.equal(*logits)
+
+    @remembered
     def leak(self) -> tuple[float, float, torch.Tensor]:
         """A decoder whose input is made from labels: how far outputs up to a label move when it
         changes, how far later ones do, and the logits."""
@@ -174,9 +186,11 @@ class Losses(Passes):
         pool = drawn[drawn < width].unique()
         pool = pool if len(pool) > 1 else torch.arange(width)
         count = rows * length
-        pool = pool[torch.randperm(len(pool), generator=generator)]
-        pool = pool.repeat(-(-count // len(pool)))[:count]
-        return pool.view(rows, length).to(subject.device)
+        if len(pool) < count:
+            chosen = torch.randint(len(pool), (count,), generator=generator)
+        else:
+            chosen = torch.randperm(len(pool), generator=generator)[:count]
+        return pool[chosen].view(rows, length).to(subject.device)
 
     def counted(self) -> torch.Tensor:
         """Which labels count in ``some``: another number in every row, the first row all."""

@@ -299,3 +299,13 @@ def test_labels_that_reach_the_logits():
 
     with pytest.raises(CheckFailed, match="when labels are given"):
         judge(Peeks())
+
+
+def test_inputs_that_are_corrupted_at_random_to_train():
+    class Corrupts(Contract):
+        def forward(self, input_ids, labels=None):
+            if labels is not None:
+                input_ids = torch.where(torch.rand(input_ids.shape) < 0.3, 0, input_ids)
+            return super().forward(input_ids, labels)
+
+    assert "with labels, the forward draws random numbers" in judge(Corrupts()).notes
