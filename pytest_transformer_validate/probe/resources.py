@@ -33,7 +33,7 @@ Size = tuple[int, int]
 
 # Calls of one shape over which results may pile up before it counts as growth: longer than the
 # memories of segments and queues that models keep on purpose.
-_CALLS = (8, 64, 64)
+_CALLS = (8, 32, 32)
 _CALLS_OF_LARGE = (2, 4, 4)
 # Methods that empty a collection, called between steps.
 _EMPTIES = re.compile(
