@@ -269,7 +269,7 @@ class Padding(Passes):
         told = way.tell(batch, self.keep(batch[way.covers], "right"))
         with self.probe.running("touched") as subject, _Reader(told[way.role]) as reader:
             subject.call(told, {})
-        return reader.read
+        return bool(reader.read)
 
     @property
     def takes_anything(self) -> bool:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pytest_transformer_validate.measures.measurement import Limit
     from pytest_transformer_validate.probe.padding import Content, Lengths
     from pytest_transformer_validate.probe.probe import Probe
+    from pytest_transformer_validate.subject.batch import Batch
     from pytest_transformer_validate.subject.masks import Way
 
 TEXT_TASKS = ("causal_lm", "masked_lm", "seq2seq", "classification")
@@ -104,7 +105,7 @@ def _judge_content(probe: Probe, way: Way, factor: float) -> PaddingInvariance:
         )
         if not found.moved <= limit.value:
             _settle_content(probe, found, name, limit, measured, notes)
-    return measured
+    return PaddingInvariance(**{**vars(measured), "notes": tuple(notes)})
 
 
 def _settle_content(
@@ -175,8 +176,8 @@ def _excuse_content(probe: Probe, found: Content, layout: str, limit: Limit) -> 
         for blank in (False, True):
             if passes.content(way, "left", found.condition, blank=blank).moved <= limit.value:
                 return "hidden in the middle of a text, tokens matter; in front of it they do not"
-    blank = passes.content(way, layout, found.condition, blank=True)
-    if blank.moved <= limit.value:
+    zeros = passes.content(way, layout, found.condition, blank=True)
+    if zeros.moved <= limit.value:
         return _CONVOLVES
     if _pads_left(probe):
         return _LEFT
@@ -213,9 +214,11 @@ def _judge_left(probe: Probe, factor: float) -> PaddingInvariance:
     way, reason = _usable(probe, covers)
     if way is None:
         raise NotApplicable(f"pad on the right: {reason}")
+    found = passes.lengths(covers, "mixed", "left", "plain")
+    if worst_length(found)[0] != worst_length(found)[0]:
+        raise NotApplicable(f"pad on the right: padding in front gives NaN, by {_NOTHING_LEFT}")
     if passes.takes_positions:
         return _judge_lengths(probe, covers, "left", factor)
-    found = passes.lengths(covers, "mixed", "left", "plain")
     limit = lengths_limit(found, probe.noise(), factor)
     value, _ = worst_length(found)
 
@@ -255,7 +258,7 @@ def _judge_lengths(probe: Probe, covers: str, side: str, factor: float) -> Paddi
         )
         if not moved <= limit.value:
             _settle_lengths(probe, found, plan, row, limit, measured, notes)
-    return measured
+    return PaddingInvariance(**{**vars(measured), "notes": tuple(notes)})
 
 
 def _settle_lengths(
@@ -292,7 +295,7 @@ def _settle_lengths(
                 f"text of {found.lengths[row]} tokens was padded to {found.size} "
                 f"{told}{_moved_parameters(found.condition)}",
                 f"first module to differ: {where or 'none stands out'}",
-                f"likely: {_LENGTHS[found.side] if value == value else _NOTHING_LEFT}",
+                f"likely: {_LENGTHS[found.side]}",
                 *notes,
                 WAY_OUT,
             ]
@@ -477,8 +480,8 @@ def _worst(results: list[PaddingInvariance], skipped: list[str]) -> PaddingInvar
     return max(results, key=lambda r: (r.value or 0.0) / (r.limit.value if r.limit else 1.0))
 
 
-def _require_repeatable(probe: Probe, batch: object, condition: str, limit: Limit) -> None:
-    moved = probe.padding.repeats(batch, condition)  # type: ignore[arg-type]
+def _require_repeatable(probe: Probe, batch: Batch, condition: str, limit: Limit) -> None:
+    moved = probe.padding.repeats(batch, condition)
     if moved > limit.value:
         raise Blocked(
             f"the same batch twice gives logits that differ by {moved:.2g} in eval mode: the "
