@@ -165,7 +165,9 @@ def _names(node: ast.AST, *, unconditional: bool) -> Iterator[str]:
         if unconditional and isinstance(child, ast.If | ast.IfExp | ast.arguments):
             continue
         if isinstance(child, ast.Attribute):
-            yield child.attr
+            own = isinstance(child.value, ast.Name) and child.value.id in {"self", "config"}
+            if own or child.attr == "topk":  # other methods of tensors (chunk) tell nothing
+                yield child.attr
         elif isinstance(child, ast.Name):
             yield child.id
         yield from _names(child, unconditional=unconditional)

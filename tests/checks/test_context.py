@@ -1,0 +1,188 @@
+"""What context_use, bidirectionality and encoder_use say, decide and excuse."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from pytest_transformer_validate.checks.tier1.context import bidirectionality, context_use
+from pytest_transformer_validate.errors import CheckFailed, NotApplicable
+from pytest_transformer_validate.measures.context import causal_pattern, full_pattern
+from pytest_transformer_validate.probe.probe import Probe
+from pytest_transformer_validate.subject.subject import Subject
+from tests import models
+
+ENCODER = {"task": "masked_lm", "vocab_size": models.VOCAB}
+
+
+def probe_of(model: nn.Module, config=None) -> Probe:
+    return Probe(Subject(model, config))
+
+
+@pytest.fixture(autouse=True)
+def weights():
+    torch.manual_seed(0)
+
+
+class Masked(models.Decoder):
+    """Each block is given the mask that ``mask(index, T)`` makes."""
+
+    def mask(self, index: int, t: int) -> torch.Tensor:
+        return torch.ones(t, t, dtype=torch.bool).tril()
+
+    def hidden(self, ids):
+        x = self.tokens(ids) + self.positions(torch.arange(ids.size(1)))
+        for index, block in enumerate(self.blocks):
+            x = block(x, mask=self.mask(index, ids.size(1)))
+        return self.norm(x)
+
+
+class Alone(Masked):
+    def mask(self, index, t):
+        return torch.eye(t, dtype=torch.bool)
+
+
+class LastAlone(Masked):
+    def mask(self, index, t):
+        causal = super().mask(index, t)
+        return causal & torch.eye(t, dtype=torch.bool) if index else causal
+
+
+class Window(Masked):
+    def mask(self, index, t):
+        return super().mask(index, t).triu(-3)
+
+
+class Holes(Masked):
+    def mask(self, index, t):
+        steps = torch.arange(t)
+        return super().mask(index, t) & ((steps % 2 == 0) | torch.eye(t, dtype=torch.bool))
+
+
+class Both(Masked):
+    def mask(self, index, t):
+        return torch.ones(t, t, dtype=torch.bool)
+
+
+class OneCausal(Both):
+    def mask(self, index, t):
+        return super().mask(index, t).tril() if index else super().mask(index, t)
+
+
+def test_the_whole_past_is_seen():
+    measured = context_use(probe_of(models.Decoder()))
+    assert measured.unseen == 0
+    assert measured.reach == measured.length - 1
+    assert dict(measured.module_reach)["blocks.0.attention"] == measured.length - 1
+    assert measured.long_reach == measured.long_length - 2
+
+
+def test_outputs_that_see_only_themselves():
+    with pytest.raises(CheckFailed, match="no output depends on any token but its own") as caught:
+        context_use(probe_of(Alone()))
+    assert caught.value.where == "blocks.0.attention"
+    assert "likely: the mask leaves only the diagonal" in caught.value.message
+
+
+def test_a_layer_is_compared_with_its_like():
+    with pytest.raises(CheckFailed, match="sees no position but its own") as caught:
+        context_use(probe_of(LastAlone()))
+    assert caught.value.where == "blocks.1.attention"
+
+
+def test_holes_name_the_position():
+    with pytest.raises(CheckFailed, match="does not depend on token") as caught:
+        context_use(probe_of(Holes()))
+    assert caught.value.where == "blocks.0.attention"
+
+
+def test_a_window_is_reported():
+    measured = context_use(probe_of(Window()))
+    assert measured.reach == 6
+    assert any("sees 6 tokens back" in note for note in measured.notes)
+
+
+def test_a_window_is_held_against_the_declared_one():
+    assert context_use(probe_of(Window(), {"sliding_window": 4})).window == 4
+    with pytest.raises(CheckFailed, match="declares 12 tokens; blocks.0.attention looks 3 back"):
+        context_use(probe_of(Window(), {"sliding_window": 12}))
+
+
+def test_a_bigram_model_has_no_context():
+    model = nn.Sequential(nn.Embedding(models.VOCAB, 32), nn.Linear(32, models.VOCAB))
+    with pytest.raises(NotApplicable, match="nothing in the model mixes positions"):
+        context_use(probe_of(model, {"task": "causal_lm"}))
+
+
+class Pooled(nn.Module):
+    """The maximum over time of token vectors, of the first ``most`` tokens."""
+
+    def __init__(self, most: int = 1000) -> None:
+        super().__init__()
+        self.most = most
+        self.tokens = nn.Embedding(models.VOCAB, 32)
+        self.head = nn.Linear(32, 3)
+
+    def forward(self, input_ids):
+        return self.head(self.tokens(input_ids[:, : self.most]).amax(1))
+
+
+def test_a_maximum_over_time_reads_every_token_of_some_text():
+    config = {"task": "classification", "max_len": 24}
+    assert context_use(probe_of(Pooled(), config)).unseen == 0
+
+
+def test_a_text_that_is_cut_inside():
+    with pytest.raises(CheckFailed, match="tokens have no influence"):
+        context_use(probe_of(Pooled(16), {"task": "classification", "vocab_size": models.VOCAB}))
+
+
+def test_an_encoder_sees_both_sides():
+    assert bidirectionality(probe_of(Both(), ENCODER)).unseen == 0
+
+
+def test_a_causal_mask_in_an_encoder():
+    with pytest.raises(CheckFailed, match="no output depends on a later token") as caught:
+        bidirectionality(probe_of(Masked(), ENCODER))
+    assert caught.value.where == "blocks.0.attention"
+    assert "--tb-task=causal_lm" in caught.value.message
+
+
+def test_a_causal_mask_in_one_layer_of_an_encoder():
+    with pytest.raises(CheckFailed, match="sees no later position") as caught:
+        bidirectionality(probe_of(OneCausal(), ENCODER))
+    assert caught.value.where == "blocks.1.attention"
+
+
+LENGTH = 6
+FULL = torch.ones(LENGTH, LENGTH, dtype=torch.bool)
+
+
+@pytest.mark.parametrize(
+    ("seen", "name", "reach"),
+    [
+        (FULL.tril(), "all", 5),
+        (FULL.tril(-1), "shifted", 5),
+        (FULL.tril() & FULL.triu(), "alone", 0),
+        (FULL.tril().triu(-2), "band", 2),
+        (FULL.tril() & (torch.arange(LENGTH) % 2 == 0), "holes", 5),
+    ],
+)
+def test_causal_patterns(seen, name, reach):
+    pattern = causal_pattern(seen)
+    assert (pattern.name, pattern.reach) == (name, reach)
+
+
+@pytest.mark.parametrize(
+    ("seen", "name"),
+    [
+        (FULL, "all"),
+        (FULL.tril(), "past"),
+        (FULL.triu(), "future"),
+        (FULL.tril().triu(), "alone"),
+        (FULL.tril(2).triu(-2), "band"),
+    ],
+)
+def test_patterns_of_encoders(seen, name):
+    assert full_pattern(seen).name == name

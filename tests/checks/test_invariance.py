@@ -1,0 +1,83 @@
+"""What prefix_consistency and batch_size_invariance say, decide and excuse."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from pytest_transformer_validate.checks.tier1.invariance import (
+    batch_size_invariance,
+    prefix_consistency,
+)
+from pytest_transformer_validate.errors import CheckFailed, NotApplicable
+from pytest_transformer_validate.probe.probe import Probe
+from pytest_transformer_validate.subject.subject import Subject
+from tests import models
+
+
+def probe_of(model: nn.Module, config=None) -> Probe:
+    return Probe(Subject(model, config))
+
+
+@pytest.fixture(autouse=True)
+def weights():
+    torch.manual_seed(0)
+
+
+class ByLength(models.Decoder):
+    def hidden(self, ids):
+        return super().hidden(ids) * (1 + 1e-3 * ids.size(1))
+
+
+class ByRows(models.Decoder):
+    def hidden(self, ids):
+        return super().hidden(ids) / ids.size(0)
+
+
+class Single(models.Block):
+    """One row goes another way."""
+
+    def forward(self, x, causal=True, mask=None):
+        y = super().forward(x, causal, mask)
+        return y + 1e-3 * y.roll(1, -1) if len(x) == 1 else y
+
+
+@pytest.mark.parametrize("model", [models.Decoder, models.Lecture])
+def test_healthy_models(model):
+    for check in (prefix_consistency, batch_size_invariance):
+        measured = check(probe_of(model()))
+        assert measured.value <= measured.limit.value
+
+
+def test_rows_of_a_model_that_reads_time_first():
+    measured = batch_size_invariance(probe_of(models.TimeMajor(), {"batch_first": False}))
+    assert measured.value <= measured.limit.value
+
+
+def test_a_result_that_depends_on_the_length():
+    with pytest.raises(CheckFailed, match="must not depend on how many tokens follow it"):
+        prefix_consistency(probe_of(ByLength()))
+
+
+def test_what_is_not_causal_fails_once():
+    class Mean(models.Decoder):
+        def hidden(self, ids):
+            x = super().hidden(ids)
+            return x + x.mean(1, keepdim=True)
+
+    with pytest.raises(NotApplicable, match="see causality"):
+        prefix_consistency(probe_of(Mean()))
+
+
+def test_a_result_that_depends_on_the_number_of_rows():
+    with pytest.raises(CheckFailed, match="must not depend on the size of its batch"):
+        batch_size_invariance(probe_of(ByRows()))
+
+
+def test_a_branch_for_one_row_is_located():
+    model = models.Decoder()
+    model.blocks[1] = Single()
+    with pytest.raises(CheckFailed, match=r"row 0 alone differs by") as caught:
+        batch_size_invariance(probe_of(model))
+    assert caught.value.where == "blocks.1"

@@ -1,0 +1,129 @@
+"""What position_sensitivity says, decides and excuses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from pytest_transformer_validate.checks.tier1.position import position_sensitivity
+from pytest_transformer_validate.errors import CheckFailed, NotApplicable
+from pytest_transformer_validate.measures.invariance import not_by_distance, same_vectors
+from pytest_transformer_validate.probe.probe import Probe
+from pytest_transformer_validate.subject.subject import Subject
+from tests import models
+
+EPS = torch.finfo(torch.float32).eps
+
+
+def probe_of(model: nn.Module, config=None) -> Probe:
+    return Probe(Subject(model, config))
+
+
+@pytest.fixture(autouse=True)
+def weights():
+    torch.manual_seed(0)
+
+
+class Unordered(models.Decoder):
+    """Positions are looked up and dropped."""
+
+    def hidden(self, ids):
+        self.positions(torch.arange(ids.size(1)))
+        x = self.tokens(ids)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+
+class WithoutPositions(nn.Module):
+    """No positions on purpose: order is known through the causal mask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(models.VOCAB, 32)
+        self.blocks = nn.ModuleList(models.Block() for _ in range(2))
+        self.head = nn.Linear(32, models.VOCAB)
+
+    def forward(self, input_ids):
+        x = self.tokens(input_ids)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+
+class Coincide(models.Decoder):
+    def hidden(self, ids):
+        steps = torch.arange(ids.size(1)).clamp(max=40)
+        x = self.tokens(ids) + self.positions(steps)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+
+def test_order_is_known_from_what_enters():
+    measured = position_sensitivity(probe_of(models.Decoder()))
+    assert (measured.known, measured.module) == ("tokens", "blocks.0.attention")
+
+
+def test_positions_that_are_never_added():
+    with pytest.raises(CheckFailed, match=r"the model has positions \(positions\)") as caught:
+        position_sensitivity(probe_of(Unordered()))
+    assert caught.value.where == "positions"
+
+
+def test_no_positions_on_purpose():
+    measured = position_sensitivity(probe_of(WithoutPositions(), {"n_positions": 48}))
+    assert measured.known == "mask"
+    assert any("no position information" in note for note in measured.notes)
+
+
+def test_positions_that_coincide_at_full_length():
+    with pytest.raises(CheckFailed, match="positions 40 and 41 are given the same") as caught:
+        position_sensitivity(probe_of(Coincide()))
+    assert caught.value.where == "positions"
+
+
+def test_single_tokens_have_no_order():
+    model = nn.Sequential(nn.Embedding(models.VOCAB, 32), nn.Linear(32, models.VOCAB))
+    with pytest.raises(NotApplicable, match="nothing in the model mixes positions"):
+        position_sensitivity(probe_of(model, {"task": "causal_lm"}))
+
+
+def test_a_coarse_dtype_is_asked_in_float64():
+    assert position_sensitivity(probe_of(models.Decoder().bfloat16())).known == "tokens"
+
+
+STEPS = torch.arange(12.0)
+CAUSAL = torch.full((12, 12), float("-inf")).triu(1)
+DISTANCE = STEPS[:, None] - STEPS
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [
+        torch.zeros(12, 12),
+        -0.5 * DISTANCE,
+        -0.5 * STEPS.expand(12, 12),
+        torch.cos(DISTANCE) * (1 + STEPS[:, None]).log(),
+    ],
+    ids=["none", "by distance", "bias by key", "temperature by row"],
+)
+def test_scores_that_follow_the_distance(scores):
+    assert not_by_distance((scores + CAUSAL)[None], EPS) < 1e-4
+    assert not_by_distance(scores[None], EPS) < 1e-4
+
+
+def test_scores_that_do_not():
+    absolute = torch.cos(STEPS).expand(12, 12)
+    assert not_by_distance((absolute + CAUSAL)[None], EPS) > 0.1
+
+
+def test_the_first_vectors_may_differ():
+    vectors = torch.ones(20, 4)
+    vectors[:3] = torch.randn(3, 4)
+    assert same_vectors(vectors) is None
+    twice = torch.randn(20, 4)
+    twice[7] = twice[5]
+    assert same_vectors(twice) == (5, 7)
+    assert same_vectors(twice.repeat(8, 1) + torch.arange(160.0)[:, None]) is None
