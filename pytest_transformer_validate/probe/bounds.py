@@ -38,7 +38,7 @@ _FOLDS = {
     _aten.minimum.default,
     _aten.where.self,
 }
-_SMALL_LENGTH, _LARGE_LENGTH = 2048, 512
+_SMALL_LENGTH, _LARGE_LENGTH = 2049, 1025
 
 
 @dataclass(frozen=True)
@@ -168,10 +168,7 @@ class Bounds(Passes):
         role = "decoder_input_ids" if subject.decodes else "input_ids"
         source = longest if subject.decodes else None
         longer = probe.batch(1, longest + 1, "longer", source=source)
-        within = longer.with_(**{r: t[:, :longest] for r, t in longer.inputs.items()})
-        inside = _Positions(subject.model, longer.inputs, longest)
-        with probe.running("longer") as running, inside:
-            running.call(within, {})
+        within = probe.batch(1, longest, "longer", source=source)
         outside = _Positions(subject.model, longer.inputs, longest + 1)
         try:
             with probe.running("longer") as running, outside:
@@ -179,6 +176,9 @@ class Bounds(Passes):
             logits = probe.forward(longer).logits
         except Exception as error:  # noqa: BLE001 - raising is one of the two right answers
             return Longer(longest, error=_line(error))
+        inside = _Positions(subject.model, longer.inputs, longest)
+        with probe.running("longer") as running, inside:
+            running.call(within, {})
         found = outside.folded(inside)
         return Longer(
             longest,
@@ -337,11 +337,12 @@ def _same(row: torch.Tensor) -> tuple[int, int] | None:
 
 
 def _last_effect(probe: Probe, role: str, batch: Batch) -> float:
-    """How far the logits move when the last token is another one; infinitely far where the
-    model takes no other one there."""
+    """How far the logits move when the last token (before an end) is another one; infinitely far
+    where the model takes no other one there."""
     ids = batch[role].clone()
+    place = -2 if probe.subject.ends else -1
     others = [i for i in range(probe.subject.vocab_size) if i not in probe.subject.text_ids]
-    ids[:, -1] = next((i for i in others if i != int(ids[0, -1])), 0)
+    ids[:, place] = next((i for i in others if i != int(ids[0, place])), 0)
     before = probe.forward(batch).logits
     try:
         after = probe.forward(batch.with_(**{role: ids})).logits

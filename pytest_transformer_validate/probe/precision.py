@@ -1,9 +1,9 @@
 """The model in another precision, and how far that should be from where it is now.
 
 Half precision is held against an error model: the same weights and buffers, rounded, run in
-float32 (the reference), and the same once more with the output of every module, and the ends of
-every softmax, rounded on the way (the emulation). What the real run adds to that is what the
-model's own code does to its numbers.
+float32 (the reference), and the same once more with the output of every module, the ends of
+every softmax and what every choice is made by rounded on the way (the emulation). What the real
+run adds to that is what the model's own code does to its numbers.
 """
 
 from __future__ import annotations
@@ -31,11 +31,19 @@ if TYPE_CHECKING:
 
 _aten = torch.ops.aten
 _ATTENTION = _aten._scaled_dot_product_flash_attention_for_cpu.default
+_CHOICES = {
+    _aten.topk.default,
+    _aten.sort.default,
+    _aten.sort.stable,
+    _aten.argmax.default,
+    _aten.max.dim,
+}
 _ROUNDS = {_aten.round, _aten.round_, _aten.floor, _aten.sign, _aten.ceil, _aten.trunc}
 _HALVES = {torch.bfloat16, torch.float16}
 _SOFTMAX = {_aten._softmax.default, _aten._log_softmax.default}
 # bfloat16 tells neighbouring whole numbers apart up to 256, float16 up to 2048.
 _LONGEST = 512
+_LONGEST_LOOP = 128
 _PARTS = 4
 _GAIN = 2.0
 
@@ -85,8 +93,21 @@ class Precision(Passes):
         rows, length = subject.sizes
         if subject.small and not subject.vision:
             longest = _LONGEST if subject.max_length is None else min(subject.max_length, _LONGEST)
-            rows, length = (1, longest) if longest > 64 else (2, longest)
-        return probe.batch(min(rows, 2), length, "precision", draw)
+            length = min(longest, _LONGEST_LOOP) if self._loops() else longest
+        rows = 1 if length > 64 else min(rows, 2)
+        return probe.batch(rows, length, "precision", draw)
+
+    @remembered
+    def _loops(self) -> bool:
+        """Whether the forward goes through a text token by token: twice as many operations for
+        twice the length."""
+        counts = []
+        for length in (self.probe.subject.sizes[1], max(1, self.probe.subject.sizes[1] // 2)):
+            batch = self.probe.batch(1, length, "loops")
+            with self.probe.running("loops") as subject, _TraitReader() as reader:
+                subject.call(batch, {})
+            counts.append(reader.count)
+        return counts[0] > 1.5 * counts[1]
 
     @remembered
     def half(self, name: str, draw: int) -> Rounding:
@@ -112,12 +133,13 @@ class Precision(Passes):
 
     @remembered
     def double(self, draw: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The logits of one batch in float64 and in the model's own dtype."""
-        batch = self.batch(draw)
-        own = _run(self.probe, self._narrowed(self.probe.subject.dtype), batch).logits
-        return self.converted(torch.float64, batch).logits, own
+        """The logits of one batch in float64 and in the model's own dtype, as it is."""
+        rows, length = self.probe.subject.sizes
+        batch = self.probe.batch(min(rows, 2), length, "float64", draw)
+        own = self.probe.forward(batch).logits
+        return self.converted(torch.float64, batch, as_it_is=True).logits, own
 
-    def converted(self, dtype: torch.dtype, batch: Batch) -> Run:
+    def converted(self, dtype: torch.dtype, batch: Batch, *, as_it_is: bool = False) -> Run:
         """A forward of a copy in ``dtype``. NotApplicable where that raises, and for complex
         weights or buffers, which a conversion makes real."""
         subject = self.probe.subject
@@ -126,7 +148,7 @@ class Precision(Passes):
         if unreal:
             raise NotApplicable(f"{unreal[0]} is complex, and .to(dtype) would make it real")
         try:
-            return _run(self.probe, self._narrowed(dtype), batch)
+            return _run(self.probe, self._narrowed(dtype, as_it_is=as_it_is), batch)
         except Exception as error:
             name = str(dtype).removeprefix("torch.")
             text = f"does not run in {name}: {type(error).__name__}: {error}"
@@ -140,9 +162,11 @@ class Precision(Passes):
             subject.call(probe.batch(*subject.sizes, "traits"), {})
         return Traits(reader.rounds, reader.narrows)
 
-    def _narrowed(self, dtype: torch.dtype) -> Subject:
+    def _narrowed(self, dtype: torch.dtype, *, as_it_is: bool = False) -> Subject:
         """A copy in ``dtype``."""
-        return _twin(self.probe.subject, self._copy().to(dtype), dtype)
+        subject = self.probe.subject
+        model = duplicate(subject.model) if as_it_is else self._copy()
+        return _twin(subject, model.to(dtype), dtype)
 
     def _copy(self) -> torch.nn.Module:
         """A copy; that of a small model has its weights moved at random and made larger, because
@@ -236,16 +260,18 @@ class MaskDtype(Operations):
 
 
 class _TraitReader(Operations):
-    """Sees roundings and numbers in half precision."""
+    """Counts operations, and sees roundings and numbers in half precision."""
 
     def __init__(self) -> None:
         super().__init__()
         self.rounds = self.narrows = False
+        self.count = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
+        self.count += 1
         if isinstance(result, torch.Tensor) and result.is_floating_point():
             self.rounds |= func.overloadpacket in _ROUNDS
             self.narrows |= result.dtype in _HALVES
@@ -253,7 +279,7 @@ class _TraitReader(Operations):
 
 
 class _Softmaxes(Operations):
-    """Rounds what goes into a softmax and what comes out."""
+    """Rounds what goes into a softmax and what comes out, and what a choice is made by."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
@@ -262,6 +288,8 @@ class _Softmaxes(Operations):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        if func in _CHOICES:
+            args = (args[0].to(self.dtype).to(args[0].dtype), *args[1:])
         if func in _SOFTMAX:
             args = (args[0].to(self.dtype).to(args[0].dtype), *args[1:])
             return func(*args, **(kwargs or {})).to(self.dtype).to(args[0].dtype)

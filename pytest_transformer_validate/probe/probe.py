@@ -21,7 +21,7 @@ from pytest_transformer_validate.probe.losses import Losses
 from pytest_transformer_validate.probe.mixing import Mixing
 from pytest_transformer_validate.probe.order import Order
 from pytest_transformer_validate.probe.padding import Padding
-from pytest_transformer_validate.probe.precision import Precision
+from pytest_transformer_validate.probe.precision import MaskDtype, Precision
 from pytest_transformer_validate.probe.resized import Resizing
 from pytest_transformer_validate.probe.resources import Resources
 from pytest_transformer_validate.probe.siblings import Siblings
@@ -76,6 +76,7 @@ class Probe:
         self._results: dict[tuple[object, ...], Any] = {}
         self._failures: dict[tuple[object, ...], str] = {}
         self._training = False
+        self._copied = False
 
     def context(self) -> dict[str, Any]:
         """What is in force: task, parameters, device, dtype, seed, weights."""
@@ -143,7 +144,8 @@ class Probe:
         In eval mode, or inside ``under("training")`` in training mode with batch norms in eval.
         """
         model = self.subject.model
-        with guard(model, self.seed_for(*words)), torch.set_grad_enabled(grad):
+        mended = MaskDtype() if self._copied else contextlib.nullcontext()
+        with guard(model, self.seed_for(*words)), torch.set_grad_enabled(grad), mended:
             model.train(self._training)
             for norm in _batch_norms(model):
                 norm.eval()
@@ -454,7 +456,9 @@ class Probe:
             task=subject.task.task_type,
             seed=subject.seed,
         )
-        return Probe(twin, seed=self.seed, weights=self.weights)
+        probe = Probe(twin, seed=self.seed, weights=self.weights)
+        probe._copied = True
+        return probe
 
     def repeated(self, measure: Callable[[Probe], float]) -> tuple[float, str]:
         """``measure`` again, in float64, or with another seed where that cannot run."""

@@ -285,7 +285,10 @@ class Storage(Passes):
             aware, line = _names_device(_owner(mixed)), _code_line(mixed)
             return Stays(mixed.operation, mixed.shape, mixed.origin, where, aware, line), None
         except Exception as error:  # noqa: BLE001 - not every operation can be pretended
-            return None, _line(error)
+            if "same device" not in str(error):
+                return None, _line(error)
+            aware, line = _names_device(_owner(error)), _code_line(error)
+            return Stays("torch", (), MADE, where_raised(model, error), aware, line), None
         return None, None
 
     def held(self, model: torch.nn.Module | None = None) -> list[tuple[str, torch.Tensor]]:

@@ -197,8 +197,8 @@ def registered_tensors(probe: Probe) -> Registered:
         return measured
     if stays.origin == "made" and not stays.aware:
         text = (
-            f"written for the CPU: {stays.where or 'the model'} makes a tensor "
-            f"{stays.shape} without a device ({stays.line})"
+            f"written for the CPU: {stays.where or 'the model'} makes a tensor"
+            f"{_shaped(stays)} without a device ({stays.line})"
         )
         return Registered(**{**vars(measured), "notes": (*notes, text)})
     raise CheckFailed(_stays_text(stays), measured, where=stays.where)
@@ -224,12 +224,16 @@ def _stays_text(stays: Stays) -> str:
     return "\n".join(
         [
             _MOVE_RULE,
-            f"moved to another device, {stays.operation} meets {what}, of shape {stays.shape}",
+            f"moved to another device, {stays.operation} meets {what}{_shaped(stays)}",
             f"first module to differ: {stays.where or 'none stands out'}",
             f"at: {stays.line}" if stays.line else "",
             f"likely: {likely}",
         ]
     ).replace("\n\n", "\n")
+
+
+def _shaped(stays: Stays) -> str:
+    return f", of shape {stays.shape}" if stays.shape else ""
 
 
 def _module(probe: Probe, name: str) -> str:

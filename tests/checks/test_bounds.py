@@ -1,0 +1,138 @@
+"""Ids and positions outside of a model's range."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from pytest_transformer_validate.checks.registry import all_checks
+from pytest_transformer_validate.errors import CheckFailed, NotApplicable
+from pytest_transformer_validate.probe.probe import Probe
+from pytest_transformer_validate.subject.subject import Subject
+from tests import models
+
+CHECKS = {check.name: check.function for check in all_checks()}
+
+
+def probe_of(model: nn.Module, config=None, task=None) -> Probe:
+    return Probe(Subject(model, config, task=task))
+
+
+@pytest.fixture(autouse=True)
+def weights():
+    torch.manual_seed(0)
+
+
+class Changes(models.Decoder):
+    def __init__(self, change) -> None:
+        super().__init__()
+        self.change = change
+
+    def forward(self, input_ids):
+        return self.head(self.hidden(self.change(input_ids)))
+
+
+@pytest.mark.parametrize(
+    ("change", "likely"),
+    [
+        (lambda ids: ids % models.VOCAB, "ids % vocab_size"),
+        (lambda ids: ids.clamp(max=models.VOCAB - 1), r"ids.clamp\(0, vocab_size - 1\)"),
+        (lambda ids: ids.clamp(min=0), r"ids.clamp\(0, vocab_size - 1\)"),
+        (lambda ids: ids.abs(), "ids are changed"),
+    ],
+    ids=["remainder", "largest", "smallest", "absolute"],
+)
+def test_ids_that_are_folded_back_are_found(change, likely):
+    with pytest.raises(CheckFailed, match=likely) as caught:
+        CHECKS["vocabulary_bounds"](probe_of(Changes(change)))
+    assert caught.value.where == "(model)"
+
+
+def test_unknown_and_padding_stand_for_others():
+    model = Changes(lambda ids: torch.where((ids >= models.VOCAB) | (ids < 0), 3, ids))
+    measured = CHECKS["vocabulary_bounds"](probe_of(model, {"unk_token_id": 3}))
+    assert any("padding or unknown" in note for note in measured.notes)
+    with pytest.raises(CheckFailed):
+        CHECKS["vocabulary_bounds"](probe_of(model))
+
+
+def test_plain_indexing_reads_negative_ids_from_the_end():
+    measured = CHECKS["vocabulary_bounds"](probe_of(models.Indexed()))
+    assert any("as plain indexing does" in note for note in measured.notes)
+
+
+@pytest.mark.parametrize("size", [100, 96])
+def test_tables_and_heads_may_be_padded(size):
+    CHECKS["vocabulary_bounds"](probe_of(models.Decoder(), {"vocab_size": size}))
+
+
+def test_a_head_that_lacks_ids_and_a_table_that_lacks_a_row():
+    model = models.Decoder()
+    model.head = nn.Linear(32, models.VOCAB - 1)
+    with pytest.raises(CheckFailed, match="100 columns for 101 ids") as caught:
+        CHECKS["vocabulary_bounds"](probe_of(model, {"vocab_size": models.VOCAB}))
+    assert caught.value.where == "head"
+    with pytest.raises(CheckFailed, match="the table has 101 rows") as caught:
+        CHECKS["vocabulary_bounds"](probe_of(models.Decoder(), {"vocab_size": 102}))
+    assert caught.value.where == "tokens"
+
+
+class Folds(models.Decoder):
+    def __init__(self, fold) -> None:
+        super().__init__()
+        self.fold = fold
+
+    def hidden(self, ids):
+        steps = self.fold(torch.arange(ids.size(1), device=ids.device))
+        x = self.tokens(ids) + self.positions(steps)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+
+@pytest.mark.parametrize(
+    ("fold", "positions"),
+    [(lambda s: s % 48, "0 and 48"), (lambda s: s.clamp(max=47), "47 and 48")],
+    ids=["remainder", "clamp"],
+)
+def test_positions_that_share_a_row_above_the_limit(fold, positions):
+    with pytest.raises(CheckFailed, match=f"positions {positions} read row"):
+        CHECKS["length_limit"](probe_of(Folds(fold)))
+
+
+def test_raising_is_right_and_so_is_running():
+    assert "IndexError" in CHECKS["length_limit"](probe_of(models.Decoder())).raised
+
+    class Free(models.Decoder):
+        def hidden(self, ids):
+            return self.norm(self.blocks[0](self.tokens(ids)))
+
+    measured = CHECKS["length_limit"](probe_of(Free(), {"max_seq_len": 40}))
+    assert measured.positions == 41
+    with pytest.raises(NotApplicable, match="bounds the length"):
+        CHECKS["length_limit"](probe_of(Free()))
+
+
+def test_rows_that_repeat_below_the_limit_are_no_positions():
+    """Relative distances in buckets read one row many times at any length."""
+
+    class Buckets(models.Decoder):
+        def hidden(self, ids):
+            steps = torch.arange(ids.size(1), device=ids.device)
+            near = self.positions((steps[:, None] - steps).clamp(0, 7)).mean(1)
+            return self.norm(self.blocks[0](self.tokens(ids) + near))
+
+    CHECKS["length_limit"](probe_of(Buckets(), {"max_seq_len": 24}))
+
+
+@pytest.mark.parametrize("task", [None, "classification"])
+def test_a_text_that_is_cut_is_found(task):
+    class Cuts(models.Decoder):
+        def forward(self, input_ids):
+            x = self.hidden(input_ids[:, :48])
+            return self.head(x.mean(1) if task else x)
+
+    words = "nothing depends on the last token" if task else "the output has 48 positions"
+    with pytest.raises(CheckFailed, match=words):
+        CHECKS["length_limit"](probe_of(Cuts(), {"max_seq_len": 48}, task))

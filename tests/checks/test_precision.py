@@ -1,0 +1,110 @@
+"""The model in another precision, against its error model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from pytest_transformer_validate.checks.registry import all_checks
+from pytest_transformer_validate.errors import CheckFailed, NotApplicable
+from pytest_transformer_validate.probe.probe import Probe
+from pytest_transformer_validate.subject.subject import Subject
+from tests import models
+
+PRECISION = next(check.function for check in all_checks() if check.name == "precision")
+
+
+def probe_of(model: nn.Module, config=None) -> Probe:
+    return Probe(Subject(model, config))
+
+
+@pytest.fixture(autouse=True)
+def weights():
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("case", ["bfloat16", "float16", "float64"])
+@pytest.mark.parametrize("kind", [models.Decoder, models.OneHot, models.Patches])
+def test_healthy_models_pass(kind, case):
+    measured = PRECISION(probe_of(kind()), case)
+    assert measured.value <= measured.limit.value
+
+
+class Sines(models.Decoder):
+    """Sinusoidal positions, computed in ``kind`` at every call."""
+
+    def __init__(self, kind=None) -> None:
+        super().__init__(length=512)
+        self.kind = kind
+        del self.positions
+
+    def hidden(self, ids):
+        x = self.tokens(ids)
+        steps = torch.arange(ids.size(1), device=ids.device).to(self.kind or x.dtype)
+        rates = 10000.0 ** (-torch.arange(0, 32, 2, device=ids.device) / 32)
+        angles = steps[:, None] * rates.to(steps.dtype)
+        x = x + torch.cat([angles.sin(), angles.cos()], -1).to(x.dtype)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+
+def test_positions_in_half_precision_are_found_where_they_collide():
+    config = {"max_seq_len": 512}
+    PRECISION(probe_of(Sines(torch.float32), config), "bfloat16")
+    with pytest.raises(CheckFailed, match="positions or angles are computed in half") as caught:
+        PRECISION(probe_of(Sines(), config), "bfloat16")
+    assert caught.value.measurement.length == 512
+
+
+def test_an_overflow_is_told_from_numbers_that_are_too_large():
+    class Overflows(models.Decoder):
+        def hidden(self, ids):
+            x = super().hidden(ids)
+            return x + torch.tensor(-1e9).to(x) * torch.zeros_like(x)
+
+    with pytest.raises(CheckFailed, match="NaN or infinity where float32 is finite"):
+        PRECISION(probe_of(Overflows()), "float16")
+
+    class Large(models.Decoder):
+        def forward(self, input_ids):
+            return self.head(self.hidden(input_ids)) * 1e6
+
+    with pytest.raises(NotApplicable, match="float16 ends at 65504"):
+        PRECISION(probe_of(Large()), "float16")
+
+
+def test_what_does_not_run_is_a_skip_with_the_text():
+    class Wide(models.Decoder):
+        def hidden(self, ids):
+            return super().hidden(ids).float()
+
+    with pytest.raises(NotApplicable, match="does not run in bfloat16: RuntimeError"):
+        PRECISION(probe_of(Wide()), "bfloat16")
+
+
+def test_numbers_that_cancel_are_found_in_float64():
+    class Cancels(nn.LayerNorm):
+        def forward(self, x):
+            x = x + 1000
+            spread = (x * x).mean(-1, keepdim=True) - x.mean(-1, keepdim=True) ** 2
+            return (x - x.mean(-1, keepdim=True)) / (spread.abs() + 1e-3).sqrt()
+
+    model = models.Decoder()
+    model.blocks[0].norm1 = Cancels(32)
+    with pytest.raises(CheckFailed, match="numbers that nearly cancel"):
+        PRECISION(probe_of(model), "float64")
+
+
+def test_a_float32_mask_does_not_spoil_float64():
+    class Masked(models.Decoder):
+        def hidden(self, ids):
+            t = ids.size(1)
+            mask = torch.full((t, t), float("-inf"), device=ids.device).triu(1)
+            x = self.tokens(ids) + self.positions(torch.arange(t, device=ids.device))
+            for block in self.blocks:
+                x = block(x, mask=mask)
+            return self.norm(x)
+
+    PRECISION(probe_of(Masked()), "float64")

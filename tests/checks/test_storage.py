@@ -1,0 +1,291 @@
+"""Tied weights, checkpoints and tensors that stay behind."""
+
+from __future__ import annotations
+
+import copy
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from pytest_transformer_validate import validate
+from pytest_transformer_validate.checks.registry import all_checks
+from pytest_transformer_validate.errors import CheckFailed, NotApplicable
+from pytest_transformer_validate.probe.elsewhere import Mixed, Pretence
+from pytest_transformer_validate.probe.probe import Probe
+from pytest_transformer_validate.subject.subject import Subject
+from tests import models
+
+CHECKS = {check.name: check.function for check in all_checks()}
+
+
+def probe_of(model: nn.Module, config=None, rebuild=None) -> Probe:
+    return Probe(Subject(model, config), rebuild=rebuild)
+
+
+def seeded(build):
+    def rebuild(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return build()
+
+    return rebuild
+
+
+@pytest.fixture(autouse=True)
+def weights():
+    torch.manual_seed(0)
+
+
+class Tied(models.Decoder):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(32, models.VOCAB, bias=False)
+        self.head.weight = self.tokens.weight
+
+
+def test_a_real_tie_passes_declared_or_not():
+    assert CHECKS["weight_tying"](probe_of(Tied())).shared
+    measured = CHECKS["weight_tying"](probe_of(Tied(), {"tie_weights": True}))
+    assert measured.declared == "tie_weights=True"
+    assert {measured.table, measured.head} == {"tokens.weight", "head.weight"}
+
+
+def test_a_tie_is_the_word_of_the_configuration():
+    with pytest.raises(CheckFailed, match="the key is not read"):
+        CHECKS["weight_tying"](probe_of(Tied(), {"tie_word_embeddings": False}))
+    with pytest.raises(CheckFailed, match="are different tensors") as caught:
+        CHECKS["weight_tying"](probe_of(models.Decoder(), {"tie_word_embeddings": True}))
+    assert caught.value.where == "head"
+    with pytest.raises(NotApplicable, match="nothing says otherwise"):
+        CHECKS["weight_tying"](probe_of(models.Decoder(), {"tie_encoder_decoder": True}))
+    CHECKS["weight_tying"](probe_of(models.Decoder(), {"tie_word_embeddings": False}))
+
+
+def test_one_table_for_both_is_tied():
+    assert CHECKS["weight_tying"](probe_of(models.Indexed())).shared
+
+
+def test_a_copy_and_two_parameters_are_no_tie():
+    model = Tied()
+    model.head.weight = nn.Parameter(model.tokens.weight.detach().clone())
+    with pytest.raises(CheckFailed, match="the same numbers in two places"):
+        CHECKS["weight_tying"](probe_of(model))
+    model.head.weight = nn.Parameter(model.tokens.weight.data)
+    with pytest.raises(CheckFailed, match="two parameters over the same memory"):
+        CHECKS["weight_tying"](probe_of(model))
+
+
+def test_a_padded_head_may_hold_the_table():
+    class Padded(models.Decoder):
+        def forward(self, input_ids):
+            return (self.hidden(input_ids) @ self.tokens.weight.t())[..., :90]
+
+    assert CHECKS["weight_tying"](probe_of(Padded())).shared
+
+
+class Drawn(models.Decoder):
+    """A random projection that no checkpoint keeps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("noise", torch.randn(32), persistent=False)
+
+    def hidden(self, ids):
+        return super().hidden(ids) + self.noise
+
+
+def test_what_is_drawn_and_not_kept_is_found_in_an_instance_that_is_built_again():
+    with pytest.raises(CheckFailed, match="logits differ by") as caught:
+        CHECKS["round_trip"](probe_of(Drawn(), rebuild=seeded(Drawn)))
+    assert caught.value.measurement.fresh == "built again"
+    measured = CHECKS["round_trip"](probe_of(Drawn()))
+    assert any("loaded into a copy" in note for note in measured.notes)
+
+
+def test_a_model_that_keeps_its_configuration_is_built_from_it():
+    class Keeps(Drawn):
+        def __init__(self, config) -> None:
+            super().__init__()
+            self.config = config
+
+    with pytest.raises(CheckFailed, match="built from its configuration"):
+        CHECKS["round_trip"](probe_of(Keeps({"vocab_size": models.VOCAB})))
+
+
+def test_a_model_that_was_changed_after_it_was_built_is_judged_on_a_copy():
+    class Keeps(models.Decoder):
+        def __init__(self, config) -> None:
+            super().__init__()
+            self.config = config
+            self.scale = 1.0
+
+        def hidden(self, ids):
+            return super().hidden(ids) * self.scale
+
+    model = Keeps({"vocab_size": models.VOCAB})
+    model.scale = 3.0
+    assert CHECKS["round_trip"](probe_of(model)).fresh == "a copy"
+
+
+def test_a_key_that_is_dropped_is_named():
+    class Drops(models.Decoder):
+        def load_state_dict(self, state_dict, strict=True, assign=False):
+            kept = {k: v for k, v in state_dict.items() if not k.startswith("norm")}
+            return super().load_state_dict(kept, strict=False)
+
+    with pytest.raises(CheckFailed, match=r"not restored: norm.weight, norm.bias") as caught:
+        CHECKS["round_trip"](probe_of(Drops()))
+    assert caught.value.where == "norm"
+
+
+def test_a_buffer_that_the_first_forward_makes_is_an_unexpected_key():
+    class Late(models.Decoder):
+        def hidden(self, ids):
+            self.register_buffer("mask", torch.ones(ids.size(1)))
+            return super().hidden(ids)
+
+    with pytest.raises(CheckFailed, match='Unexpected key.*"mask"'):
+        CHECKS["round_trip"](probe_of(Late(), rebuild=seeded(Late)))
+
+
+def test_the_model_is_left_as_it_was():
+    model = Drawn()
+    before = copy.deepcopy(model.state_dict())
+    CHECKS["round_trip"](probe_of(model))
+    CHECKS["registered_tensors"](probe_of(model))
+    after = model.state_dict()
+    assert all(torch.equal(before[k], after[k]) for k in before)
+    assert all(type(p) is nn.Parameter for p in model.parameters())
+
+
+def test_a_class_is_built_again_by_validate():
+    class NotKept(models.Decoder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.noise = torch.randn(32)
+
+        def forward(self, input_ids):
+            return self.head(self.hidden(input_ids) + self.noise.to(input_ids.device))
+
+    result = validate(NotKept, checks="round_trip")
+    assert result[0].status == "failed"
+    assert result[0].numbers["fresh"] == "built again"
+
+
+class Table(models.Decoder):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = torch.randn(64, 32)
+
+    def hidden(self, ids):
+        return super().hidden(ids) + self.table[: ids.size(1)]
+
+
+def test_a_plain_tensor_stays_behind():
+    with pytest.raises(CheckFailed, match="meets table, which stays on the CPU"):
+        CHECKS["registered_tensors"](probe_of(Table()))
+
+
+def test_a_plain_tensor_that_is_moved_by_the_model_does_not():
+    class Moves(Table):
+        def hidden(self, ids):
+            return models.Decoder.hidden(self, ids) + self.table[: ids.size(1)].to(ids.device)
+
+    class MovesInTo(Table):
+        def _apply(self, fn, recurse=True):
+            super()._apply(fn, recurse)
+            self.table = fn(self.table)
+            return self
+
+    for kind in (Moves, MovesInTo):
+        measured = CHECKS["registered_tensors"](probe_of(kind()))
+        assert measured.held == ("table",)
+        assert not measured.notes
+
+
+def test_numbers_and_indices_on_the_cpu_may_meet_any_tensor():
+    class Mixes(models.Decoder):
+        def hidden(self, ids):
+            x = super().hidden(ids) * torch.tensor(2.0)
+            return x[torch.arange(ids.size(0))] / max(x.tolist()[0][0][0], 9)
+
+    assert not CHECKS["registered_tensors"](probe_of(Mixes())).notes
+
+
+def test_code_that_names_no_device_is_noted_and_other_code_fails():
+    class CpuOnly(models.Block):
+        def forward(self, x, causal=True, mask=None):
+            mask = torch.ones(x.size(1), x.size(1), dtype=torch.bool).tril()
+            return super().forward(x, mask=mask)
+
+    class Forgets(models.Block):
+        def forward(self, x, causal=True, mask=None):
+            mask = torch.ones(x.size(1), x.size(1), dtype=torch.bool).tril()
+            return super().forward(x + torch.zeros(1, device=x.device), mask=mask)
+
+    model = models.Decoder()
+    model.blocks[1] = CpuOnly()
+    assert any(
+        "written for the CPU" in n for n in CHECKS["registered_tensors"](probe_of(model)).notes
+    )
+    model = models.Decoder()
+    model.blocks[1] = Forgets()
+    model.blocks[1].attention = _Attention(32, 4)
+    with pytest.raises(CheckFailed, match="without device=x.device") as caught:
+        CHECKS["registered_tensors"](probe_of(model))
+    assert caught.value.where == "blocks.1.attention"
+
+
+class _Attention(models.Attention):
+    """Names the device, as the code of a portable model does."""
+
+    def forward(self, x, causal=True, mask=None):
+        assert x.device is not None
+        return super().forward(x, causal, mask)
+
+
+def test_a_state_that_is_made_on_the_cpu_is_found_by_torch_itself():
+    class Recurrent(models.Decoder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gru = nn.GRU(32, 32, batch_first=True)
+
+        def hidden(self, ids):
+            x = super().hidden(ids) + torch.zeros(1, device=ids.device)
+            return self.gru(x, torch.zeros(1, len(ids), 32))[0]
+
+    with pytest.raises(CheckFailed, match="without device=x.device"):
+        CHECKS["registered_tensors"](probe_of(Recurrent()))
+
+
+def test_parameters_in_a_list_are_found():
+    class Listed(models.Decoder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gains = [nn.Parameter(torch.ones(32))]
+
+        def hidden(self, ids):
+            return super().hidden(ids) * self.gains[0].to(ids.device)
+
+    with pytest.raises(CheckFailed, match=r"gains\[0\] asks for a gradient"):
+        CHECKS["registered_tensors"](probe_of(Listed()))
+
+
+def test_the_pretence_computes_and_refuses():
+    layer = nn.GRU(4, 4, batch_first=True)
+    x = torch.randn(2, 3, 4)
+    expected = layer(x)[0]
+    with torch.no_grad(), Pretence({}):
+        there = copy.deepcopy(layer).to("meta")
+        result = there(x.to("meta"))[0]
+        assert result.device.type == "meta"
+        assert torch.allclose(result.inner, expected)
+        with pytest.raises(Mixed):
+            there(x.to("meta")) + x
+
+
+def test_nothing_here_imports_the_compiler():
+    loaded = "torch._dynamo" in sys.modules
+    CHECKS["registered_tensors"](probe_of(models.Decoder()))
+    assert loaded or "torch._dynamo" not in sys.modules
