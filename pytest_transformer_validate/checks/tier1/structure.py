@@ -60,7 +60,7 @@ def _judge(found: Footprints, measured: Structure) -> None:
         raise _fail(
             measured,
             module,
-            f"heads {first} and {second} have the same scores and the same result, bit for bit",
+            f"heads {first} and {second} have the same scores and the same result",
             "all heads are given the same slice of the projection",
         )
 
@@ -104,11 +104,10 @@ def layer_structure(probe: Probe) -> Structure:
     layers and nothing declares that they share their weights. A layer whose output does not
     follow its input, feature by feature, fails where every other one of its class does.
     """
-    for shared in probe.siblings.shared():
-        _judge_shared(probe, shared)
+    notes = tuple(_judge_shared(probe, shared) for shared in probe.siblings.shared())
     groups = probe.siblings.identities()
     layers = sum(map(len, probe.drawn.layers()))
-    measured = Structure(value=float(layers), layers=layers)
+    measured = Structure(value=float(layers), layers=layers, notes=notes)
     for group in groups:
         odd = without_residual(group)
         if odd is not None:
@@ -123,14 +122,19 @@ def layer_structure(probe: Probe) -> Structure:
                 measured,
                 where=odd.layer,
             )
-    if not layers:
+    if not layers and not notes:
         raise NotApplicable("there is no list with several layers of one kind")
     return measured
 
 
-def _judge_shared(probe: Probe, shared: Shared) -> None:
-    if shared.declared:
-        return
+def _judge_shared(probe: Probe, shared: Shared) -> str:
+    """A note where the sharing is declared, or nothing promises separate layers."""
+    key = "" if shared.parameter else probe.siblings.promised(shared.count)
+    if shared.declared or not (shared.parameter or key):
+        what = shared.parameter or "all weights"
+        return (
+            f"{shared.first} and {shared.second} share {what} ({shared.declared or 'undeclared'})"
+        )
     if shared.parameter:
         raise CheckFailed(
             f"{LAYERS}\n"
@@ -140,14 +144,12 @@ def _judge_shared(probe: Probe, shared: Shared) -> None:
             'on purpose? declare it: "share_layers": true in config.json',
             where=shared.second,
         )
-    key = probe.siblings.promised(shared.count)
-    if key:
-        raise CheckFailed(
-            f"{LAYERS}\n"
-            f"{shared.first} and {shared.second} are one module: {key} promises {shared.count} "
-            f"layers, there are weights for {shared.distinct}\n"
-            "likely: [Block()] * n makes one block and names it n times: "
-            "[Block() for _ in range(n)]\n"
-            'on purpose? declare it: "share_layers": true in config.json',
-            where=shared.holder or probe.root,
-        )
+    raise CheckFailed(
+        f"{LAYERS}\n"
+        f"{shared.first} and {shared.second} are one module: {key} promises {shared.count} "
+        f"layers, there are weights for {shared.distinct}\n"
+        "likely: [Block()] * n makes one block and names it n times: "
+        "[Block() for _ in range(n)]\n"
+        'on purpose? declare it: "share_layers": true in config.json',
+        where=shared.holder or probe.root,
+    )

@@ -1,0 +1,237 @@
+"""What the checks of attention and layers say, and what they leave alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pytest_transformer_validate.checks.tier1.structure import (
+    attention_structure,
+    layer_structure,
+)
+from pytest_transformer_validate.errors import CheckFailed, NotApplicable
+from pytest_transformer_validate.probe.probe import Probe
+from pytest_transformer_validate.subject.subject import Subject
+from tests import models
+
+
+@pytest.fixture(autouse=True)
+def weights():
+    torch.manual_seed(0)
+
+
+class ByHand(models.Attention):
+    """Attention written out, with a seam for each mistake."""
+
+    def split(self, x):
+        return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
+
+    def weigh(self, scores):
+        return scores.softmax(-1)
+
+    def merge(self, y):
+        return y.transpose(1, 2).flatten(2)
+
+    def forward(self, x, causal=True, mask=None):
+        q, k, v = (self.split(part) for part in self.qkv(x).chunk(3, -1))
+        return self.out(self.merge(self.weigh(q @ k.mT / 3) @ v))
+
+
+def attention(kind: type[models.Attention], task="masked_lm"):
+    model = models.Decoder()
+    model.blocks[1].attention = kind(32, 4)
+    return attention_structure(Probe(Subject(model, task=task)))
+
+
+class SplitByView(ByHand):
+    def split(self, x):
+        b, t, d = x.shape
+        return x.reshape(b, self.heads, t, d // self.heads)
+
+
+class MergedByView(ByHand):
+    def merge(self, y):
+        b, h, t, d = y.shape
+        return y.reshape(b, t, h * d)
+
+
+class OverQueries(ByHand):
+    def weigh(self, scores):
+        return scores.softmax(-2)
+
+
+class OverHeads(ByHand):
+    def weigh(self, scores):
+        return F.dropout(torch.softmax(scores.float(), dim=1), training=self.training)
+
+
+class OneSlice(ByHand):
+    def split(self, x):
+        return super().split(x)[:, :1].expand(-1, self.heads, -1, -1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (SplitByView, "reaches the query at other positions, and not in every head"),
+        (MergedByView, "arrives at"),
+        (OverQueries, "sum to 1 along axis -2, the values are summed along axis -1"),
+        (OverHeads, "sum to 1 along axis -3"),
+        (OneSlice, "have the same scores and the same result"),
+    ],
+)
+def test_mixed_attention_fails_in_its_module(kind, words):
+    with pytest.raises(CheckFailed, match=words) as caught:
+        attention(kind)
+    assert caught.value.where == "blocks.1.attention"
+
+
+class Sink(ByHand):
+    def weigh(self, scores):
+        sink = torch.zeros_like(scores[..., :1])
+        return torch.cat([scores, sink], -1).softmax(-1)[..., :-1]
+
+
+class Convolved(ByHand):
+    """Queries, keys and values from a convolution over the positions."""
+
+    def __init__(self, dim, heads):
+        super().__init__(dim, heads)
+        self.conv = nn.Conv1d(3 * dim, 3 * dim, 3, padding=1, groups=3 * dim)
+
+    def forward(self, x, causal=True, mask=None):
+        mixed = self.conv(self.qkv(x).mT).mT
+        q, k, v = (self.split(part) for part in mixed.chunk(3, -1))
+        return self.out(self.merge(self.weigh(q @ k.mT / 3) @ v))
+
+
+class Talking(ByHand):
+    """Heads are mixed behind the softmax."""
+
+    def __init__(self, dim, heads):
+        super().__init__(dim, heads)
+        self.talk = nn.Parameter(torch.randn(heads, heads))
+
+    def weigh(self, scores):
+        return torch.einsum("bhij,hk->bkij", scores.softmax(-1), self.talk)
+
+
+class Linear(ByHand):
+    """Efficient attention: softmax of queries over features, of keys over positions."""
+
+    def forward(self, x, causal=True, mask=None):
+        q, k, v = (self.split(part) for part in self.qkv(x).chunk(3, -1))
+        context = k.softmax(-2).transpose(-2, -1) @ v
+        return self.out(self.merge(q.softmax(-1) @ context))
+
+
+class Einsum(ByHand):
+    def forward(self, x, causal=True, mask=None):
+        b, t, _ = x.shape
+        q, k, v = self.qkv(x).view(b, t, 3, self.heads, -1).unbind(2)
+        weights = torch.einsum("bihd,bjhd->bhij", q, k).softmax(-1)
+        return self.out(torch.einsum("bhij,bjhd->bihd", weights, v).flatten(2))
+
+
+class OneKey(ByHand):
+    """Multi-query attention: all heads share their key and value."""
+
+    def forward(self, x, causal=True, mask=None):
+        q, k, v = (self.split(part) for part in self.qkv(x).chunk(3, -1))
+        k, v = (t[:, :1].expand_as(q) for t in (k, v))
+        return self.out(self.merge(F.scaled_dot_product_attention(q, k, v)))
+
+
+class Reversed(ByHand):
+    def forward(self, x, causal=True, mask=None):
+        return super().forward(x.flip(1)).flip(1)
+
+
+@pytest.mark.parametrize(
+    "kind", [ByHand, Sink, Convolved, Talking, Linear, Einsum, OneKey, Reversed]
+)
+def test_attention_of_other_kinds_passes(kind):
+    assert attention(kind).sites
+
+
+def test_attention_of_torch_is_not_looked_into():
+    probe = Probe(Subject(models.Translator()))
+    assert "torch's own" in attention_structure(probe).notes[0]
+
+
+def test_without_attention_there_is_nothing_to_judge():
+    class Mean(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.head = nn.Embedding(11, 8), nn.Linear(8, 11)
+
+        def forward(self, ids):
+            return self.head(self.table(ids))
+
+    probe = Probe(Subject(Mean()))
+    with pytest.raises(NotApplicable, match="no attention was seen"):
+        attention_structure(probe)
+    with pytest.raises(NotApplicable, match="no list with several layers"):
+        layer_structure(probe)
+
+
+def layers(model: nn.Module, config=None):
+    return layer_structure(Probe(Subject(model, config)))
+
+
+class NoResidual(models.Block):
+    """A block whose second branch replaces the stream in one layer."""
+
+    number = 0
+
+    def forward(self, x, causal=True, mask=None):
+        x = x + self.attention(self.norm1(x), causal, mask)
+        return self.mlp(self.norm2(x)) + x * (self.number != 1)
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_the_layer_without_a_residual_is_named(count):
+    model = models.Decoder()
+    model.blocks = nn.ModuleList(NoResidual() for _ in range(count))
+    layers(model)
+    model.blocks[1].number = 1
+    with pytest.raises(CheckFailed, match="the residual connection is missing") as caught:
+        layers(model)
+    assert caught.value.where == "blocks.1"
+
+
+def test_layers_that_all_lack_a_residual_are_a_design():
+    model = models.Decoder()
+    model.blocks = nn.ModuleList(NoResidual() for _ in range(3))
+    for block in model.blocks:
+        block.number = 1
+    layers(model)
+
+
+def test_one_module_named_n_times():
+    model = models.Decoder()
+    model.blocks = nn.ModuleList([models.Block()] * 3)
+    with pytest.raises(CheckFailed, match="n_layer promises 3 layers, there are weights for 1"):
+        layers(model, {"n_layer": 3})
+    layers(model, {"n_layer": 3, "share_layers": True})
+    model.shares_weights = True
+    layers(model, {"n_layer": 3})
+
+
+def test_a_shared_layer_that_nobody_counts_is_left_alone():
+    model = models.Decoder()
+    model.blocks = nn.ModuleList([models.Block()] * 3)
+    assert layers(model).notes == ("blocks.0 and blocks.1 share all weights (undeclared)",)
+
+
+def test_one_weight_of_another_layer():
+    model = models.Decoder()
+    model.blocks = nn.ModuleList(models.Block() for _ in range(3))
+    model.blocks[2].mlp[0].weight = model.blocks[0].mlp[0].weight
+    with pytest.raises(CheckFailed, match="blocks.0 and blocks.2 share mlp.0.weight"):
+        layers(model)
+    for block in model.blocks:
+        block.mlp[0].weight = model.blocks[0].mlp[0].weight
+    layers(model)
