@@ -18,6 +18,7 @@ import torch
 from pytest_transformer_validate.optional import find
 from pytest_transformer_validate.probe.compare import difference, trace
 from pytest_transformer_validate.probe.elsewhere import (
+    MADE,
     PRETENDED,
     Mixed,
     Pretence,
