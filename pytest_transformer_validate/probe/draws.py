@@ -64,16 +64,18 @@ class Twice:
 class Trained:
     """What forwards in training mode show.
 
-    ``moved`` is how far two random states move the logits; ``active`` are the dropout modules
-    that are called, with their probability; ``idle`` those called in evaluation mode although
-    something of theirs is trained; ``uncalled`` those never called, where nothing around them
-    draws instead (their probability may be read); ``discarded`` those whose
-    output nothing reads; ``on_logits`` the place of a dropout whose output are the logits.
+    ``moved`` is how far two random states move the logits; ``drawing`` are the modules whose own
+    code draws; ``active`` are the dropout modules that are called, with their probability, and
+    ``inside`` the called modules of torch that drop without one; ``idle`` those called in
+    evaluation mode although something of theirs is trained; ``uncalled`` those never called,
+    where nothing around them draws instead (their probability may be read); ``discarded`` those
+    whose output nothing reads; ``on_logits`` the place of a dropout whose output are the logits.
     """
 
     moved: float
     drawing: tuple[str, ...]
     active: dict[str, float]
+    inside: tuple[str, ...]
     idle: tuple[str, ...]
     uncalled: tuple[str, ...]
     discarded: tuple[str, ...]
@@ -130,7 +132,7 @@ class Draws(Passes):
         """How the model is called in evaluation: plainly, with gradients recorded (another path
         in torch's own layers, and in models that confuse the two), and with an explicit mask."""
         subject = self.probe.subject
-        masks = subject.signature.takes("attention_mask") and not subject.vision
+        masks = subject.signature.takes("attention_mask") and not subject.vision and subject.small
         return ["plain", "gradients", *(["masked"] if masks else [])]
 
     @remembered
@@ -172,6 +174,7 @@ class Draws(Passes):
             moved=moved_by(logits, second),
             drawing=tuple(dict.fromkeys(names)),
             active=active,
+            inside=tuple(n for n in self.declared_dropout().inside if n in watch.called),
             idle=tuple(n for n in active if n in watch.resting and _trains(modules, n)),
             uncalled=tuple(n for n in kinds if n not in watch.called and not _by_hand(n, names)),
             discarded=tuple(n for n in watch.unread() if self._ignored(n)),
@@ -274,7 +277,9 @@ class Draws(Passes):
     # How it is done...
 
     def _batch(self, way: str) -> Batch:
-        batch = self.probe.batch(*self.probe.subject.sizes, "draws")
+        subject = self.probe.subject
+        rows, length = subject.sizes
+        batch = self.probe.batch(rows if subject.small else min(rows, 2), length, "draws")
         if way == "masked":
             batch = batch.with_(attention_mask=torch.ones_like(batch["input_ids"]))
         return batch
@@ -439,7 +444,7 @@ class _DropoutWatch(TorchFunctionMode):
 
     def __enter__(self) -> Self:
         for name, module in self._model.named_modules():
-            if isinstance(module, _DROPOUT):
+            if isinstance(module, _DROPOUT) or drops_inside(module):
                 self._handles.append(module.register_forward_hook(self._leave(name)))
         super().__enter__()
         return self
@@ -480,7 +485,7 @@ class _DropoutWatch(TorchFunctionMode):
             self.called.append(name)
             if not module.training:
                 self.resting.add(name)
-            if not isinstance(output, torch.Tensor):
+            if not isinstance(output, torch.Tensor) or not isinstance(module, _DROPOUT):
                 return
             self._last[name] = output
             if module.training and module.p > 0 and not module.inplace:

@@ -61,7 +61,8 @@ class Left:
     """What a row of calls in evaluation left changed.
 
     ``parameters`` and ``buffers`` are names (buffers of the state dict that go on changing when
-    the same input is given again), ``inputs`` roles, ``modes`` modules whose mode a forward
+    the same input is given again), ``counters`` are such buffers that hold whole numbers, or one
+    number; ``inputs`` are roles, ``modes`` modules whose mode a forward
     flipped, ``settings`` what it changed in torch; ``overwritten`` says that a later call wrote
     into logits that were already returned, ``exchanged`` that a parameter is another object, or
     has another shape, than before.
@@ -69,6 +70,7 @@ class Left:
 
     parameters: tuple[str, ...]
     buffers: tuple[str, ...]
+    counters: tuple[str, ...]
     inputs: tuple[str, ...]
     modes: tuple[str, ...]
     settings: tuple[str, ...]
@@ -107,7 +109,10 @@ class States(Passes):
     @remembered
     def after_training(self) -> Step | None:
         """The first input before and after a forward and backward in training mode; ``None``
-        where training changed what it may change: buffers, parameters, counters."""
+        where training changed what it may change: buffers, parameters, counters; and for large
+        models."""
+        if not self.probe.subject.small:
+            return None
         with self._running() as subject:
             model = subject.model
             reference = self._give(FIRST)
@@ -208,13 +213,15 @@ class States(Passes):
         """Every input by its name, without the one that is too long."""
         subject = self.probe.subject
         rows, length = subject.sizes
+        rows = rows if subject.small else min(rows, 3)
         fewer = 2 if rows > 2 else rows + 1
-        shapes = {FIRST: (rows, length), OTHER: (rows, length), FEWER: (fewer, length)}
+        shapes = {FIRST: (rows, length), OTHER: (rows, length)}
+        shapes |= {FEWER: (fewer, length)} if subject.small or subject.vision else {}
         if not subject.vision:
             longer = min(_LONG if subject.small else 32, subject.max_length or _LONG)
             shorter = max(1, length // 2)
             shapes |= {LONGER: (rows, longer)} if longer > length else {}
-            shapes |= {SHORTER: (rows, shorter)} if shorter < length else {}
+            shapes |= {SHORTER: (rows, shorter)} if shorter < length and subject.small else {}
         return {name: self.probe.batch(*shape, "states", name) for name, shape in shapes.items()}
 
     def _batch(self, name: str) -> Batch:
@@ -226,7 +233,7 @@ class States(Passes):
     def _order(self, batches: dict[str, Batch]) -> list[str]:
         wanted = [FIRST, FIRST, OTHER, LONGER, SHORTER, FEWER, FIRST]
         if not self.probe.subject.small:
-            wanted = [FIRST, OTHER, SHORTER, LONGER, FIRST]
+            wanted = [FIRST, OTHER, LONGER, FEWER, FIRST]
         return [name for name in wanted if name in batches]
 
     def _give(self, name: str) -> torch.Tensor:
@@ -274,8 +281,7 @@ class States(Passes):
         with torch.enable_grad():
             model.train()
             logits = probe.subject(_copy(self._batch(FIRST))).logits
-            if probe.subject.small:
-                logits.float().square().sum().backward()
+            logits.float().square().sum().backward()
         model.eval()
 
     def _traced(self, before: tuple[str, ...], name: str) -> list[Call]:
@@ -333,7 +339,7 @@ class _Ledger:
         self._settings = settings_of_torch()
         self._buffers: dict[str, torch.Tensor] = {}
         self._returned: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self.going_on: list[str] = []
+        self.going_on: dict[str, torch.Tensor] = {}
         self.inputs: dict[str, None] = {}
         self.modes: dict[str, None] = {}
         self.settings: dict[str, None] = {}
@@ -348,11 +354,11 @@ class _Ledger:
         self.settings |= dict.fromkeys(n for n, v in self._settings.items() if now[n] != v)
         persistent = _persistent(self._model)
         if again:
-            self.going_on = [
-                n
+            self.going_on = {
+                n: b
                 for n, b in persistent.items()
                 if n in self._buffers and not same(b, self._buffers[n])
-            ]
+            }
         self._buffers = {n: b.clone() for n, b in persistent.items()} if not again else {}
         self._returned = [*self._returned[:2], (logits, logits.clone())]
 
@@ -371,7 +377,8 @@ class _Ledger:
         ]
         return Left(
             parameters=tuple(written),
-            buffers=tuple(self.going_on),
+            buffers=tuple(n for n, b in self.going_on.items() if not _counts(b)),
+            counters=tuple(n for n, b in self.going_on.items() if _counts(b)),
             inputs=tuple(self.inputs),
             modes=tuple(self.modes),
             settings=tuple(self.settings),
@@ -432,6 +439,11 @@ def _persistent(model: nn.Module) -> dict[str, torch.Tensor]:
         for own, buffer in module.named_buffers(recurse=False)
         if own not in module._non_persistent_buffers_set
     }
+
+
+def _counts(buffer: torch.Tensor) -> bool:
+    """Whether a buffer is a counter, which may count every call: no statistic of what it saw."""
+    return buffer.numel() <= 1 or not buffer.is_floating_point()
 
 
 def _numbers(model: nn.Module) -> list[Any]:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pytest_transformer_validate.checks.registry import all_checks
-from pytest_transformer_validate.errors import CheckFailed, NotApplicable
+from pytest_transformer_validate.errors import Blocked, CheckFailed, NotApplicable
 from pytest_transformer_validate.probe.probe import Probe
 from pytest_transformer_validate.subject.subject import Subject
 from tests import models
@@ -256,7 +256,29 @@ def by_hand(dropout: nn.Module) -> Dropping:
     return model
 
 
+class Counts(models.Decoder):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(1))
+        self.register_buffer("used", torch.zeros(models.VOCAB, dtype=torch.long))
+
+    def forward(self, input_ids):
+        self.seen += input_ids.numel()
+        self.used += input_ids.flatten().bincount(minlength=models.VOCAB)
+        return super().forward(input_ids)
+
+
+class Leftover(models.Decoder):
+    """Made and never called; nothing else says that dropout is wanted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = nn.Dropout(0.1)
+
+
 HEALTHY = {
+    "counters": Counts,
+    "leftover": Leftover,
     "modules": Dropping,
     "functional": Functional,
     "in place": InPlace,
@@ -412,6 +434,23 @@ def test_a_dropout_that_is_not_called_is_noted():
     measured = CHECKS["dropout"](probe_of(Some()))
     assert measured.notes == ("dropout modules that are not called: spare",)
     assert measured.modules == 3
+
+
+def test_dropout_that_the_configuration_asks_for_and_nothing_calls():
+    failed = failure("dropout", Leftover(), {"dropout": 0.1})
+    assert "dropout is declared: drop" in failed.message
+    assert failed.where == "(model)"
+
+
+def test_a_model_that_writes_to_its_weights_is_not_called_random():
+    class Shrinks(models.Decoder):
+        def forward(self, input_ids):
+            self.tokens.weight.data *= 0.999
+            return super().forward(input_ids)
+
+    with pytest.raises(Blocked, match="see statelessness"):
+        CHECKS["determinism"](probe_of(Shrinks()))
+    assert "wrote to tokens.weight" in failure("statelessness", Shrinks()).message
 
 
 def test_a_training_forward_that_raises_is_not_judged_here():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pytest_transformer_validate.checks.registry import check
-from pytest_transformer_validate.errors import CheckFailed, NotApplicable
+from pytest_transformer_validate.errors import Blocked, CheckFailed, NotApplicable
 from pytest_transformer_validate.measures.measurement import Limit
 from pytest_transformer_validate.measures.states import Determinism, DropoutUse, Statelessness
 from pytest_transformer_validate.measures.tolerance import same_shape_limit, settle, unit
@@ -68,6 +68,8 @@ def _random_limit(probe: Probe, twice: Twice, accelerator: float) -> Limit:
 def _judge_random(probe: Probe, twice: Twice, measured: Determinism, notes: list[str]) -> None:
     limit = measured.limit
     assert limit is not None
+    if probe.states.settled_history().left.parameters:
+        raise Blocked("a forward writes to the weights: see statelessness")
     if limit.value:
 
         def again(other: Probe) -> float:
@@ -108,7 +110,8 @@ def statelessness(probe: Probe, *, factor: float = 16.0) -> Statelessness:
     """
     history = probe.states.settled_history()
     _judge_left(probe, history.left)
-    notes: list[str] = []
+    counted = history.left.counters
+    notes = [f"counted in evaluation too: {', '.join(counted[:5])}"] if counted else []
     steps = [*history.steps]
     steps += [s for s in (probe.states.after_training(), probe.states.after_too_long()) if s]
     worst = 0.0
@@ -190,7 +193,7 @@ _LEFT = {
     ),
     "buffers": (
         "buffers of the state dict go on changing in evaluation: {}",
-        "statistics or a counter without `if self.training`",
+        "statistics without `if self.training`",
     ),
     "inputs": (
         "a forward wrote to the caller's {}, or left it asking for a gradient",
@@ -330,15 +333,20 @@ def _unscaled(probe: Probe) -> Misuse | None:
 
 
 def _idle(probe: Probe, declared: Declared, trained: Trained) -> Misuse | None:
-    """Declared, and without effect in training, also with moved parameters."""
-    used = declared.modules or declared.inside
-    if trained.moved or not used or probe.draws.trained_noised():
+    """Called, or declared twice, and without effect in training, also with moved parameters.
+
+    A dropout module that is made and never called is a mistake where the configuration asks for
+    dropout too; else it may be a leftover.
+    """
+    names = [*trained.active, *trained.inside]
+    if not names and declared.keys and not trained.drawing:
+        names = [*trained.uncalled]
+    if trained.moved or not names or probe.draws.trained_noised():
         return None
-    names = ", ".join([*declared.modules, *declared.inside][:4])
-    where = probe.draws.keeps_idle(trained)
     return (
-        f"two random states give the same logits in training, and dropout is declared: {names}",
-        where,
+        "two random states give the same logits in training, and dropout is declared: "
+        + ", ".join(names[:4]),
+        probe.draws.keeps_idle(trained),
         "the dropout is made and never called, train() does not reach it, or the generator is "
         "seeded inside of forward",
     )

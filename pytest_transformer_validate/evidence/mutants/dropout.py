@@ -55,20 +55,6 @@ MUTANTS = (
         ),
     ),
     _drops(
-        name="dropout_never_called",
-        family="unused",
-        parent="recurrent",
-        where=("layers.0",),
-        why="the dropout is made and never called",
-        edits=(
-            ("x = x + self.dropout(attended)", "x = x + attended"),
-            (
-                "return x + self.dropout(self.ff(self.ff_norm(x)))",
-                "return x + self.ff(self.ff_norm(x))",
-            ),
-        ),
-    ),
-    _drops(
         name="dropout_not_in_last_layer",
         family="one_layer",
         parent="conv_gpt",

@@ -180,16 +180,17 @@ MUTANTS = (
         family="counter",
         parent="torch_encoder",
         where=("embedding",),
-        why="a statistic for later, counted in evaluation too, so that checkpoints differ",
+        why="the codebook statistics of training, updated in evaluation too",
         edits=(
             (
                 "self.norm = nn.LayerNorm(d_model)\n",
                 "self.norm = nn.LayerNorm(d_model)\n"
-                "        self.register_buffer('tokens_seen', torch.zeros(()))\n",
+                "        self.register_buffer('usage', torch.zeros(vocab_size))\n",
             ),
             (
                 "return self.norm(self.token(input_ids) + self.position(steps))",
-                "self.tokens_seen += input_ids.numel()\n"
+                "counts = input_ids.flatten().bincount(minlength=len(self.usage))\n"
+                "        self.usage.lerp_(counts.to(self.usage), 0.01)\n"
                 "        return self.norm(self.token(input_ids) + self.position(steps))",
             ),
         ),
