@@ -104,7 +104,8 @@ class Mixing(Passes):
     @remembered
     def text(self, length: int, condition: str) -> torch.Tensor | None:
         """(T,): gradient of a classifier's outputs at every token, the largest of several
-        texts (a maximum over time reads few tokens of one text). ``None``: see ``lookup``."""
+        texts (a maximum over time reads few tokens of one text). ``None`` where no lookup by the
+        ids is seen."""
         probe = self.probe
         rows = min(8 if probe.subject.small else 2, probe.subject.most_rows)
         batch = probe.batch(rows, length, "mixing", length)
@@ -115,7 +116,8 @@ class Mixing(Passes):
                 return None
             loss = finite(logits).mul(projection(probe, logits.shape[-1]).to(logits)).sum()
             torch.autograd.backward(loss, inputs=lookup.leaves)
-            return lookup.gradient().amax(0)
+            found: torch.Tensor = lookup.gradient().amax(0)
+            return found
 
     @remembered
     def text_swaps(self, length: int, condition: str) -> torch.Tensor:
@@ -178,7 +180,8 @@ class Mixing(Passes):
             diagonal = logits.diagonal(dim1=0, dim2=1).T
             weight = projection(probe, logits.shape[-1]).to(logits)
             torch.autograd.backward(finite(diagonal).mul(weight).sum(), inputs=lookup.leaves)
-            return lookup.gradient()[:length]
+            found: torch.Tensor = lookup.gradient()[:length]
+            return found
 
     @property
     def source_length(self) -> int:

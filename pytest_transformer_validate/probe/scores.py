@@ -126,7 +126,8 @@ def _fused_scores(given: Mapping[str, Any]) -> torch.Tensor | None:
     if query.shape[1] != key.shape[1]:
         key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
     scale = given.get("scale")
-    scores = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    scores: torch.Tensor = query @ key.transpose(-2, -1) * scale
     mask = next((given[n] for n in ("attn_mask", "attn_bias") if given.get(n) is not None), None)
     if mask is not None:
         masked = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else None

@@ -17,6 +17,7 @@ from pytest_transformer_validate.measures.tolerance import (
 
 if TYPE_CHECKING:
     from pytest_transformer_validate.measures.measurement import Limit
+    from pytest_transformer_validate.measures.tolerance import Repeat
     from pytest_transformer_validate.probe.probe import Probe
     from pytest_transformer_validate.probe.resized import Resized
 
@@ -47,7 +48,7 @@ def prefix_consistency(probe: Probe, *, factor: float = 64.0) -> Invariance:
             measured = worse(measured, found)
             continue
         value, size = runs.worst
-        verdict = settle(value, limit, lambda c=condition: probe.repeated(_prefix_again(c)))  # type: ignore[misc]
+        verdict = settle(value, limit, _prefixes_again(probe, condition))
         if not verdict.exceeded:
             measured = worse(measured, found.noting(verdict.notes))
             continue
@@ -66,8 +67,8 @@ def prefix_consistency(probe: Probe, *, factor: float = 64.0) -> Invariance:
     return measured
 
 
-def _prefix_again(condition: str):  # type: ignore[no-untyped-def]
-    return lambda p: p.resizing.prefixes(condition).worst[0]
+def _prefixes_again(probe: Probe, condition: str) -> Repeat:
+    return lambda: probe.repeated(lambda p: p.resizing.prefixes(condition).worst[0])
 
 
 def _leaks(probe: Probe) -> bool:
@@ -107,9 +108,7 @@ def batch_size_invariance(probe: Probe, *, factor: float = 64.0) -> Invariance:
             measured = worse(measured, found)
             continue
         value, size = runs.worst
-        verdict = settle(
-            value, limit, lambda c=condition: probe.repeated(_rows_again(c)), sure=math.inf
-        )  # type: ignore[misc]
+        verdict = settle(value, limit, _rows_again(probe, condition), sure=math.inf)
         if not verdict.exceeded:
             measured = worse(measured, found.noting(verdict.notes))
             continue
@@ -130,5 +129,5 @@ def batch_size_invariance(probe: Probe, *, factor: float = 64.0) -> Invariance:
     return measured
 
 
-def _rows_again(condition: str):  # type: ignore[no-untyped-def]
-    return lambda p: p.resizing.rows(condition).worst[0]
+def _rows_again(probe: Probe, condition: str) -> Repeat:
+    return lambda: probe.repeated(lambda p: p.resizing.rows(condition).worst[0])
