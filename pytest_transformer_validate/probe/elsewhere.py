@@ -59,39 +59,39 @@ class NoData(Exception):
 
 
 class Elsewhere(torch.Tensor):
-    """Says that it lives on the pretended device; ``inner`` holds its numbers."""
+    """Says that it lives on the pretended device; ``numbers`` is what it holds, on the CPU."""
 
-    inner: torch.Tensor
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    numbers: torch.Tensor
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
-    def __new__(cls, inner: torch.Tensor) -> Self:
+    def __new__(cls, numbers: torch.Tensor) -> Self:
         made: Self = torch.Tensor._make_wrapper_subclass(
             cls,
-            inner.shape,
-            strides=inner.stride(),
-            storage_offset=inner.storage_offset(),
-            dtype=inner.dtype,
+            numbers.shape,
+            strides=numbers.stride(),
+            storage_offset=numbers.storage_offset(),
+            dtype=numbers.dtype,
             device=PRETENDED,
         )
-        made.inner = inner
+        made.numbers = numbers
         return made
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Outside of a Pretence nothing can be computed: it ended while this was in use."""
         raise NoData(f"{func} outside of the pretence")
 
     def tolist(self) -> Any:
-        return self.inner.tolist()
+        return self.numbers.tolist()
 
     def __format__(self, spec: str) -> str:
-        return self.inner.__format__(spec)
+        return str(self.numbers.__format__(spec))
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
-        return repr(self.inner)
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+        return repr(self.numbers)
 
 
 class Pretence(Operations):
@@ -131,7 +131,7 @@ class Pretence(Operations):
         def unwrap(tensor: torch.Tensor) -> torch.Tensor:
             if isinstance(tensor, Elsewhere):
                 there.append(tensor)
-                return tensor.inner
+                return tensor.numbers
             if tensor.is_meta:
                 raise NoData(str(func))
             here.append(tensor)
@@ -149,7 +149,7 @@ class Pretence(Operations):
         if not _goes(func, args, wanted, there):
             self._note(result, there, here)
             return result
-        known = {id(tensor.inner): tensor for tensor in there}
+        known = {id(tensor.numbers): tensor for tensor in there}
 
         def wrap(tensor: torch.Tensor) -> torch.Tensor:
             return known[id(tensor)] if id(tensor) in known else Elsewhere(tensor)
@@ -222,10 +222,10 @@ def _compute(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def _reshaped(tensor: Elsewhere) -> Elsewhere:
-    """A tensor whose inner one was transposed or squeezed in place."""
-    inner = tensor.inner
-    with torch._C._DisableTorchDispatch():  # type: ignore[no-untyped-call]
-        tensor.as_strided_(inner.shape, inner.stride(), inner.storage_offset())
+    """A tensor whose numbers were transposed or squeezed in place."""
+    numbers = tensor.numbers
+    with torch._C._DisableTorchDispatch():
+        tensor.as_strided_(numbers.shape, numbers.stride(), numbers.storage_offset())
     return tensor
 
 

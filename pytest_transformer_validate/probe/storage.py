@@ -104,8 +104,15 @@ class Storage(Passes):
     """Passes about tensors as things that are shared, saved and moved."""
 
     def declares_tie(self) -> tuple[str, bool] | None:
-        """The configuration's word on tying the head to the embedding: the key and its value."""
+        """The configuration's word on tying the head to the embedding: the key and its value.
+
+        A model that lists what it ties, and lists nothing, does not take part, whatever a
+        configuration that it shares with others says.
+        """
         config = self.probe.subject.config
+        lists = getattr(self.probe.subject.model, "_tied_weights_keys", "no list")
+        if not lists:
+            return None
         for key in _keys(config):
             if _TIE.search(key) and _TIES_OUTPUT.search(key) and not _TIES_OTHERS.search(key):
                 value = config.get(key)
@@ -123,13 +130,14 @@ class Storage(Passes):
             subject.call(batch, {})
         named = _named_storages(subject.model)
         head = _head(reader, subject.facts.width)
-        tables = list(reader.tables.values())
+        tables = reader.tables
         if head is None or not tables:
             return Ends(table=_names(named, tables[0]) if tables else ())
         table = next((t for t in tables if _storage(t) == _storage(head)), None)
         if table is None:
             twin = next((t for t in tables if _same_numbers(t, head)), None)
-            table = tables[-1] if twin is None else twin
+            alike = (t for t in reversed(tables) if set(t.shape) == set(head.shape[-2:]))
+            table = next(alike, tables[-1]) if twin is None else twin
             return Ends(_names(named, table), _names(named, head), copied=twin is not None)
         names = _names(named, table)
         return Ends(names, names, True, False, _apart(subject.model, names), self._undone(names))
@@ -309,7 +317,7 @@ class _EndsReader(TableReader):
 
     def __init__(self, model: torch.nn.Module, ids: dict[str, torch.Tensor]) -> None:
         super().__init__(model, ids, 1)
-        self.tables: dict[str, torch.Tensor] = {}
+        self.tables: list[torch.Tensor] = []
         self.products: list[tuple[torch.Tensor, int]] = []
 
     def __torch_dispatch__(
@@ -325,7 +333,7 @@ class _EndsReader(TableReader):
     def _lookup(self, table: torch.Tensor, index: torch.Tensor) -> None:
         role = self._role(index) if isinstance(index, torch.Tensor) else None
         if role is not None and self._owns(table) and table.dim() == 2:
-            self.tables[role] = table
+            self.tables.append(table)
 
 
 def _head(reader: _EndsReader, width: int) -> torch.Tensor | None:
@@ -334,7 +342,7 @@ def _head(reader: _EndsReader, width: int) -> torch.Tensor | None:
     for factor, wide in reversed(reader.products):
         if wide == width:
             return factor
-    shapes = [set(table.shape) for table in reader.tables.values()]
+    shapes = [set(table.shape) for table in reader.tables]
     return next((f for f, _ in reversed(reader.products) if set(f.shape[-2:]) in shapes), None)
 
 
@@ -440,11 +448,11 @@ def _blanks(model: torch.nn.Module) -> list[str]:
 
 def _restorable(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Parameters and persistent buffers of floating point numbers."""
-    found = dict(model.named_parameters())
+    found: dict[str, torch.Tensor] = dict(model.named_parameters())
     for name, module in model.named_modules():
         for key, buffer in module._buffers.items():
             if buffer is not None and key not in module._non_persistent_buffers_set:
-                found[f"{name}.{key}" if name else key] = buffer  # type: ignore[assignment]
+                found[f"{name}.{key}" if name else key] = buffer
     return {
         name: tensor.detach()
         for name, tensor in found.items()
@@ -499,7 +507,8 @@ def _quiet_transformers() -> Iterator[None]:
 def _place_of(error: str, model: torch.nn.Module) -> str | None:
     """The module whose tensor an error about a state dict names first."""
     modules = dict(model.named_modules())
-    for name in re.findall(r'"([\w.]+)"|for ([\w.]+):', error):
+    names: list[tuple[str, str]] = re.findall(r'"([\w.]+)"|for ([\w.]+):', error)
+    for name in names:
         key = name[0] or name[1]
         while "." in key:
             key = key.rpartition(".")[0]
