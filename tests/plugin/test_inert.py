@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -69,3 +70,17 @@ def test_the_marks_are_registered(plain: pytest.Pytester) -> None:
     run(plain, "--markers").stdout.fnmatch_lines(
         ["@pytest.mark.tier1: *", "@pytest.mark.tier3: *"]
     )
+
+
+def test_a_whole_run_imports_nothing_that_it_does_not_need(pytester: pytest.Pytester) -> None:
+    example = Path(__file__).parents[2] / "examples" / "gpt"
+    code = (
+        "import sys, pytest\n"
+        f"code = pytest.main(['-q', '--tb-model={example / 'model.py'}', '-m', 'tier1'])\n"
+        "heavy = ('torch._dynamo', 'pandas', 'scipy', 'captum', 'matplotlib', 'transformers')\n"
+        "print('imported:', [name for name in heavy if name in sys.modules])\n"
+        "sys.exit(code)\n"
+    )
+    done = pytester.runpython_c(code)
+    assert done.ret == 0
+    done.stdout.fnmatch_lines(["imported: []"])

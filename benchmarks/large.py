@@ -1,0 +1,77 @@
+"""Tier 1 of GPT-2 (124M parameters, random weights), against training passes of 2 x 128 tokens."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+from measure import compare, python, run, show
+
+GOAL = 12
+GOAL_MEMORY = 1.3
+
+BUILD = """
+import json, statistics, time
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+torch.manual_seed(0)
+model = GPT2LMHeadModel(GPT2Config())
+"""
+PASSES = """
+ids = torch.randint(50000, (2, 128))
+walls, cpus = [], []
+for _ in range(3):
+    model.zero_grad()
+    wall, cpu = time.perf_counter(), time.process_time()
+    model(ids, labels=ids, use_cache=False).loss.backward()
+    walls.append(time.perf_counter() - wall)
+    cpus.append(time.process_time() - cpu)
+print(json.dumps([statistics.median(walls), statistics.median(cpus)]))
+"""
+CHECKS = """
+from pytest_transformer_validate import validate
+from pytest_transformer_validate.probe import probe
+wall, cpu = time.perf_counter(), time.process_time()
+result = validate(model, model.config)
+times = [time.perf_counter() - wall, time.process_time() - cpu]
+slow = sorted(((r.seconds, r.name, r.status) for r in result), reverse=True)[:12]
+for seconds, name, status in slow:
+    print(f"    {seconds:6.2f} s  {name} {status}")
+print(json.dumps(times))
+"""
+
+
+def main() -> None:
+    """Print time and memory of both."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    passes, checks = [], []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for _ in range(options.rounds):
+            passes.append(run(python(BUILD + PASSES), folder))
+            checks.append(run(python(BUILD + CHECKS), folder))
+    print(f"GPT-2 124M, {options.rounds} pairs of processes; slowest checks of the last one:")
+    print("\n".join(checks[-1].output.splitlines()[-13:-1]))
+    one, all_checks = ([_times(u.output) for u in used] for used in (passes, checks))
+    for index, kind in enumerate(("wall", "CPU")):
+        show(f"forward and backward of 2 x 128, {kind}", [t[index] for t in one])
+        show(f"tier 1, {kind}", [t[index] for t in all_checks])
+        ratios = [a[index] / b[index] for a, b in zip(all_checks, one, strict=True)]
+        compare(f"tier 1 / passes, {kind}", ratios, GOAL)
+    show("three passes, peak memory", [u.peak for u in passes], "MB")
+    show("tier 1, peak memory", [u.peak for u in checks], "MB")
+    peaks = [a.peak / b.peak for a, b in zip(checks, passes, strict=True)]
+    compare("peak memory", peaks, GOAL_MEMORY)
+
+
+def _times(output: str) -> list[float]:
+    """Wall and CPU seconds in the last line."""
+    return [float(value) for value in json.loads(output.splitlines()[-1])]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""Many tiny models in one run: time and memory by model, and on two workers."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import shutil
+import statistics
+import tempfile
+from pathlib import Path
+
+from measure import EXAMPLE, compare, interleave, pytest, run, show
+
+# A conftest that notes, after the last test of each model, the time and the memory in use.
+WATCH = """
+import resource, time
+
+last, start = None, time.perf_counter()
+
+def _used():
+    try:
+        pages = int(open("/proc/self/statm").read().split()[1])
+        return pages * resource.getpagesize() / 2**20
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+def pytest_runtest_logfinish(nodeid):
+    global last
+    model = nodeid.partition("::")[0]
+    if model != last:
+        last = model
+        line = f"{time.perf_counter() - start:.4f} {time.process_time():.4f} {_used():.2f}"
+        open("models.txt", "a").write(line + chr(10))
+"""
+
+
+def main() -> None:
+    """Print both."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", type=int, default=100)
+    parser.add_argument("--counts", type=int, nargs="*", default=[4, 8, 16], help="on 2 workers")
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for number in range(max(options.models, *options.counts)):
+            shutil.copytree(EXAMPLE, folder / f"{number:03}")
+        in_one_run(folder, options.models)
+        (folder / "conftest.py").unlink()
+        for count in options.counts:
+            on_workers(folder, count, options.rounds)
+
+
+def in_one_run(folder: Path, count: int) -> None:
+    """Whether later models cost more than earlier ones."""
+    (folder / "conftest.py").write_text(WATCH, encoding="utf-8")
+    total = run(pytest(*_models(count)), folder)
+    rows = [
+        [float(value) for value in line.split()]
+        for line in (folder / "models.txt").read_text(encoding="utf-8").splitlines()
+    ]
+    quarter = max(1, len(rows) // 4)
+    print(f"{count} tiny models in one run: {total.wall:.1f} s, peak {total.peak:.0f} MB")
+    for column, kind in ((0, "wall"), (1, "CPU")):
+        each = [b[column] - a[column] for a, b in itertools.pairwise(rows)]
+        early, late = each[:quarter], each[-quarter:]
+        show(f"each of the first {quarter}, {kind}", early)
+        show(f"each of the last {quarter}, {kind}", late)
+        ratio = statistics.median(late) / statistics.median(early)
+        compare(f"last / first, {kind}", [ratio], 1.2)
+    first = statistics.median(row[2] for row in rows[:quarter])
+    last = statistics.median(row[2] for row in rows[-quarter:])
+    grown = (last - first) / (len(rows) - quarter)
+    print(f"  memory in use {first:.1f} MB, then {last:.1f} MB: {grown:+.3f} MB a model\n")
+
+
+def on_workers(folder: Path, count: int, rounds: int) -> None:
+    """Two workers against one process."""
+    models = _models(count)
+    two, one = interleave(pytest("-n2", *models), pytest("-n0", *models), folder, rounds)
+    print(f"{count} tiny models, {rounds} pairs of runs")
+    show("one process, wall", [u.wall for u in one])
+    show("-n 2, wall", [u.wall for u in two])
+    compare("-n 2 / one", [a.wall / b.wall for a, b in zip(two, one, strict=True)], 1.0)
+
+
+def _models(count: int) -> list[str]:
+    return [f"--tb-model={number:03}/model.py" for number in range(count)]
+
+
+if __name__ == "__main__":
+    main()
