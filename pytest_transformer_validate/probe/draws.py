@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import sys
 from dataclasses import dataclass
@@ -28,10 +29,11 @@ from pytest_transformer_validate.subject.declared import declared_size
 from pytest_transformer_validate.subject.outputs import tensors_in
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from pytest_transformer_validate.probe.trace import Call
     from pytest_transformer_validate.subject.batch import Batch
+    from pytest_transformer_validate.subject.subject import Subject
 
 _DROPOUT = nn.modules.dropout._DropoutNd
 _RARE = 24  # states that are tried where something draws: a layer may be left out rarely
@@ -284,8 +286,13 @@ class Draws(Passes):
             batch = batch.with_(attention_mask=torch.ones_like(batch["input_ids"]))
         return batch
 
-    def _running(self, way: str, which: str) -> Any:
-        return _Switched(self, way, which)
+    @contextlib.contextmanager
+    def _running(self, way: str, which: str) -> Iterator[Subject]:
+        """The subject in evaluation, by ``train()`` and ``eval()`` as users call them."""
+        with self.probe.running("draws", which, grad=way == "gradients") as subject:
+            subject.model.train()
+            subject.model.eval()
+            yield subject
 
     def _twice(self, way: str, other: str, condition: str) -> Twice:
         with self.probe.under(condition):
@@ -403,30 +410,12 @@ class Draws(Passes):
 def drops_inside(module: nn.Module) -> bool:
     """Whether a module of torch's drops without a dropout module."""
     if isinstance(module, nn.MultiheadAttention):
-        return module.dropout > 0
+        return bool(module.dropout > 0)
     return isinstance(module, nn.RNNBase) and module.dropout > 0 and module.num_layers > 1
 
 
 def _is_rate(name: str, value: Any) -> bool:
     return "drop" in name and isinstance(value, float) and 0 < value <= 1
-
-
-class _Switched:
-    """The subject in evaluation, by ``train()`` and ``eval()`` as users call them."""
-
-    def __init__(self, draws: Draws, way: str, which: str) -> None:
-        probe = draws.probe
-        self._held = probe.running("draws", which, grad=way == "gradients")
-        self._model = probe.subject.model
-
-    def __enter__(self) -> Any:
-        subject = self._held.__enter__()
-        self._model.train()
-        self._model.eval()
-        return subject
-
-    def __exit__(self, *exception: object) -> None:
-        self._held.__exit__(*exception)
 
 
 class _DropoutWatch(TorchFunctionMode):
@@ -446,11 +435,11 @@ class _DropoutWatch(TorchFunctionMode):
         for name, module in self._model.named_modules():
             if isinstance(module, _DROPOUT) or drops_inside(module):
                 self._handles.append(module.register_forward_hook(self._leave(name)))
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *exception: object) -> None:
-        super().__exit__(*exception)
+        super().__exit__(*exception)  # type: ignore[no-untyped-call]
         for handle in self._handles:
             handle.remove()
 
