@@ -85,8 +85,6 @@ def _side(probe: Probe, side: str, factor: float) -> PositionSensitivity:
         prints = context.mixers(probe.mixing.footprints(short, "noised"), length)
     modules = tuple(dict.fromkeys(f.module for f in prints))
     limit = _limit(probe, factor)
-    if not modules and not probe.order.compares(side):
-        raise NotApplicable("nothing in the model mixes positions: outputs are for single tokens")
     if not modules:
         return _by_outputs(probe, side, limit)
     measured = PositionSensitivity(limit=limit)
@@ -115,6 +113,8 @@ def _by_outputs(probe: Probe, side: str, limit: Limit) -> PositionSensitivity:
         measured = replace(measured, value=value)
         if value > limit.value:
             return measured
+    if not probe.order.compares(side):
+        raise NotApplicable("nothing in the model mixes positions: outputs are for single tokens")
     return _unknown(probe, side, measured, ())
 
 
