@@ -217,8 +217,8 @@ class _Places(TableReader):
             ]
         return super().__enter__()
 
-    def __exit__(self, *error: object) -> None:
-        super().__exit__(*error)
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        super().__exit__(kind, error, trace)
         for hook in self._hooks:
             hook.remove()
 
