@@ -30,6 +30,8 @@ _HOOKS = (
     "_forward_pre_hooks_with_kwargs",
     "_forward_hooks_always_called",
 )
+_REGISTRIES = ("_modules", "_parameters", "_buffers", *_HOOKS)
+_NOTHING: dict[Any, Any] = {}
 
 
 def derive_seed(seed: int, *words: object) -> int:
@@ -132,7 +134,7 @@ def _globals_kept() -> Iterator[None]:
 @contextlib.contextmanager
 def _model_kept(model: torch.nn.Module) -> Iterator[None]:
     modules = list(model.modules())
-    registries = [(held, dict(held)) for module in modules for held in _registries(module)]
+    registries = _registries(modules)
     attributes = Attributes(model, modules)
     parameters = [
         (p, None if torch.nn.parameter.is_lazy(p) else p.data, p.requires_grad, p.grad)
@@ -166,11 +168,19 @@ def _model_kept(model: torch.nn.Module) -> Iterator[None]:
                 give_value_back(buffer, value)
 
 
-def _registries(module: torch.nn.Module) -> list[dict[Any, Any]]:
-    """Submodules, parameters, buffers and hooks of a module, where they are plain dicts."""
-    named = vars(module)
-    found = [named.get(name) for name in ("_modules", "_parameters", "_buffers", *_HOOKS)]
-    return [held for held in found if isinstance(held, dict)]
+def _registries(
+    modules: list[torch.nn.Module],
+) -> list[tuple[dict[Any, Any], dict[Any, Any]]]:
+    """Submodules, parameters, buffers and hooks of modules, where they are plain dicts, and what
+    they hold. Most are empty, and every pass comes here: no copies of those."""
+    found = []
+    for module in modules:
+        named = vars(module)
+        for name in _REGISTRIES:
+            held = named.get(name)
+            if isinstance(held, dict):
+                found.append((held, dict(held) if held else _NOTHING))
+    return found
 
 
 def _folding(modules: list[torch.nn.Module]) -> list[torch.Tensor]:
