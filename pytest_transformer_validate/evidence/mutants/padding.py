@@ -219,12 +219,9 @@ MUTANTS = (
         why="positions are counted from the first column although they are given",
         edits=(
             (
-                "position_ids = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)",
-                "position_ids = torch.arange(input_ids.size(1)).expand_as(input_ids)",
-            ),
-            (
                 "x = self.embed(input_ids) + self.positions(position_ids)",
-                "position_ids = torch.arange(input_ids.size(1)).expand_as(input_ids)\n"
+                "steps = torch.arange(input_ids.size(1), device=input_ids.device)\n"
+                "        position_ids = steps.expand_as(input_ids)\n"
                 "        x = self.embed(input_ids) + self.positions(position_ids)",
             ),
         ),
