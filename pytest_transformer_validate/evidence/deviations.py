@@ -21,6 +21,14 @@ DEVIATIONS: dict[str, dict[str, str]] = {
         "kv_cache[long]": "without use_cache, a text longer than max_inference_chunksize keeps "
         "its states in an xLSTMCache of the default dtype bfloat16",
     },
+    "masked_lm:tapas": {
+        "length_limit": "TapasEmbeddings.forward takes the smaller of a position and "
+        "max_position_embeddings - 1",
+    },
+    "classification:tapas": {
+        "length_limit": "TapasEmbeddings.forward takes the smaller of a position and "
+        "max_position_embeddings - 1",
+    },
     "seq2seq:fsmt": {
         "kv_cache": "FSMTModel.forward makes no causal mask with use_cache=True, whatever the "
         "number of decoder tokens",

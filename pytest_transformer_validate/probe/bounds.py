@@ -21,6 +21,7 @@ from pytest_transformer_validate.subject.tables import TableReader
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from types import TracebackType
 
     from pytest_transformer_validate.probe.probe import Probe
     from pytest_transformer_validate.subject.batch import Batch
@@ -217,7 +218,12 @@ class _Places(TableReader):
             ]
         return super().__enter__()
 
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         super().__exit__(kind, error, trace)
         for hook in self._hooks:
             hook.remove()
