@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -213,7 +214,8 @@ def _output_axes(model: torch.nn.Module) -> dict[str, int]:
 
 
 def _stacked_experts(model: torch.nn.Module) -> frozenset[str]:
-    """Parameters (E, ., .) beside which, or one module up, a router with E outputs stands."""
+    """Parameters (E, ., .) of one module, two or more with the same E, beside which, or one module
+    up, a router with E outputs stands."""
     named = dict(model.named_parameters())
     routers = [(n, p.shape) for n, p in named.items() if p.dim() == 2]
     found = set()
@@ -223,12 +225,17 @@ def _stacked_experts(model: torch.nn.Module) -> frozenset[str]:
             experts = parameter.shape[0]
             if any(n.startswith(f"{around}.") and experts in s for n, s in routers):
                 found.add(name)
-    return frozenset(found)
+    stacks = Counter((name.rpartition(".")[0], named[name].shape[0]) for name in found)
+    return frozenset(n for n in found if stacks[n.rpartition(".")[0], named[n].shape[0]] > 1)
 
 
 def never_routed(probe: Probe, names: set[str], stacked: dict[str, torch.Tensor]) -> list[str]:
     """Which of ``names`` get no gradient, and ``name[expert]`` for which of the ``stacked``
-    experts none, under any of several draws of inputs and of moved parameters."""
+    experts none, under any of several draws of inputs and of moved parameters.
+
+    Where half of a stack or more is left out the choice is made elsewhere (a table of ids that is
+    not filled yet), and nothing is said.
+    """
     left, dead = set(names), {name: experts.clone() for name, experts in stacked.items()}
     for step in range(1, _DRAWS + 1):
         other = type(probe)(probe.subject, seed=probe.seed + step)
@@ -241,7 +248,8 @@ def never_routed(probe: Probe, names: set[str], stacked: dict[str, torch.Tensor]
                 del dead[name]
         if not left and not dead:
             break
-    experts = [f"{n}[{i}]" for n, d in dead.items() for i in d.nonzero().flatten().tolist()]
+    few = {name: d for name, d in dead.items() if 2 * int(d.sum()) < len(d)}
+    experts = [f"{n}[{i}]" for n, d in few.items() for i in d.nonzero().flatten().tolist()]
     return sorted(left) + experts
 
 

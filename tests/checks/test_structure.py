@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from pytest_transformer_validate.checks.tier1.gradients import gradient_flow
 from pytest_transformer_validate.checks.tier1.structure import (
     attention_structure,
     layer_structure,
@@ -235,3 +236,43 @@ def test_one_weight_of_another_layer():
     for block in model.blocks:
         block.mlp[0].weight = model.blocks[0].mlp[0].weight
     layers(model)
+
+
+class Routed(nn.Module):
+    """Top-1 of a list of experts; ``closed`` are never chosen."""
+
+    def __init__(self, closed: int = 0) -> None:
+        super().__init__()
+        self.router = nn.Linear(32, 4)
+        self.experts = nn.ModuleList(
+            nn.Sequential(nn.Linear(32, 48), nn.GELU(), nn.Linear(48, 32)) for _ in range(4)
+        )
+        self.closed = closed
+
+    def forward(self, x):
+        scores = self.router(x).softmax(-1)
+        value, index = scores[..., : 4 - self.closed].max(-1, keepdim=True)
+        out = torch.zeros_like(x)
+        for number, expert in enumerate(self.experts):
+            taken = (index == number).squeeze(-1)
+            if taken.any():
+                out[taken] = expert(x[taken]) * value[taken]
+        return out
+
+
+def flow(closed: int):
+    model = models.Decoder()
+    model.blocks[0].mlp = Routed()
+    model.blocks[1].mlp = Routed(closed)
+    return gradient_flow(Probe(Subject(model)))
+
+
+def test_an_expert_that_is_never_chosen_is_named():
+    flow(0)
+    with pytest.raises(CheckFailed, match="a router that cannot choose this expert") as caught:
+        flow(1)
+    assert caught.value.where == "blocks.1.mlp.experts.3"
+
+
+def test_experts_for_other_inputs_are_left_alone():
+    flow(2)
