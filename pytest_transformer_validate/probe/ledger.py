@@ -76,7 +76,7 @@ class Ledger(Operations):
 
     def alive(self) -> dict[int, tuple[int, str]]:
         """Bytes, and the module that was running, of every result that is still alive."""
-        for key in [key for key, (ref, _, _) in self._refs.items() if ref.expired()]:  # type: ignore[no-untyped-call]
+        for key in [key for key, (ref, _, _) in self._refs.items() if ref.expired()]:
             del self._refs[key]
         return {key: (size, place) for key, (_, size, place) in self._refs.items()}
 
@@ -92,7 +92,7 @@ class Ledger(Operations):
         key = storage._cdata
         if key not in self._known and key not in self._refs:
             place = self.inside[-1]
-            self._refs[key] = (StorageWeakRef(storage), storage.nbytes(), place)  # type: ignore[no-untyped-call]
+            self._refs[key] = (StorageWeakRef(storage), storage.nbytes(), place)
 
 
 @dataclass(frozen=True)

@@ -227,7 +227,7 @@ def _speed(probe: Probe, base: Counts, grown: dict[str, Any], notes: list[str]) 
         if name in sizes:
             grown[f"time_{what}_ratio"] = statistics.median(seconds[sizes[name]]) / median
     rows, length = sizes["base"]
-    found = times(first)
+    found: dict[str, Any] = dict(times(first))
     return Speed(
         value=found["median_ms"],
         rows=rows,
