@@ -133,6 +133,12 @@ class Caches(Passes):
         """How the cache travels. Raises NotApplicable where none is seen."""
         probe = self.probe
         signature = probe.subject.signature
+        _ = probe.subject.facts
+        asked = probe.subject.given.of_length
+        if asked:
+            raise NotApplicable(
+                f"forward requires {asked}: what that is behind a cache is unknown"
+            )
         if signature.takes("past_key_values"):
             return _handed(probe)
         if any(map(signature.takes, ("start", "input_pos", "use_cache"))):

@@ -79,9 +79,10 @@ class Probe:
         self._copied = False
 
     def context(self) -> dict[str, Any]:
-        """What is in force: task, parameters, device, dtype, seed, weights."""
+        """What is in force: task, parameters, device, dtype, seed, weights, and what is given
+        beside ids, as soon as it is found."""
         subject = self.subject
-        return {
+        found = {
             "task": self._task(),
             "parameters": subject.parameters,
             "device": str(subject.device),
@@ -89,6 +90,7 @@ class Probe:
             "seed": self.seed,
             "weights": self.weights,
         }
+        return {**found, "given": subject.given.text} if subject.given.forms else found
 
     def _task(self) -> str:
         """The task; ``unknown`` where the output is none, which is for a check to say."""

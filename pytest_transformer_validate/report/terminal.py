@@ -49,16 +49,19 @@ def unjudged(records: Sequence[Record]) -> list[str]:
 
 def context_line(records: Sequence[Record]) -> str:
     """``task ..., 1.2M parameters, cpu, float32, seed 0, weights: ...`` or nothing."""
-    context: dict[str, Any] = next((r.context for r in records if r.context), {})
+    context: dict[str, Any] = {}
+    for record in reversed(records):
+        context |= record.context
     if not context:
         return ""
-    known = ("task", "parameters", "device", "dtype", "seed", "weights")
+    known = ("task", "parameters", "device", "dtype", "seed", "weights", "given")
     values = {key: context[key] for key in known if key in context}
     wordings = {
         "task": lambda value: f"task {value}",
         "parameters": lambda value: f"{count(value)} parameters",
         "seed": lambda value: f"seed {value}",
         "weights": lambda value: f"weights: {value}",
+        "given": lambda value: f"given by the caller: {value}",
     }
     return ", ".join(wordings.get(key, str)(value) for key, value in values.items())
 

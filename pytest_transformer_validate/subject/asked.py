@@ -101,6 +101,7 @@ class Value:
     text: str
     make: Callable[[Frame], Any]
     by_rows: bool = False  # of a size that shows which axis of the ids is B
+    of_length: bool = False  # another one for another length, or behind a cache
 
     def words(self, _own: str) -> str:
         """For reports."""
@@ -197,16 +198,16 @@ def _number(value: float) -> Value:
 def _lengths(side: str | None) -> tuple[Value, ...]:
     counts = _counts(side)
     return (
-        Value("(B,), the full lengths", counts, by_rows=True),
-        Value("a list of the full lengths", lambda f: counts(f).tolist()),
-        Value("the full length", lambda f: int(counts(f)[0])),
+        Value("(B,), the full lengths", counts, by_rows=True, of_length=True),
+        Value("a list of the full lengths", lambda f: counts(f).tolist(), of_length=True),
+        Value("the full length", lambda f: int(counts(f)[0]), of_length=True),
     )
 
 
 def _positions(side: str | None) -> tuple[Value, ...]:
     return (
-        Value("(B, T), positions from 0", _steps(side, rows=True), by_rows=True),
-        Value("(T,), positions from 0", _steps(side, rows=False)),
+        Value("(B, T), positions from 0", _steps(side, rows=True), by_rows=True, of_length=True),
+        Value("(T,), positions from 0", _steps(side, rows=False), of_length=True),
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -60,13 +61,13 @@ _HABITS = {
 _CROSSES = re.compile(r"dec(oder)?_(pad|padding)_?mask$")
 _OPEN_FIRST = ("keys", "keys of each head", "keys of each query")
 _MEANINGS = {
-    "torch": (("add", "block", "keep", "keep number"), ("block", "keep", "add", "keep number")),
+    "torch": (("block", "keep", "keep number", "block number", "add"),) * 2,
     "": (("keep", "keep number", "block", "block number", "add"),) * 2,
 }
 # The meanings with which layouts are tried: code asks for numbers here and for bools there, and
 # may raise where everything is hidden.
 _FIRST = {
-    "torch": (("add", "block"), ("keep", "keep"), ("keep number", "keep number")),
+    "torch": (("block", "block"), ("keep", "keep"), ("keep number", "keep number")),
     "keys": (("keep", "keep"), ("block", "block"), ("keep number", "keep number")),
     "": (("keep", "keep"), ("keep number", "keep number")),
 }
@@ -105,6 +106,16 @@ class Given:
         return next((self._words(role) for role in found), None)
 
     @property
+    def of_length(self) -> str:
+        """Names of what is another one for another length, or behind a cache."""
+        found = (
+            self.names[role]
+            for role, form in self.forms.items()
+            if isinstance(form, Mask) or form.of_length
+        )
+        return ", ".join(found)
+
+    @property
     def text(self) -> str:
         """In words, for reports."""
         return "; ".join(map(self._words, self.forms))
@@ -135,7 +146,15 @@ def find(subject: Subject) -> Given:
 
     Raises SubjectError where the model runs with none of them.
     """
-    return _Search(subject).find() if subject.signature.asked else Given()
+    if not subject.signature.asked:
+        return Given()
+    try:
+        return _Search(subject).find()
+    except SubjectError:
+        if subject.signature.ambiguous is None:
+            raise
+    subject.take_as_labels(subject.signature.ambiguous)
+    return _Search(subject).find()
 
 
 class _OutOfTrials(Exception):
@@ -365,7 +384,12 @@ class _Search:
         self.left -= 1
         subject, batch = self.subject, batch or self.batch
         frame = frame_of(subject, batch, self.causal)
-        with guard(subject.model, derive_seed(subject.seed, "callers")), torch.no_grad():
+        with (
+            warnings.catch_warnings(),
+            guard(subject.model, derive_seed(subject.seed, "callers")),
+            torch.no_grad(),
+        ):
+            warnings.simplefilter("ignore")
             given = {
                 role: form.make(frame, hides=True)
                 if role in hide and isinstance(form, Mask)

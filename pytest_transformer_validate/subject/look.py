@@ -91,6 +91,10 @@ def _look(subject: Subject, rows: int, length: int) -> Facts:
     if subject.time_major:
         reader, raw = _read(subject, batch, length)
     output = read_output(raw, column=subject.one_number)
+    if _classifies_columns(subject, reader, output, rows, length):
+        subject.time_major = True
+        reader, raw = _read(subject, batch, length)
+        output = read_output(raw)
     facts = replace(_facts(reader, output), time_major=subject.time_major)
     if _last_only(subject, output, length):
         batch = batch.with_(labels=batch.inputs.get("decoder_input_ids", batch.main))
@@ -149,6 +153,18 @@ def _reads_time_first(subject: Subject, batch: Batch, reader: TableReader) -> bo
         return False
     by_rows, _ = _read(subject, batch, batch.rows)
     return bool(by_rows.limits)
+
+
+def _classifies_columns(
+    subject: Subject, reader: TableReader, output: Output, rows: int, length: int
+) -> bool:
+    """Whether ids (B, T) gave one output a column, and every module that knows two orders has
+    the time first: then the columns are the texts."""
+    orders = {getattr(module, "batch_first", None) for module in subject.model.modules()}
+    tells = subject.given.time_major is not None or "batch_first" in subject.config
+    time_first = False in orders and True not in orders and not reader.limits and not tells
+    shape = output.logits.shape
+    return time_first and len(shape) == 2 and shape[0] == length != rows
 
 
 def _arranged(facts: Facts, output: Output, layout: str, rows: int, length: int) -> Facts:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from pytest_transformer_validate.subject import asked
 from pytest_transformer_validate.subject.declared import PADDING
 
 if TYPE_CHECKING:
@@ -32,8 +33,9 @@ class Way:
     """A mask argument and how it is filled in.
 
     ``role`` is the input that carries the mask and ``covers`` the ids that it is about; ``keeps``
-    says that 1 (or True) marks what is kept, ``axes`` how many axes of size 1 stand between B and
-    T, ``dtype`` what it is made of.
+    says that 1 (or True) marks what is kept, ``axes`` how many axes of size 1 stand behind B,
+    ``dtype`` what it is made of; ``pairs`` that it has a value for every pair of positions, and
+    ``causal`` that it hides later ones too; ``together`` names masks that have to say the same.
     """
 
     role: str
@@ -42,15 +44,21 @@ class Way:
     dtype: torch.dtype
     axes: int = 0
     together: tuple[str, ...] = ()
+    pairs: bool = False
+    causal: bool = False
 
     def __str__(self) -> str:
         return self.role
 
     def mask(self, keep: torch.Tensor) -> torch.Tensor:
         """The mask that says what ``keep`` (B, T; True keeps) says."""
+        rows, length = keep.shape
+        if self.pairs:
+            keep = keep[:, None].expand(rows, length, length)
+        if self.causal:
+            keep = keep.tril()
         values = keep if self.keeps else ~keep
-        shape = (keep.shape[0], *(1,) * self.axes, keep.shape[1])
-        return values.to(self.dtype).reshape(shape)
+        return values.to(self.dtype).reshape(rows, *(1,) * self.axes, *keep.shape[1:])
 
     def tell(self, batch: Batch, keep: torch.Tensor) -> Batch:
         """The batch with this mask."""
@@ -70,9 +78,9 @@ class Way:
 
 def ways(subject: Subject, covers: str) -> list[Way]:
     """What forward could take as a mask over ``covers``, the likeliest first."""
-    found = []
+    found = _given(subject, covers)
     for role in _ROLES[covers]:
-        if not subject.signature.takes(role):
+        if not subject.signature.takes(role) or role in subject.given.forms:
             continue
         together = tuple(r for r in _TOGETHER.get(role, ()) if subject.signature.takes(r))
         whole = role.endswith("attention_mask")
@@ -83,6 +91,44 @@ def ways(subject: Subject, covers: str) -> list[Way]:
             for kind in (*kinds, subject.dtype)
         ]
     return found
+
+
+def _given(subject: Subject, covers: str) -> list[Way]:
+    """The masks over ``covers`` that forward requires, in the form in which it takes them.
+
+    None where one of them cannot say what is padding: it has no axis of rows, or is added.
+    """
+    given = subject.given
+    own = asked.SOURCE if covers == SOURCE else asked.TARGET
+    masks = {role: form for role, form in given.forms.items() if isinstance(form, asked.Mask)}
+    kinds = {role: form.layout for role, form in masks.items() if _tells(form)}
+    crossing = [r for r, form in masks.items() if form.side == asked.CROSS and own != asked.TARGET]
+    told = [r for r in kinds if masks[r].side == own]
+    told.sort(key=lambda role: masks[role].pairs)
+    if not told or (crossing and not any(r in kinds and not masks[r].pairs for r in crossing)):
+        return []
+    first = masks[told[0]]
+    like = (first.layout, first.values)
+    others = [r for r in (*told[1:], *crossing) if (masks[r].layout, masks[r].values) == like]
+    if any(r in kinds and r not in others for r in crossing):
+        return []
+    return [
+        Way(
+            role=told[0],
+            covers=covers,
+            keeps=first.values.startswith("keep"),
+            dtype=subject.dtype if first.values.endswith("number") else torch.bool,
+            axes=first.layout.count("1"),
+            together=tuple(others),
+            pairs=first.pairs,
+            causal=first.pairs and given.causal and own == given.own,
+        )
+    ]
+
+
+def _tells(form: asked.Mask) -> bool:
+    """Whether a mask can say for each row what is padding."""
+    return form.layout.startswith("b") and form.values != "add"
 
 
 def takes_anything(subject: Subject) -> bool:

@@ -8,7 +8,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pytest_transformer_validate.errors import SubjectError
-from pytest_transformer_validate.subject.asked import decoder_reads, known, values
+from pytest_transformer_validate.subject.asked import (
+    SOURCE,
+    TARGET,
+    decoder_reads,
+    known,
+    mask_name,
+    values,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -69,7 +76,8 @@ class Signature:
     results of the model's own submodules (builder exports); ``positional`` the roles that cannot
     be given by keyword; ``text`` the signature as written, for messages; ``ambiguous`` a parameter
     that may be what a decoder reads, or labels; ``asked`` the annotations, by role, of what is
-    required and has more than one form: see ``callers``.
+    required and has more than one form: see ``callers``; ``offered`` the optional masks that
+    could hide later tokens, which are never given.
     """
 
     names: dict[str, str]
@@ -79,6 +87,7 @@ class Signature:
     text: str
     ambiguous: str | None = None
     asked: Mapping[str, str] = field(default_factory=dict)
+    offered: tuple[str, ...] = ()
 
     def takes(self, role: str) -> bool:
         """Whether forward has a parameter for ``role``."""
@@ -122,7 +131,16 @@ def read_signature(model: torch.nn.Module, *, vision: bool, translates: bool = T
         text=text,
         ambiguous=ambiguous,
         asked={r: _annotation(p) for r, p in kinds.items() if r in required and _asks(r, p)},
+        offered=tuple(p.name for p in parameters if _offers(p, decodes=decodes)),
     )
+
+
+def _offers(parameter: inspect.Parameter, *, decodes: bool) -> bool:
+    """Whether a parameter is an optional mask over what the outputs follow, not for padding."""
+    found = mask_name(parameter.name, decodes=decodes)
+    if found is None or parameter.default is parameter.empty or found.padding:
+        return False
+    return found.side == (TARGET if decodes else SOURCE)
 
 
 def _asks(role: str, parameter: inspect.Parameter) -> bool:

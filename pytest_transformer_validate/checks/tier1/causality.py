@@ -56,8 +56,9 @@ def causality(probe: Probe, *, factor: float = 16.0) -> Causality:
         )
     if probe.subject.sizes[1] < 2:
         raise NotApplicable("the longest text is one token")
-    notes: list[str] = []
     plans = probe.swap_plans()
+    given = probe.subject.given.causal_mask
+    notes = [] if given is None else [f"the causal mask is given by the caller: {given}"]
     results = [_judge_swaps(probe, plan, factor, notes) for plan in plans]
     by_name = {plan.name: result for plan, result in zip(plans, results, strict=True)}
     if by_name["every"].context == 0 and by_name["noised"].context > 0:
@@ -99,7 +100,7 @@ def _judge_swaps(probe: Probe, plan: Plan, factor: float, notes: list[str]) -> C
     if verdict.exceeded:
         where, ahead = probe.locate_position(swaps, _telling(swaps, leak, limit))
         likely = _likely(probe, leak, ahead or leak.ahead, swaps)
-        text = _swap_text(measured, limit, leak, swaps, where, likely, notes)
+        text = _swap_text(probe, measured, limit, leak, swaps, where, likely, notes)
         raise CheckFailed(text, measured, where=where)
     return measured
 
@@ -150,6 +151,7 @@ _MODE = {
 
 
 def _swap_text(
+    probe: Probe,
     measured: Causality,
     limit: Limit,
     leak: Leak,
@@ -171,9 +173,21 @@ def _swap_text(
             f"first module to differ: {where or 'none stands out'}",
             f"likely: {likely}",
             *notes,
+            *_left_out(probe, measured),
             WAY_OUT,
         ]
     )
+
+
+def _left_out(probe: Probe, measured: Causality) -> list[str]:
+    """What to do where the caller may give a mask and everything looks ahead without it."""
+    offered = ", ".join(probe.subject.signature.offered)
+    if not offered or measured.looking < measured.length - 1:
+        return []
+    return [
+        f"forward was called without its optional {offered}: make the causal mask where none is "
+        "given, or require it (no default) if the caller has to make it"
+    ]
 
 
 def _reach(leak: Leak, length: int) -> str:

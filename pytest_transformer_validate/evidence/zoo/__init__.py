@@ -313,5 +313,30 @@ _table.add(
         "max_position": 48,
     },
 )
+_table.add(
+    "annotated",
+    "EncoderDecoder",
+    {"src_vocab": 121, "tgt_vocab": 113, "N": 2, "d_model": 32, "d_ff": 64, "h": 4, "max_len": 48},
+    "seq2seq",
+)
+_table.add(
+    "given_mask",
+    "MaskedDecoder",
+    {"vocab_size": 137, "dim": 32, "depth": 2, "heads": 4, "context": 48},
+)
+_table.add(
+    "torch_translation",
+    "Seq2SeqTransformer",
+    {
+        "src_vocab_size": 107,
+        "tgt_vocab_size": 151,
+        "emb_size": 32,
+        "nhead": 4,
+        "num_encoder_layers": 2,
+        "num_decoder_layers": 2,
+        "maxlen": 40,
+    },
+    "seq2seq",
+)
 
 ZOO: dict[str, Healthy] = _table.rows
