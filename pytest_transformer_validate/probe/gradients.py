@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 
 
 _SPECIAL = 1  # the batch that holds special ids (padding, end)
-_DRAWS = 6  # that give every expert of a router its chance
 _DIRECTIONS = 2  # a batch; six numbers agree by chance about once in 1e12
 
 
@@ -41,7 +39,8 @@ class Gradients:
     on fixed random directions (with moved parameters only): two runs that compute the same
     gradient have the same sketch, two that round differently do not. ``dead_rows`` marks, for
     the weight of each linear layer, the outputs without a gradient, which stand along
-    ``output_axis``; ``dead_experts`` the same for the experts that are stacked in one parameter.
+    ``output_axis``; ``dead_experts`` marks the slices (along the first axis) without one in
+    parameters with three axes.
     """
 
     norms: dict[str, float | None] = field(default_factory=dict)
@@ -54,7 +53,6 @@ class Gradients:
     unregistered: int = 0
     output_axis: dict[str, int] = field(default_factory=dict)
     dead_rows: dict[str, torch.Tensor] = field(default_factory=dict)
-    stacked: frozenset[str] = frozenset()
     dead_experts: dict[str, torch.Tensor] = field(default_factory=dict)
     not_finite: list[str] = field(default_factory=list)
 
@@ -84,7 +82,7 @@ def _gradients(
 ) -> Gradients:
     """``thorough`` keeps the gradient of every module's result, to see which parts are read."""
     model = probe.subject.model
-    found = Gradients(output_axis=_output_axes(model), stacked=_stacked_experts(model))
+    found = Gradients(output_axis=_output_axes(model))
     for number, (rows, length) in enumerate(shapes):
         source = length if training else None
         batch = probe.batch(rows, length, "gradients", number, source=source)
@@ -167,7 +165,7 @@ def _backward(
         if not math.isfinite(norm) and name not in found.not_finite:
             found.not_finite.append(name)
         _note_dead_rows(name, parameter, found)
-        if name in found.stacked:
+        if parameter.dim() == 3 and parameter.shape[0] > 1 and not parameter.grad.is_sparse:
             dead = (parameter.grad == 0).flatten(1).all(1).cpu()
             found.dead_experts[name] = dead & found.dead_experts.get(name, dead)
         found.norms[name] = max(found.norms.get(name) or 0.0, norm)
@@ -211,46 +209,6 @@ def _output_axes(model: torch.nn.Module) -> dict[str, int]:
             if 2 * weight.shape[axis] >= weight.shape[1 - axis]:
                 axes[f"{name}.weight"] = axis
     return axes
-
-
-def _stacked_experts(model: torch.nn.Module) -> frozenset[str]:
-    """Parameters (E, ., .) of one module, two or more with the same E, beside which, or one module
-    up, a router with E outputs stands."""
-    named = dict(model.named_parameters())
-    routers = [(n, p.shape) for n, p in named.items() if p.dim() == 2]
-    found = set()
-    for name, parameter in named.items():
-        if parameter.dim() == 3 and parameter.shape[0] > 1 and min(parameter.shape[1:]) > 3:
-            around = name.rpartition(".")[0].rpartition(".")[0]
-            experts = parameter.shape[0]
-            if any(n.startswith(f"{around}.") and experts in s for n, s in routers):
-                found.add(name)
-    stacks = Counter((name.rpartition(".")[0], named[name].shape[0]) for name in found)
-    return frozenset(n for n in found if stacks[n.rpartition(".")[0], named[n].shape[0]] > 1)
-
-
-def never_routed(probe: Probe, names: set[str], stacked: dict[str, torch.Tensor]) -> list[str]:
-    """Which of ``names`` get no gradient, and ``name[expert]`` for which of the ``stacked``
-    experts none, under any of several draws of inputs and of moved parameters.
-
-    Where half of a stack or more is left out the choice is made elsewhere (a table of ids that is
-    not filled yet), and nothing is said.
-    """
-    left, dead = set(names), {name: experts.clone() for name, experts in stacked.items()}
-    for step in range(1, _DRAWS + 1):
-        other = type(probe)(probe.subject, seed=probe.seed + step)
-        with other.noised():
-            found = plain_gradients(other)
-        left -= {name for name in left if found.norms.get(name)}
-        for name in list(dead):
-            dead[name] &= found.dead_experts.get(name, torch.zeros_like(dead[name]))
-            if not bool(dead[name].any()):
-                del dead[name]
-        if not left and not dead:
-            break
-    few = {name: d for name, d in dead.items() if 2 * int(d.sum()) < len(d)}
-    experts = [f"{n}[{i}]" for n, d in few.items() for i in d.nonzero().flatten().tolist()]
-    return sorted(left) + experts
 
 
 def _unused(results: list[list[torch.Tensor]]) -> list[torch.Tensor]:

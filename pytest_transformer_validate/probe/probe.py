@@ -17,6 +17,7 @@ from pytest_transformer_validate.probe.attention import Attention
 from pytest_transformer_validate.probe.bounds import Bounds
 from pytest_transformer_validate.probe.caches import Caches
 from pytest_transformer_validate.probe.draws import Draws
+from pytest_transformer_validate.probe.experts import Experts
 from pytest_transformer_validate.probe.losses import Losses
 from pytest_transformer_validate.probe.mixing import Mixing
 from pytest_transformer_validate.probe.order import Order
@@ -173,6 +174,7 @@ class Probe:
     answers = functools.cached_property(Answers)
     attention = functools.cached_property(Attention)
     caches = functools.cached_property(Caches)
+    experts = functools.cached_property(Experts)
     losses = functools.cached_property(Losses)
     resizing = functools.cached_property(Resizing)
     resources = functools.cached_property(Resources)
@@ -211,10 +213,6 @@ class Probe:
     def movement(self, parameter: str) -> tuple[float, torch.Tensor]:
         """See ``gradients.movement``."""
         return self.once(gradients.movement, parameter)
-
-    def never_routed(self, names: set[str], stacked: dict[str, torch.Tensor]) -> list[str]:
-        """See ``gradients.never_routed``."""
-        return gradients.never_routed(self, names, stacked)
 
     def gradients_in_float64(self) -> Gradients | None:
         """``gradients`` with moved parameters in float64; ``None`` where that does not run, or

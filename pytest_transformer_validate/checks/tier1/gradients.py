@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 RULE = "every parameter that takes part must get a gradient that training can use"
 _SHOWN = 6
-_UNROUTED = "its expert was given no token"
 _SAME = 0.01  # of the norm: float32 keeps a gradient of its own to better than 1e-3
 _ROUNDING = "a normalisation or a softmax takes it out again: the logits do not move with it"
 
@@ -76,7 +75,7 @@ def gradient_flow(probe: Probe, *, floor: float = 1e-7, ceiling: float = 1e6) ->
     if failing:
         where = _where(probe, found, failing)
         raise CheckFailed(_text(found, measured, failing, where), measured, where=where)
-    _judge_experts(probe, found, measured)
+    _judge_experts(probe, measured)
     _judge_blocks(probe, found, measured)
     if measured.at_output and measured.largest > ceiling * measured.at_output:
         name = max(found.norms, key=lambda n: found.norms[n] or 0.0)
@@ -92,16 +91,15 @@ def gradient_flow(probe: Probe, *, floor: float = 1e-7, ceiling: float = 1e6) ->
     return measured
 
 
-def _judge_experts(probe: Probe, found: Gradients, measured: GradientFlow) -> None:
-    """Fail where a router never chooses an expert, however its weights and the inputs fall."""
-    unrouted = {name for name, reason in measured.explained.items() if reason == _UNROUTED}
-    stacked = {n: dead for n, dead in found.dead_experts.items() if any(dead) and not all(dead)}
-    if not (unrouted or stacked) or not probe.subject.small:
+def _judge_experts(probe: Probe, measured: GradientFlow) -> None:
+    """Fail where a router never chooses an expert, however its weights and the inputs fall.
+
+    A classifier reads few positions, too few to choose all experts.
+    """
+    if not (probe.subject.small and probe.subject.task.per_token):
         return
-    left_out = probe.never_routed(unrouted, stacked)
-    never = [n for n in left_out if _few_left_out(probe, n, left_out)]
+    never = probe.experts.never_chosen()
     if never:
-        owner = _owner(never[0].partition("[")[0])
         raise CheckFailed(
             f"{RULE}\n"
             f"no input reaches {', '.join(never[:_SHOWN])}, for any of several draws of inputs "
@@ -109,29 +107,8 @@ def _judge_experts(probe: Probe, found: Gradients, measured: GradientFlow) -> No
             "likely: a router that cannot choose this expert: one output too few, a mask or bias "
             "of -inf, an index that is off by one",
             measured,
-            where=owner if never[0].endswith("]") else _expert(probe, owner),
+            where=never[0].partition("[")[0],
         )
-
-
-def _few_left_out(probe: Probe, name: str, left_out: list[str]) -> bool:
-    """Whether fewer than half of the experts beside this one are left out: with more, they are
-    for inputs of another kind (images, another language)."""
-    if name.endswith("]"):
-        return True
-    expert = _expert(probe, _owner(name))
-    siblings = probe.list_siblings(expert)
-    out = [s for s in siblings if any(_inside(_owner(n), s) for n in left_out)]
-    return not siblings or 2 * (len(out) + 1) < len(siblings) + 1
-
-
-def _expert(probe: Probe, owner: str) -> str:
-    """The element of a list of experts around a module, else the module itself."""
-    module = owner
-    while module:
-        if probe.list_siblings(module):
-            return module
-        module = module.rpartition(".")[0]
-    return owner or probe.root
 
 
 def _judge_blocks(probe: Probe, found: Gradients, measured: GradientFlow) -> None:
@@ -199,7 +176,7 @@ def _reason(probe: Probe, found: Gradients, alive: Gradients, name: str) -> str 
     if any(_inside(owner, chosen) for chosen in found.selects):
         return "it feeds a choice of indices, which has no gradient"
     if _routed(found, owner):
-        return _UNROUTED
+        return "its expert was given no token"
     if name not in found.used:
         unread = "the forward of these inputs does not read it"
         return unread if probe.reads_parameter(name) else None
@@ -223,7 +200,7 @@ def _why_idle(probe: Probe, found: Gradients, owner: str) -> str | None:
         ran = [s for s in siblings if _ran(found, s)]
         if ran and not _ran(found, module):
             sizes = {tuple(found.tokens.get(s, ())) for s in ran}
-            return _UNROUTED if len(sizes) > 1 else None
+            return "its expert was given no token" if len(sizes) > 1 else None
         if not _ran(found, module) and not probe.reads_module(module):
             return None
         module = module.rpartition(".")[0]
