@@ -149,7 +149,8 @@ class Bounds(Passes):
         return self._size()[1] // 2
 
     def _plain(self, role: str) -> Batch:
-        return self.probe.batch(*self._size(), "bounds", source=self._size()[1])
+        batch = self.probe.batch(*self._size(), "bounds", source=self._size()[1])
+        return batch.with_(**{role: batch[role] % self.rows(role)})
 
     def _with(self, role: str, given: int) -> Batch:
         batch = self._plain(role)
@@ -185,12 +186,18 @@ class Bounds(Passes):
             longest,
             shape=tuple(logits.shape),
             scale=float(finite(logits).abs().max()),
-            seen=_last_effect(probe, role, longer),
+            seen=_last_effect(probe, role, longer) or _seen_when_moved(probe, role, longer),
             seen_before=_last_effect(probe, role, within),
             same=None if found is None else found[0],
             how="" if found is None else found[1],
             where=None if found is None else found[2],
         )
+
+
+def _seen_when_moved(probe: Probe, role: str, batch: Batch) -> float:
+    """``_last_effect`` with all parameters moved at random."""
+    with probe.noised():
+        return _last_effect(probe, role, batch)
 
 
 class _Places(TableReader):

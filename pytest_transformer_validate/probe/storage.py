@@ -106,12 +106,12 @@ class Storage(Passes):
     def declares_tie(self) -> tuple[str, bool] | None:
         """The configuration's word on tying the head to the embedding: the key and its value.
 
-        A model that lists what it ties, and lists nothing, does not take part, whatever a
-        configuration that it shares with others says.
+        A model may list what it ties: where the head is not in that list, the key, which many
+        models share, is not about it.
         """
         config = self.probe.subject.config
-        lists = getattr(self.probe.subject.model, "_tied_weights_keys", "no list")
-        if not lists:
+        listed = getattr(self.probe.subject.model, "_tied_weights_keys", "no list")
+        if listed != "no list" and not _lists(listed, self.ends().head):
             return None
         for key in _keys(config):
             if _TIE.search(key) and _TIES_OUTPUT.search(key) and not _TIES_OTHERS.search(key):
@@ -391,6 +391,13 @@ def _storage(tensor: torch.Tensor) -> int:
 
 def _lazy(tensor: torch.Tensor) -> bool:
     return torch.nn.parameter.is_lazy(tensor)
+
+
+def _lists(listed: Any, names: tuple[str, ...]) -> bool:
+    """Whether a list of tied parameters, by name or pattern, has one of the names."""
+    entries = [*listed, *listed.values()] if isinstance(listed, dict) else list(listed or ())
+    patterns = [entry for entry in entries if isinstance(entry, str)]
+    return any(re.search(f"(^|\\.)(?:{p})$", name) for p in patterns for name in names)
 
 
 def _keys(config: ModelConfig) -> list[str]:

@@ -60,7 +60,7 @@ def weight_tying(probe: Probe) -> Tying:
 
 def _other(ends: Ends) -> str:
     """The head's name, another one than the table's where it has one."""
-    return next((name for name in ends.head if name != ends.table[0]), ends.head[0])
+    return next((name for name in reversed(ends.head) if name != ends.table[0]), ends.head[0])
 
 
 def _tying_problem(ends: Ends, declared: tuple[str, bool] | None) -> tuple[str, str] | None:
