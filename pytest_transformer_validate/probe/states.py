@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,7 @@ TRAINING = "a forward and backward in training mode"
 TOO_LONG = "a text longer than the maximum"
 
 _LONG = 48
+_PIECE = 1 << 20  # elements that are added at a time
 _TOO_LONG = 512  # the longest maximum that is exceeded on purpose
 
 
@@ -102,7 +104,7 @@ class States(Passes):
     def history(self, condition: str) -> History:
         """Each input in a row of calls, against the model as loaded, which is given it alone."""
         with self.probe.under(condition):
-            batches = self._batches()
+            batches = self._batches
             alone = {n: self._alone(n) for n in batches if n != FIRST}
             return self._sequence(condition, self._order(batches), alone)
 
@@ -211,6 +213,7 @@ class States(Passes):
     def _running(self) -> Any:
         return self.probe.running("states")
 
+    @functools.cached_property
     def _batches(self) -> dict[str, Batch]:
         """Every input by its name, without the one that is too long."""
         subject = self.probe.subject
@@ -228,7 +231,7 @@ class States(Passes):
 
     def _batch(self, name: str) -> Batch:
         if name != TOO_LONG:
-            return self._batches()[name]
+            return self._batches[name]
         rows, length = 1, 2 * (self.probe.subject.max_length or 0)
         return self.probe.batch(rows, length, "states", name)
 
@@ -459,9 +462,11 @@ def _numbers(model: nn.Module) -> list[Any]:
 
 
 def _checksum(tensor: torch.Tensor) -> torch.Tensor:
-    """A number that any change of the bits changes, but for a coincidence."""
-    size = tensor.element_size()
-    whole = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}.get(size)
-    if whole is None or not tensor.is_contiguous() or tensor.is_meta:
-        return tensor.double().sum() if not tensor.is_meta else torch.zeros(())
-    return tensor.view(whole).sum(dtype=torch.int64)
+    """A whole number that any change of the bits changes, but for a coincidence; in pieces,
+    because a sum over wider numbers copies what it adds."""
+    whole = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    if tensor.is_meta or tensor.element_size() not in whole:
+        return torch.zeros(())
+    bits = tensor.contiguous().view(whole[tensor.element_size()]).flatten()
+    sums = [piece.sum(dtype=torch.int64) for piece in bits.split(_PIECE)]
+    return torch.stack(sums).sum() if sums else torch.zeros(())
