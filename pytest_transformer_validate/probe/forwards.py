@@ -162,7 +162,21 @@ def _case_shapes(probe: Probe, case: str) -> list[tuple[int, int, int | None]]:
     }
     most = subject.most_rows
     fitting = [(min(b, most), t, s) for b, t, s in wanted[case] if 1 <= t <= full]
+    if subject.multiple > 1:
+        if case == "single_token":
+            raise NotApplicable(f"lengths have to be multiples of {subject.multiple}")
+        full -= full % subject.multiple
+        fitting = list(dict.fromkeys(_rounded(shape, subject.multiple, full) for shape in fitting))
     return fitting or [(min(2, most), full, None)]
+
+
+def _rounded(
+    shape: tuple[int, int, int | None], multiple: int, full: int
+) -> tuple[int, int, int | None]:
+    """The shape with the next lengths that are multiples, at most ``full``."""
+    rows, length, source = shape
+    up = [None if n is None else min(full, -(-n // multiple) * multiple) for n in (length, source)]
+    return rows, up[0] or full, up[1]
 
 
 def _straining(probe: Probe, rows: int, length: int) -> dict[str, Batch]:
@@ -198,8 +212,9 @@ def _padded(probe: Probe, base: Batch) -> dict[str, Batch]:
     """Half of each text padded, right and left, where the model takes an attention mask."""
     subject = probe.subject
     ids = base["input_ids"]
-    if not subject.signature.takes("attention_mask") or ids.shape[1] < 2 or subject.pad_id is None:
+    if not subject.signature.takes("attention_mask") or ids.shape[1] < 2:
         return {}
+    filler = 0 if subject.pad_id is None else subject.pad_id
     half = ids.shape[1] // 2
     right, left = torch.ones_like(ids), torch.ones_like(ids)
     right[:, -half:], left[:, :half] = 0, 0
@@ -207,7 +222,7 @@ def _padded(probe: Probe, base: Batch) -> dict[str, Batch]:
     for name, mask in (("right padding", right), ("left padding", left)):
         if name == "right padding" and subject.task.task_type == "classification":
             continue
-        inputs = {"input_ids": ids.masked_fill(mask == 0, subject.pad_id), "attention_mask": mask}
+        inputs = {"input_ids": ids.masked_fill(mask == 0, filler), "attention_mask": mask}
         padded[name] = base.with_(**inputs)
     return padded
 

@@ -68,8 +68,11 @@ class Resizing(Passes):
 
     def prefix_sizes(self) -> list[int]:
         """Lengths of prefixes, all shorter than the text."""
-        length = self.probe.subject.sizes[1]
-        sizes = {2, length // 2, length - 1} if self.probe.subject.small else {length // 2}
+        subject = self.probe.subject
+        length, step = subject.sizes[1], subject.multiple
+        sizes = {2, length // 2, length - 1} if subject.small else {length // 2}
+        if step > 1:
+            sizes = set(range(step, length, step))
         return sorted(size for size in sizes if 1 < size < length)
 
     def locate_prefix(self, condition: str, size: int) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from pytest_transformer_validate.subject.declared import LENGTH, declared_size
 from pytest_transformer_validate.subject.guard import derive_seed
 from pytest_transformer_validate.subject.ids import few_ids
 from pytest_transformer_validate.subject.layout import arrange, find_layout
+from pytest_transformer_validate.subject.multiples import find_multiple, says_multiple
 from pytest_transformer_validate.subject.outputs import Output, read_output
 from pytest_transformer_validate.subject.tables import TableReader
 
@@ -29,7 +31,8 @@ class Facts:
     that tables read by position allow; ``rank`` and ``width`` are those of the output read as
     (B, T, V) or (B, K), ``rest`` its axes behind T; ``layout`` is how it stands (see layout);
     ``needs_labels`` says that all logits come only with labels; ``fixed_length`` is the declared
-    maximum where the output always has that many positions.
+    maximum where the output always has that many positions; ``multiple`` is what the model says
+    that lengths have to be multiples of.
     """
 
     vocabulary: dict[str, int]
@@ -44,6 +47,7 @@ class Facts:
     time_major: bool = False
     needs_labels: bool = False
     fixed_length: int | None = None
+    multiple: int = 1
 
 
 def look(subject: Subject) -> Facts:
@@ -58,18 +62,33 @@ def look(subject: Subject) -> Facts:
         output = read_output(subject.call(subject.images(2, torch.Generator().manual_seed(0)), {}))
         return _facts(TableReader(subject.model, {}, 1), output)
     first: Exception | None = None
+    multiple = 1
     for rows, length in _shapes(subject):
         try:
             facts = _look(subject, rows, length)
         except Exception as error:  # noqa: BLE001 - the first one is raised if nothing works
+            if first is None and says_multiple(error):
+                multiple = find_multiple(
+                    declared_size(subject.config, LENGTH), functools.partial(_runs, subject)
+                )
             first = first or error
-            continue
+            if multiple == 1:
+                continue
+            return replace(_look(subject, min(5, subject.most_rows), multiple), multiple=multiple)
         if first is not None and not facts.limits and length > 1:
             shorter, _ = _read(subject, _first_batch(subject, rows, length // 2), length // 2)
             facts = replace(facts, limits=tuple(shorter.limits))
         return facts
     assert first is not None
     raise first
+
+
+def _runs(subject: Subject, length: int) -> bool:
+    try:
+        subject.call(_first_batch(subject, 3, length), {})
+    except Exception:  # noqa: BLE001 - a trial
+        return False
+    return True
 
 
 def _shapes(subject: Subject) -> list[tuple[int, int]]:

@@ -10,8 +10,11 @@ if TYPE_CHECKING:
 _PRIMES = (5, 7, 11, 13, 17, 19, 23, 29, 31)
 
 
-def probe_sizes(model: nn.Module, longest: int | None) -> tuple[int, int]:
-    """(B, T): different primes that no axis of a weight has, T from 11 on where that fits."""
+def probe_sizes(model: nn.Module, longest: int | None, multiple: int = 1) -> tuple[int, int]:
+    """(B, T): different primes that no axis of a weight has, T from 11 on where that fits; T is a
+    multiple where lengths have to be."""
+    if multiple > 1:
+        return _multiples(model, longest, multiple)[0]
     free = _free(model, longest, _PRIMES) or [
         p for p in (2, 3, *_PRIMES) if longest is None or p <= longest
     ]
@@ -20,14 +23,32 @@ def probe_sizes(model: nn.Module, longest: int | None) -> tuple[int, int]:
     return next((p for p in free if p != length), 3), length
 
 
-def other_sizes(model: nn.Module, longest: int | None, sizes: tuple[int, int]) -> tuple[int, int]:
+def other_sizes(
+    model: nn.Module, longest: int | None, sizes: tuple[int, int], multiple: int = 1
+) -> tuple[int, int]:
     """A second (B, T), different from ``sizes`` in both."""
+    if multiple > 1:
+        return _multiples(model, longest, multiple)[1]
     free = [p for p in _free(model, longest, (3, *_PRIMES)) if p not in sizes]
     if len(free) > 1:
         return free[0], free[1]
     return sizes[0] + 1, max(1, sizes[1] - 1)
 
 
+def _multiples(model: nn.Module, longest: int | None, multiple: int) -> list[tuple[int, int]]:
+    """Two (B, T) whose T is a multiple, short, and where that fits no axis of a weight."""
+    rows = _free(model, None, _PRIMES)
+    lengths = [k * multiple for k in (1, 2, 3, 5, 7)]
+    fitting = [n for n in lengths if longest is None or n <= longest] or lengths[:1]
+    taken = _taken(model)
+    fitting.sort(key=lambda n: (n < 11, n > max(48, 2 * multiple), n in taken, n))
+    return [(rows[0], fitting[0]), (rows[1], fitting[min(1, len(fitting) - 1)])]
+
+
+def _taken(model: nn.Module) -> set[int]:
+    return {size for parameter in model.parameters() for size in parameter.shape}
+
+
 def _free(model: nn.Module, longest: int | None, primes: tuple[int, ...]) -> list[int]:
-    taken = {size for parameter in model.parameters() for size in parameter.shape}
+    taken = _taken(model)
     return [p for p in primes if p not in taken and (longest is None or p <= longest)]

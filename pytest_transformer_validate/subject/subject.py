@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pytest_transformer_validate.errors import Blocked, TaskError
+from pytest_transformer_validate.errors import Blocked, NotApplicable, TaskError
 from pytest_transformer_validate.sources.config import ModelConfig
 from pytest_transformer_validate.subject.batch import Batch
 from pytest_transformer_validate.subject.callers import Given
@@ -233,9 +233,15 @@ class Subject:
         if named is None and self.config.get("model_type") is None:
             named = declared_size(self.config, ("max_length",))
         tables = min(self.facts.limits, default=None)
-        if named is None or tables is None:
-            return named or tables
-        return tables if tables < named and self._pads_positions(named) else named
+        found = named or tables
+        if named is not None and tables is not None and tables < named:
+            found = tables if self._pads_positions(named) else named
+        return found if found is None else max(found - found % self.multiple, 1)
+
+    @property
+    def multiple(self) -> int:
+        """What the model says that lengths have to be multiples of; 1 where it says nothing."""
+        return 1 if self.vision else self.facts.multiple
 
     @functools.cached_property
     def small(self) -> bool:
@@ -245,13 +251,13 @@ class Subject:
     @functools.cached_property
     def sizes(self) -> tuple[int, int]:
         """(B, T) for probes: see ``sizes.probe_sizes``."""
-        rows, length = probe_sizes(self.model, self.max_length)
+        rows, length = probe_sizes(self.model, self.max_length, self.multiple)
         return min(rows, self.most_rows), length
 
     @functools.cached_property
     def other_sizes(self) -> tuple[int, int]:
         """A second (B, T), different from ``sizes`` in both."""
-        rows, length = other_sizes(self.model, self.max_length, self.sizes)
+        rows, length = other_sizes(self.model, self.max_length, self.sizes, self.multiple)
         return min(rows, self.most_rows), length
 
     def batch(self, rows: int, length: int, *, seed: int = 0, source: int | None = None) -> Batch:
@@ -266,7 +272,8 @@ class Subject:
         if self.vision:
             return self.images(rows, generator)
         if source is None or not self.decodes:
-            longer = min(length + 2, self.max_length or length + 2)
+            more = length + (2 if self.multiple == 1 else self.multiple)
+            longer = min(more, self.max_length or more)
             source = longer if self.decodes and length > 1 else length
         inputs = {"input_ids": self.ids(rows, source, generator)}
         if self.decodes:
@@ -380,6 +387,10 @@ class Subject:
         positions, labels. What has several forms is added when the model is called."""
         signature, ids = self.signature, batch.main
         rows, length = ids.shape
+        if labels and length % self.multiple:
+            raise NotApplicable(
+                f"lengths have to be multiples of {self.multiple}: forward says so"
+            )
         keep = torch.ones_like(ids)
         needed: dict[str, torch.Tensor] = {
             "attention_mask": keep,

@@ -1,0 +1,37 @@
+"""Lengths of which a model says itself that they have to be multiples of something."""
+
+from __future__ import annotations
+
+import re
+import traceback
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_SAYS = re.compile(r"%|multiples?\b|divisible|divides", re.IGNORECASE)
+_CANDIDATES = (*range(2, 65), 96, 128, 256)
+
+
+def says_multiple(error: Exception) -> bool:
+    """Whether the model's own code refuses a length for its remainder: an ``assert`` or a
+    ``raise ValueError`` that speaks of it. A shape that merely does not fit says nothing."""
+    if not isinstance(error, AssertionError | ValueError):
+        return False
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return bool(_SAYS.search(f"{error} {last.line or ''}"))
+
+
+def find_multiple(longest: int | None, runs: Callable[[int], bool]) -> int:
+    """The number of which lengths have to be multiples, 1 where none is seen.
+
+    ``runs(length)`` says whether the model takes a length.
+    """
+    for number in _CANDIDATES:
+        if longest is not None and number > longest:
+            return 1
+        if not runs(number):
+            continue
+        further = [n for n in (2 * number, 3 * number) if longest is None or n <= longest]
+        return number if all(map(runs, further)) and not runs(number + 1) else 1
+    return 1

@@ -1,0 +1,70 @@
+"""Lengths that have to be multiples of something."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pytest_transformer_validate import validate
+from pytest_transformer_validate.errors import NotApplicable
+from pytest_transformer_validate.subject.batch import Batch
+from pytest_transformer_validate.subject.multiples import find_multiple
+from pytest_transformer_validate.subject.subject import Subject
+from tests import models
+
+
+class Asserts(models.Decoder):
+    def forward(self, input_ids):
+        assert input_ids.size(1) % 8 == 0
+        return super().forward(input_ids)
+
+
+class Raises(models.Decoder):
+    def forward(self, input_ids):
+        if input_ids.size(1) // 12 * 12 != input_ids.size(1):
+            raise ValueError("the length must be divisible by the window")
+        return super().forward(input_ids)
+
+
+class Fails(models.Decoder):
+    """A shape that does not fit is no statement."""
+
+    def forward(self, input_ids):
+        return super().forward(input_ids.view(len(input_ids), -1, 8).flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("model", "config", "multiple", "length"),
+    [
+        (Asserts, None, 8, 16),
+        (Asserts, {"max_seq_len": 44}, 8, 16),
+        (Asserts, {"max_seq_len": 8}, 8, 8),
+        (Raises, None, 12, 12),
+        (Fails, None, 1, 11),
+        (models.Decoder, None, 1, 11),
+    ],
+)
+def test_what_forward_says_is_kept(model, config, multiple, length):
+    subject = Subject(model().eval(), config)
+    assert (subject.multiple, subject.sizes[1]) == (multiple, length)
+    assert subject.max_length is None or subject.max_length % multiple == 0
+
+
+def test_another_length_is_not_tried():
+    subject = Subject(Asserts().eval())
+    with pytest.raises(NotApplicable, match="multiples of 8"):
+        subject.batch(2, 9)
+    with pytest.raises(NotApplicable, match="multiples of 8"):
+        subject.complete(Batch({"input_ids": torch.zeros(2, 3, dtype=torch.long)}))
+
+
+def test_a_single_length_is_no_multiple():
+    assert find_multiple(None, lambda length: length == 16) == 1
+
+
+def test_healthy():
+    checks = ["causality", "batch_independence", "shape_robustness", "prefix_consistency"]
+    result = validate(Asserts(), checks=checks)
+    assert not result.failures, str(result)
+    passed = {record.check for record in result if record.status == "passed"}
+    assert passed == set(checks)
