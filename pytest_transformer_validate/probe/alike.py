@@ -47,3 +47,47 @@ def _alike(a: Built, b: Built) -> bool:
         and (issubclass(a[name][0], b[name][0]) or issubclass(b[name][0], a[name][0]))
         for name in a
     )
+
+
+def undropped(model: nn.Module) -> list[tuple[str, str]]:
+    """Places without dropout in a layer, each with the one of a later layer of the same class
+    that has it.
+
+    Only where all others drop the same share: rates that rise with the depth start at zero. And
+    not in the last layers, whose output may be meant to stay whole.
+    """
+    found: list[tuple[str, str]] = []
+    for name, holder in model.named_modules():
+        if not isinstance(holder, nn.ModuleList | nn.Sequential):
+            continue
+        prefix = f"{name}." if name else ""
+        by_class: dict[type, dict[str, nn.Module]] = {}
+        for own, layer in holder.named_children():
+            by_class.setdefault(type(layer), {})[prefix + own] = layer
+        for layers in by_class.values():
+            for role, _ in next(iter(layers.values())).named_modules():
+                found += _undropped_in(layers, role)
+    return found
+
+
+def _undropped_in(layers: dict[str, nn.Module], role: str) -> list[tuple[str, str]]:
+    rates: dict[str, float] = {}
+    for layer, module in layers.items():
+        rate = _rate(dict(module.named_modules()).get(role))
+        if rate is None:
+            return []
+        rates[f"{layer}.{role}"] = rate
+    dropping = [place for place, rate in rates.items() if rate]
+    whole = [place for place, rate in rates.items() if not rate]
+    if not dropping or len(whole) > len(dropping) or len({rates[p] for p in dropping}) > 1:
+        return []
+    order = list(rates)
+    last = order.index(dropping[-1])
+    return [(place, dropping[-1]) for place in whole if order.index(place) < last]
+
+
+def _rate(module: nn.Module | None) -> float | None:
+    """What a dropout drops, nothing for an identity; ``None`` for anything else."""
+    if isinstance(module, nn.Identity):
+        return 0.0
+    return module.p if isinstance(module, nn.modules.dropout._DropoutNd) else None

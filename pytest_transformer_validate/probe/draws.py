@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from pytest_transformer_validate.probe.alike import like_layers
+from pytest_transformer_validate.probe.alike import like_layers, undropped
 from pytest_transformer_validate.probe.compare import difference
 from pytest_transformer_validate.probe.passes import Passes, remembered
 from pytest_transformer_validate.probe.trace import ROOT, traced
@@ -188,6 +188,12 @@ class Draws(Passes):
         """How far two random states move the logits in training, all parameters moved."""
         with self.probe.noised():
             return moved_by(self._training_logits("one"), self._training_logits("another"))
+
+    def undropped(self) -> list[tuple[str, str]]:
+        """See ``alike.undropped``; what is not trained may be left whole."""
+        model = self.probe.subject.model
+        modules = dict(model.named_modules())
+        return [pair for pair in undropped(model) if _trains(modules, pair[0])]
 
     @remembered
     def lacking(self) -> list[tuple[str, str]]:

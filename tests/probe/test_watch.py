@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pytest_transformer_validate.probe.alike import like_layers
+from pytest_transformer_validate.probe.alike import like_layers, undropped
 from pytest_transformer_validate.probe.trace import ROOT, traced
 from pytest_transformer_validate.probe.watch import (
     drawing,
@@ -119,3 +119,25 @@ def test_layers_are_alike_by_class_and_settings():
         [Layer(0), Late(1), Layer(2, rate=0.2), nn.Linear(2, 2), Layer(4)]
     )
     assert like_layers(model) == [["layers.0", "layers.1", "layers.4"]]
+
+
+def stack(*rates: float | None) -> nn.Module:
+    model = nn.Module()
+    layers = [nn.Sequential(nn.Linear(2, 2), nn.Identity()) for _ in rates]
+    for layer, rate in zip(layers, rates, strict=True):
+        if rate is not None:
+            layer[1] = nn.Dropout(rate)
+    model.layers = nn.ModuleList(layers)
+    return model
+
+
+def test_a_layer_without_the_dropout_of_the_others():
+    assert undropped(stack(None, 0.1)) == [("layers.0.1", "layers.1.1")]
+    assert undropped(stack(0.1, 0.0, 0.1)) == [("layers.1.1", "layers.2.1")]
+
+
+def test_dropout_that_rises_with_the_depth_or_spares_the_end():
+    assert undropped(stack(None, 0.1, 0.2)) == []
+    assert undropped(stack(0.1, 0.1, None)) == []
+    assert undropped(stack(None, None, 0.1)) == []
+    assert undropped(stack(0.1, 0.1)) == []

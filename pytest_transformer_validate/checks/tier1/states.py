@@ -315,6 +315,12 @@ def _misuse(probe: Probe, declared: Declared, trained: Trained, most: float) -> 
             _above(name) if name in (*declared.modules, *trained.uncalled) else name,
             "one layer does not call its dropout, or keeps it in evaluation mode",
         )
+    for name, like in probe.draws.undropped():
+        return (
+            f"{name} drops nothing, {like} of the same role does",
+            _above(name),
+            "the dropout of one layer was switched off and not put back, or is made elsewhere",
+        )
     return _unscaled(probe) or _idle(probe, declared, trained)
 
 
