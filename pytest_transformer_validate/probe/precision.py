@@ -44,6 +44,7 @@ _SOFTMAX = {_aten._softmax.default, _aten._log_softmax.default}
 # bfloat16 tells neighbouring whole numbers apart up to 256, float16 up to 2048.
 _LONGEST = 512
 _LONGEST_LOOP = 128
+_UNBOUNDED = 64
 _PARTS = 4
 _GAIN = 2.0
 
@@ -92,10 +93,19 @@ class Precision(Passes):
         probe, subject = self.probe, self.probe.subject
         rows, length = subject.sizes
         if subject.small and not subject.vision:
-            longest = _LONGEST if subject.max_length is None else min(subject.max_length, _LONGEST)
+            longest = min(subject.max_length or self._unbounded(), _LONGEST)
             length = min(longest, _LONGEST_LOOP) if self._loops() else longest
         rows = 1 if length > 64 else min(rows, 2)
         return probe.batch(rows, length, "precision", draw)
+
+    @remembered
+    def _unbounded(self) -> int:
+        """The length for a model that nothing bounds; a short one where it does not take more."""
+        try:
+            self.probe.forward(self.probe.batch(1, _LONGEST, "unbounded"))
+        except Exception:  # noqa: BLE001 - full lengths are for shape_robustness to judge
+            return _UNBOUNDED
+        return _LONGEST
 
     @remembered
     def _loops(self) -> bool:
@@ -130,6 +140,15 @@ class Precision(Passes):
             dtype=real.dtype,
             length=batch.main.shape[-1],
         )
+
+    @remembered
+    def finite_as_it_is(self, name: str) -> bool:
+        """Whether the logits in half precision are finite without moving any weight: some
+        parametrisations have weights that may not be moved."""
+        batch = self.batch(0)
+        real = self.converted(getattr(torch, name), batch, as_it_is=True).logits
+        known = self.probe.forward(batch).logits.isfinite()
+        return bool(real[known].isfinite().all())
 
     @remembered
     def double(self, draw: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -291,6 +291,8 @@ class Storage(Passes):
                 with _seeded(beside):
                     twin.call(given, {})
         except Mixed as mixed:
+            if mixed.origin == MADE and "meta" in _code_of(_owner(mixed)):
+                return None, "its code treats the device that is pretended apart from others"
             where = where_raised(model, mixed)
             aware, line = _names_device(_owner(mixed)), _code_line(mixed)
             return Stays(mixed.operation, mixed.shape, mixed.origin, where, aware, line), None
@@ -574,17 +576,24 @@ def _seeded(probe: Probe) -> Iterator[None]:
 def _names_device(module: torch.nn.Module | None) -> bool:
     """Whether the code of a module says ``device`` anywhere: then it is not written for one
     device alone."""
+    return "device" in _code_of(module)
+
+
+def _code_of(module: torch.nn.Module | None) -> set[str]:
+    """The words in the code of a module's own classes."""
     own = [k for k in type(module).__mro__ if not _is_torchs(k)]
     functions = [getattr(f, "__func__", f) for kind in own for f in vars(kind).values()]
     codes = [getattr(function, "__code__", None) for function in functions]
-    return any("device" in _words(code) for code in codes if code is not None)
+    return {word for code in codes if code is not None for word in _words(code)}
 
 
 def _words(code: CodeType) -> set[str]:
     """Names, variables and keywords in compiled code."""
     found = {*code.co_names, *code.co_varnames}
     for constant in code.co_consts:
-        if isinstance(constant, tuple):
+        if isinstance(constant, str):
+            found.add(constant)
+        elif isinstance(constant, tuple):
             found.update(word for word in constant if isinstance(word, str))
         elif isinstance(constant, CodeType):
             found |= _words(constant)

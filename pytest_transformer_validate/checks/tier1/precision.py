@@ -36,6 +36,8 @@ def precision(probe: Probe, case: str, *, factor: float = 8.0, units: float = 64
         return _double(probe, units)
     rounding = probe.precision.half(case, 0)
     measured = _measured(rounding, case, factor)
+    if not rounding.finite and probe.precision.finite_as_it_is(case):
+        raise NotApplicable(f"with moved weights, {case} gives NaN; as it is, it does not")
     problem = _problem(rounding, case)
     if problem is not None:
         what, likely = problem
