@@ -44,7 +44,7 @@ _SOFTMAX = {_aten._softmax.default, _aten._log_softmax.default}
 # bfloat16 tells neighbouring whole numbers apart up to 256, float16 up to 2048.
 _LONGEST = 512
 _LONGEST_LOOP = 128
-_UNBOUNDED = 64
+_SHORT = 64
 _PARTS = 4
 _GAIN = 2.0
 
@@ -93,19 +93,21 @@ class Precision(Passes):
         probe, subject = self.probe, self.probe.subject
         rows, length = subject.sizes
         if subject.small and not subject.vision:
-            longest = min(subject.max_length or self._unbounded(), _LONGEST)
+            longest = self._longest(min(subject.max_length or _LONGEST, _LONGEST))
             length = min(longest, _LONGEST_LOOP) if self._loops() else longest
-        rows = 1 if length > 64 else min(rows, 2)
+        rows = 1 if length > _SHORT else min(rows, 2)
         return probe.batch(rows, length, "precision", draw)
 
     @remembered
-    def _unbounded(self) -> int:
-        """The length for a model that nothing bounds; a short one where it does not take more."""
+    def _longest(self, wanted: int) -> int:
+        """The wanted length, or a short one where the model does not take as much."""
+        if wanted <= _SHORT:
+            return wanted
         try:
-            self.probe.forward(self.probe.batch(1, _LONGEST, "unbounded"))
+            self.probe.forward(self.probe.batch(1, wanted, "longest"))
         except Exception:  # noqa: BLE001 - full lengths are for shape_robustness to judge
-            return _UNBOUNDED
-        return _LONGEST
+            return _SHORT
+        return wanted
 
     @remembered
     def _loops(self) -> bool:
