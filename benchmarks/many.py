@@ -46,7 +46,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for number in range(max(options.models, *options.counts)):
+        for number in range(max([options.models, *options.counts])):
             shutil.copytree(EXAMPLE, folder / f"{number:03}")
         in_one_run(folder, options.models)
         (folder / "conftest.py").unlink()
