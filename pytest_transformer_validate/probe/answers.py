@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,6 +32,7 @@ _MOVES = re.compile(
 )
 _CHOICES = {"Round", "Sign", "Floor", "Ceil", "Trunc"}
 NO_OUTPUT = "forward must return"
+_WHOLE = re.compile(r"\b(u?int\d+|bool) tensor")
 _ENTRY = 1e-3  # two float32 (or half precision) rows that sum to one are closer than this
 
 
@@ -56,7 +58,7 @@ class Answer:
     log_sums_to_zero: bool
     whole: bool
     negative: bool
-    ran: frozenset[str] = field(default_factory=frozenset)
+    ran: frozenset[str] = dataclasses.field(default_factory=frozenset)
 
 
 class Answers(Passes):
@@ -104,7 +106,8 @@ class Answers(Passes):
                     subject.model.eval()
                     look(subject)
             except SubjectError as error:
-                return str(error) if str(error).startswith(NO_OUTPUT) else None
+                text = str(error)
+                return text if text.startswith(NO_OUTPUT) and _WHOLE.search(text) else None
             except Exception:  # noqa: BLE001 - as above
                 return None
         return None

@@ -332,7 +332,7 @@ class _Sites(TorchFunctionMode):
         (inner,) = summed
         if id(a) in self.weights and _depends(b):
             self._check_axis(a, first.index(inner) - 4)
-            rows, heads, steps = first[:3]
+            rows, heads, steps = list(first[:3])
             wide = [x for x in out if x not in first]
             if first[3] != inner or len(wide) != 1 or set(second) != {rows, heads, inner, *wide}:
                 return result
@@ -340,7 +340,7 @@ class _Sites(TorchFunctionMode):
             values = b.permute([second.index(x) for x in (rows, heads, inner, *wide)])
             changed = self._values(a, values, result.permute(order))
             return changed.permute([order.index(i) for i in range(4)])
-        rows, heads, steps, others = out
+        rows, heads, steps, others = list(out)
         if {rows, heads, steps, inner} == set(first) and {rows, heads, others, inner} == set(
             second
         ):

@@ -165,9 +165,7 @@ def _backward(
         if not math.isfinite(norm) and name not in found.not_finite:
             found.not_finite.append(name)
         _note_dead_rows(name, parameter, found)
-        if parameter.dim() == 3 and parameter.shape[0] > 1 and not parameter.grad.is_sparse:
-            dead = (parameter.grad == 0).flatten(1).all(1).cpu()
-            found.dead_experts[name] = dead & found.dead_experts.get(name, dead)
+        _note_dead_experts(name, parameter, found)
         found.norms[name] = max(found.norms.get(name) or 0.0, norm)
     left = {name: p for name, p in named.items() if not found.norms[name]}
     unused = [*output.others, *_unused(results)]
@@ -187,6 +185,14 @@ def _note_dead_rows(name: str, parameter: torch.nn.Parameter, found: Gradients) 
         return
     dead = (grad == 0).all(1 - axis).cpu()
     found.dead_rows[name] = dead & found.dead_rows.get(name, dead)
+
+
+def _note_dead_experts(name: str, parameter: torch.nn.Parameter, found: Gradients) -> None:
+    """Which slices of a parameter with three axes have no gradient in any batch."""
+    grad = parameter.grad
+    if grad is not None and not grad.is_sparse and grad.dim() == 3 and grad.shape[0] > 1:
+        dead = grad.flatten(1).eq(0).all(1).cpu()
+        found.dead_experts[name] = dead & found.dead_experts.get(name, dead)
 
 
 def _output_axes(model: torch.nn.Module) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from pytest_transformer_validate.checks.registry import check
@@ -239,4 +240,4 @@ def _judge_loss(
 
 def _scale(spread: Spread) -> float:
     """Spread over 1/sqrt(inputs), the inputs being the narrower side of a head."""
-    return spread.std * float(min(spread.shape)) ** 0.5
+    return spread.std * math.sqrt(min(spread.shape))

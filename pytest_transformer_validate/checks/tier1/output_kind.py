@@ -161,10 +161,10 @@ def _judge_width(probe: Probe, given: Answer, notes: list[str]) -> int | None:
 
 def _judge_labels(probe: Probe, given: Answer, notes: list[str]) -> int | None:
     config = probe.subject.config
-    found = next((n for n in map(config.get, _LABELS) if _size(n)), None)
+    found: int | None = next((n for n in map(config.get, _LABELS) if _size(n)), None)
     width = given.shape[-1]
-    if not _size(found) or len(given.shape) != 2 or width == found:
-        return found if _size(found) else None
+    if found is None or len(given.shape) != 2 or width == found:
+        return found
     if width == 1:
         notes.append(f"one output for {found} classes: a yes-or-no classifier")
         return found
