@@ -16,6 +16,7 @@ from pytest_transformer_validate.subject.ids import few_ids
 from pytest_transformer_validate.subject.layout import arrange, find_layout
 from pytest_transformer_validate.subject.multiples import find_multiple, says_multiple
 from pytest_transformer_validate.subject.outputs import Output, read_output
+from pytest_transformer_validate.subject.setup import Setup, method_of
 from pytest_transformer_validate.subject.tables import TableReader
 
 if TYPE_CHECKING:
@@ -80,6 +81,13 @@ def look(subject: Subject) -> Facts:
             facts = replace(facts, limits=tuple(shorter.limits))
         return facts
     assert first is not None
+    method = method_of(subject)
+    if method is not None:
+        subject.setup = Setup(method)
+        try:
+            return _look(subject, min(5, subject.most_rows), 7)
+        except Exception:  # noqa: BLE001 - then it is not what was missing
+            subject.setup = None
     raise first
 
 
@@ -168,7 +176,8 @@ def _reads_time_first(subject: Subject, batch: Batch, reader: TableReader) -> bo
     if isinstance(named, bool):
         return not named
     batch_first = any(getattr(m, "batch_first", False) is True for m in subject.model.modules())
-    if reader.limits or batch_first or subject.signature.takes("attention_mask"):
+    tells = batch_first or subject.setup or subject.signature.takes("attention_mask")
+    if reader.limits or tells:
         return False
     by_rows, _ = _read(subject, batch, batch.rows)
     return bool(by_rows.limits)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -33,6 +33,9 @@ from pytest_transformer_validate.subject.outputs import Output, read_output
 from pytest_transformer_validate.subject.signature import Signature, read_signature
 from pytest_transformer_validate.subject.sizes import other_sizes, probe_sizes
 from pytest_transformer_validate.task import TaskSpec
+
+if TYPE_CHECKING:
+    from pytest_transformer_validate.subject.setup import Setup
 
 _TEXT = ("bos", "sep", "cls", "unk", "mask", "decoder_start")
 
@@ -67,6 +70,7 @@ class Subject:
         self._no_facts: str | None = None
         self.time_major = False
         self.given = Given()
+        self.setup: Setup | None = None
 
     # Facts that need no forward...
 
@@ -337,9 +341,17 @@ class Subject:
             extra = {"start": 0, **extra}
         if "past_key_values" in signature.required and "past_key_values" not in self.given.forms:
             extra = {"past_key_values": None, **extra}
-        if "input_pos" in signature.required:
-            steps = torch.arange(batch.inputs.get("decoder_input_ids", batch.main).shape[1])
-            extra = {"input_pos": steps.to(self.device), **extra}
+        if self.setup is None and "input_pos" not in signature.required:
+            return self._called(batch, extra)
+        length = batch.inputs.get("decoder_input_ids", batch.main).shape[1]
+        placed = {"input_pos": torch.arange(length, device=self.device), **extra}
+        if self.setup is None:
+            return self._called(batch, placed)
+        with self.setup.around(self, batch.rows, length, extra.get("input_pos")):
+            return self._called(batch, placed)
+
+    def _called(self, batch: Batch, extra: dict[str, Any]) -> Any:
+        signature = self.signature
         given = {**self.given.values(self, batch), **batch.inputs, **extra}
         if self.time_major:
             given = {
