@@ -82,6 +82,8 @@ class DecoderLayer(nn.Module):
 
 
 class Embeddings(nn.Module):
+    pe: Tensor
+
     def __init__(self, d_model: int, vocab: int, max_len: int, dropout: float = 0.1) -> None:
         super().__init__()
         self.lut = nn.Embedding(vocab, d_model)

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 
 class PositionalEncoding(nn.Module):
+    pos_embedding: Tensor
+
     def __init__(self, emb_size: int, dropout: float, maxlen: int) -> None:
         super().__init__()
         den = torch.exp(-torch.arange(0, emb_size, 2) * math.log(10000) / emb_size)
