@@ -205,10 +205,10 @@ def _straining(probe: Probe, rows: int, length: int) -> dict[str, Batch]:
             marked = ids.clone()
             marked[:, length // 2] = special
             batches[f"id {special}"] = base.with_(**{role: marked})
-    return batches | _padded(probe, base)
+    return batches | padded_halves(probe, base)
 
 
-def _padded(probe: Probe, base: Batch) -> dict[str, Batch]:
+def padded_halves(probe: Probe, base: Batch) -> dict[str, Batch]:
     """Half of each text padded, right and left, where the model takes an attention mask."""
     subject = probe.subject
     ids = base["input_ids"]

@@ -16,11 +16,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pytest_transformer_validate.errors import NotApplicable
+from pytest_transformer_validate.probe.forwards import padded_halves
 from pytest_transformer_validate.probe.passes import Passes, remembered
 from pytest_transformer_validate.probe.storage import duplicate
-from pytest_transformer_validate.probe.trace import Call, traced
+from pytest_transformer_validate.probe.trace import (
+    ROOT,
+    Call,
+    first_not_finite,
+    traced,
+    where_raised,
+)
 from pytest_transformer_validate.subject.dispatch import Operations
 from pytest_transformer_validate.subject.outputs import floating
+from pytest_transformer_validate.subject.source import reads_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,11 +46,14 @@ _CHOICES = {
     _aten.argmax.default,
     _aten.max.dim,
 }
+_MIXED = ("same dtype", "scalar type", "dtypes to match", "the same type")
+_STAY = ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")
 _ROUNDS = {_aten.round, _aten.round_, _aten.floor, _aten.sign, _aten.ceil, _aten.trunc}
 _HALVES = {torch.bfloat16, torch.float16}
 _SOFTMAX = {_aten._softmax.default, _aten._log_softmax.default}
 # bfloat16 tells neighbouring whole numbers apart up to 256, float16 up to 2048.
 _LONGEST = 512
+_UNDECLARED = 256
 _LONGEST_LOOP = 128
 _SHORT = 64
 _PARTS = 4
@@ -93,7 +104,7 @@ class Precision(Passes):
         probe, subject = self.probe, self.probe.subject
         rows, length = subject.sizes
         if subject.small and not subject.vision:
-            longest = self._longest(min(subject.max_length or _LONGEST, _LONGEST))
+            longest = self._longest(min(subject.max_length or _UNDECLARED, _LONGEST))
             length = min(longest, _LONGEST_LOOP) if self._loops() else longest
         rows = 1 if length > _SHORT else min(rows, 2)
         return probe.batch(rows, length, "precision", draw)
@@ -174,6 +185,43 @@ class Precision(Passes):
             name = str(dtype).removeprefix("torch.")
             text = f"does not run in {name}: {type(error).__name__}: {error}"
             raise NotApplicable(text.partition("\n")[0][:200]) from error
+
+    @remembered
+    def mixed(self) -> tuple[str | None, str] | None:
+        """Where a conversion to bfloat16 leaves numbers of another dtype behind, and what torch
+        says. ``None`` where it does not, where the model names modules that stay in float32, or
+        where its code never asks for a dtype: then it was written for one alone."""
+        subject = self.probe.subject
+        kept = any(getattr(subject.model, name, None) for name in _STAY)
+        if kept or not any(reads_dtype(type(module)) for module in subject.model.modules()):
+            return None
+        twin = self._narrowed(torch.bfloat16, as_it_is=True)
+        try:
+            _run(self.probe, twin, self.batch(0))
+        except RuntimeError as error:
+            if any(words in str(error) for words in _MIXED):
+                line = str(error).partition("\n")[0][:160]
+                return where_raised(twin.model, error), line
+        except Exception:  # noqa: BLE001 - a model need not run in half precision
+            return None
+        return None
+
+    @remembered
+    def padded(self, name: str) -> str | None:
+        """The first module that makes the logits of real tokens in half padded texts NaN or
+        infinite where float32 does not; ``None`` where they stay finite."""
+        probe = self.probe
+        batches = padded_halves(probe, probe.batch(2, probe.subject.sizes[1], "padded half"))
+        for batch in batches.values():
+            keep = batch["attention_mask"].bool()
+            own = probe.forward(batch).logits
+            real = self.converted(getattr(torch, name), batch, as_it_is=True).logits
+            if own.shape[:2] == keep.shape:
+                own, real = own[keep], real[keep]
+            if bool((own.isfinite() & ~real.isfinite()).any()):
+                twin = self._narrowed(getattr(torch, name), as_it_is=True)
+                return first_not_finite(self._calls(twin, batch)) or ROOT
+        return None
 
     @remembered
     def traits(self) -> Traits:

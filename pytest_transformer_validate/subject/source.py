@@ -59,6 +59,20 @@ def reads_parameter(model: nn.Module, name: str) -> bool:
     )
 
 
+@functools.cache
+def reads_dtype(kind: type) -> bool:
+    """Whether code of a module's own class, beside its set-up, asks a tensor for its dtype."""
+    for cls in kind.__mro__:
+        if cls is nn.Module or cls.__module__.startswith("torch."):
+            return False
+        for name, function in vars(cls).items():
+            code = getattr(inspect.unwrap(function), "__code__", None)
+            asks = code is not None and {"dtype", "type_as"} & set(code.co_names)
+            if asks and not name.startswith(_SETUP):
+                return True
+    return False
+
+
 def _sources(kind: type) -> Iterator[tuple[str, Reads]]:
     """The classes of a module up to torch's own, each with what its file reads."""
     for cls in kind.__mro__:

@@ -34,7 +34,7 @@ def precision(probe: Probe, case: str, *, factor: float = 8.0, units: float = 64
         raise NotApplicable(f"the model is in {probe.context()['dtype']}, not in float32")
     if case == "float64":
         return _double(probe, units)
-    rounding = probe.precision.half(case, 0)
+    rounding = _half(probe, case)
     measured = _measured(rounding, case, factor)
     if not rounding.finite and probe.precision.finite_as_it_is(case):
         raise NotApplicable(f"with moved weights, {case} gives NaN; as it is, it does not")
@@ -43,6 +43,9 @@ def precision(probe: Probe, case: str, *, factor: float = 8.0, units: float = 64
         what, likely = problem
         where = probe.precision.where_differs(case, 0, factor)
         raise CheckFailed(_text(case, what, where, likely), measured, where=where)
+    where = None if probe.subject.vision else probe.precision.padded(case)
+    if where is not None:
+        raise CheckFailed(_text(case, _PADDED, where, _OVERFLOW), measured, where=where)
     if measured.value is None or measured.value <= factor:
         return measured
     for draw in range(1, _DRAWS):
@@ -60,6 +63,31 @@ def precision(probe: Probe, case: str, *, factor: float = 8.0, units: float = 64
         f"{_place(part, rounding)}"
     )
     raise CheckFailed(_text(case, what, where, _likely(rounding)), measured, where=where)
+
+
+_PADDED = "real tokens of a padded text get NaN or infinity where float32 is finite"
+_OVERFLOW = (
+    "a mask value that overflows (-1e9 or the smallest float32; use torch.finfo(x.dtype).min or "
+    "-inf in masked_fill), or an eps that is zero in half precision"
+)
+
+
+def _half(probe: Probe, case: str) -> Rounding:
+    """The model in half precision. A model that asks for dtypes in its code has to follow a
+    conversion to bfloat16; one that never does may raise."""
+    try:
+        return probe.precision.half(case, 0)
+    except NotApplicable:
+        mixed = probe.precision.mixed() if case == "bfloat16" else None
+        if mixed is None:
+            raise
+        where, line = mixed
+        what = f"two dtypes meet: {line}"
+        likely = (
+            "a mask, table or constant is made in float32 whatever the model is in (torch.zeros "
+            "and torch.full without dtype=x.dtype), or .float() without the way back"
+        )
+        raise CheckFailed(_text(case, what, where, likely), where=where) from None
 
 
 def _measured(rounding: Rounding, case: str, factor: float) -> Precision:
@@ -89,8 +117,7 @@ def _problem(rounding: Rounding, case: str) -> tuple[str, str] | None:
     return (
         f"NaN or infinity where float32 is finite; the largest number on the way is "
         f"{rounding.largest:.2g}",
-        "a mask value that overflows (-1e9 or the smallest float32; use torch.finfo(x.dtype).min "
-        "or -inf in masked_fill), or an eps that is zero in half precision",
+        _OVERFLOW,
     )
 
 

@@ -410,6 +410,8 @@ MUTANTS = (
         why="the mask is never brought to the type of the weights, which shows in half only",
         edits=(("            mask = mask.type_as(h)\n", ""),),
         blind=True,
+        undetectable="without the line nothing says that another dtype than float32 was meant; "
+        "the record says that bfloat16 does not run",
     ),
     Mutant(
         name="blind_ignored_labels_taken_as_tokens",

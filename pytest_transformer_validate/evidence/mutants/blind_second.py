@@ -270,7 +270,7 @@ MUTANTS = (
         name="reported_source_mask_made_like_target_mask",
         family="encoder_with_causal_mask",
         parent="annotated",
-        check="bidirectionality",
+        check="encoder_use",
         where=(ROOT, "encoder.*", "encoder.*.self_attn"),
         why="Annotated Transformer issues: the subsequent mask is made for both sides",
         blind=True,
@@ -401,6 +401,8 @@ MUTANTS = (
         where=("layers.*",),
         why="PyTorch tutorial's src_mask: kept in an attribute, made anew for another size only",
         blind=True,
+        undetectable="works for whoever moves the model before the first call, and PyTorch's own "
+        "language model example does it",
         edits=(
             (
                 "        self.norm = nn.LayerNorm(width)\n        self.attn",
@@ -444,6 +446,7 @@ MUTANTS = (
         where=(ROOT, "tok_embeddings"),
         why="TransformerLens-like W_E[tokens]: a label of -100 reads a row from the end",
         blind=True,
+        undetectable="TransformerLens itself embeds like this: noted in the record",
         edits=(("h = self.tok_embeddings(tokens)", "h = self.tok_embeddings.weight[tokens]"),),
     ),
     Mutant(

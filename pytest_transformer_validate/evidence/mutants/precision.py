@@ -9,6 +9,20 @@ from pytest_transformer_validate.evidence.mutants.surgery import Mutant
 _rounds = partial(Mutant, check="precision", parent="rotary_tied", where=("rotary",))
 
 MUTANTS = (
+    Mutant(
+        name="bias_of_the_mask_in_float32",
+        family="hard_coded_dtype",
+        parent="masked_gpt",
+        check="precision",
+        where=("(model)", "blocks.*.attn"),
+        why="torch.zeros without a dtype, added to scores in bfloat16",
+        edits=(
+            (
+                "bias = torch.zeros(allowed.shape, dtype=dtype, device=attention_mask.device)",
+                "bias = torch.zeros(allowed.shape, device=attention_mask.device)",
+            ),
+        ),
+    ),
     _rounds(
         name="steps_in_the_models_dtype",
         family="positions",
