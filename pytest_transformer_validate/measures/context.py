@@ -142,6 +142,26 @@ def longest_reach(swaps: Swaps, limit: float) -> int:
     return max(distances, default=0)
 
 
+def band(seen: torch.Tensor) -> int | None:
+    """How far every position of ``seen`` (H, T, T) looks back, where that is a fixed number of
+    tokens for all heads and less than the text."""
+    length = seen.shape[-1]
+    reach = length - 1 - int(seen[0, -1].int().argmax())
+    if not 0 < reach < length - 1:
+        return None
+    wanted = seen.new_ones(length, length).tril().triu(-reach)
+    return reach if bool((seen == wanted).all()) else None
+
+
+def cliff(values: torch.Tensor) -> int | None:
+    """The distance to the last of ``values`` (T,) beyond which all are zero; ``None`` where none
+    is, or where they fade (a recurrence forgets)."""
+    beyond = values > 0
+    start = int(beyond.int().argmax())
+    clean = bool(beyond[start:].all()) and float(values[start]) > 1e-9 * float(values.max())
+    return len(values) - 1 - start if start and clean else None
+
+
 def alike(module: str) -> str:
     """A module's name without the numbers of layers."""
     return ".".join("*" if part.isdigit() else part for part in module.split("."))

@@ -26,9 +26,10 @@ from pytest_transformer_validate.probe.compare import (
 )
 from pytest_transformer_validate.probe.lookup import TokenLookup
 from pytest_transformer_validate.probe.passes import Passes, remembered
-from pytest_transformer_validate.probe.positions import copies
+from pytest_transformer_validate.probe.positions import copies, single_gradient
 from pytest_transformer_validate.probe.trace import ROOT
 from pytest_transformer_validate.subject.outputs import floating
+from pytest_transformer_validate.subject.sizes import longer_than
 
 if TYPE_CHECKING:
     from pytest_transformer_validate.probe.probe import Probe
@@ -72,10 +73,12 @@ class Footprint:
 @dataclass(frozen=True)
 class Memory:
     """How the encoder's output (S positions) is used: by the logits (S,), and by what each
-    module of the decoder is given of that length (S,)."""
+    module of the decoder is given of that length (S,); ``reads`` says of every module of the
+    decoder whether it is given vectors of that length."""
 
     logits: torch.Tensor
     given: dict[str, torch.Tensor]
+    reads: dict[str, bool]
 
 
 class Mixing(Passes):
@@ -183,11 +186,21 @@ class Mixing(Passes):
             found: torch.Tensor = lookup.gradient()[:length]
             return found
 
-    @property
+    @functools.cached_property
     def source_length(self) -> int:
-        """S: a length of which no other axis is."""
-        other = self.probe.subject.other_sizes[1]
-        return other if other != self.probe.subject.sizes[1] else other + 1
+        """S: a length of which no other axis is; above that of the decoder's text where the
+        maximum allows, so that a source cut to that length shows."""
+        subject = self.probe.subject
+        short, other = subject.sizes[1], subject.other_sizes[1]
+        longer = longer_than(subject.model, short, subject.max_length, subject.multiple)
+        if longer is not None:
+            return longer
+        return other if other != short else other + 1
+
+    @remembered
+    def last(self, length: int, condition: str) -> torch.Tensor:
+        """(T,): gradient of the last output of a text of ``length`` at every token."""
+        return single_gradient(self.probe, length, length - 1, condition)
 
     @remembered
     def pixels(self, condition: str) -> torch.Tensor:
@@ -253,6 +266,7 @@ class _Open:
 
     edges: list[tuple[int, GradientEdge]]
     given: torch.Tensor | None
+    vectors: bool
 
 
 @dataclass
@@ -290,6 +304,7 @@ class _Watch:
         """Note where the inputs of a call hang in the graph."""
         edges: list[tuple[int, GradientEdge]] = []
         given: torch.Tensor | None = None
+        vectors = False
         for tensor in {id(t): t for t in floating((args, kwargs))}.values():
             axes = self.axes(tensor)
             if axes is None:
@@ -298,7 +313,8 @@ class _Watch:
             if tensor.shape[axes[1]] == self.source != self.length:
                 projected = self._project(tensor)
                 given = projected if given is None else given + projected
-        self._stack.append(_Open(edges, given))
+                vectors = vectors or tensor.dim() == 3  # a bias of positions has four axes
+        self._stack.append(_Open(edges, given, vectors))
 
     def leave(self, name: str) -> Any:
         """Note the result of a call."""
@@ -358,7 +374,11 @@ class _Watch:
             and (used := self._used(call.begun.given, before[-1])) is not None
         }
         total = self._used(self._project(logits.flatten(2)), before[-1])
-        return None if total is None else Memory(total, given)
+        reads: dict[str, bool] = {}
+        for call in self.calls:
+            if call.length == self.length:
+                reads[call.module] = reads.get(call.module, False) or call.begun.vectors
+        return None if total is None else Memory(total, given, reads)
 
     def _used(self, total: torch.Tensor, edge: GradientEdge) -> torch.Tensor | None:
         """(S,): the gradient of a number at what stands at ``edge``."""

@@ -20,9 +20,11 @@ from pytest_transformer_validate.probe.compare import (
 )
 from pytest_transformer_validate.probe.lookup import TokenLookup
 from pytest_transformer_validate.probe.passes import Passes, remembered
+from pytest_transformer_validate.probe.positions import copies
 from pytest_transformer_validate.probe.scores import ScoreReader, Scores, along
 from pytest_transformer_validate.probe.trace import ROOT
 from pytest_transformer_validate.subject.outputs import floating
+from pytest_transformer_validate.subject.sizes import long_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -177,6 +179,25 @@ class Order(Passes):
         """The scores of every self-attention over one text; none where the model does not run
         that way."""
         return self._read(side)[0]
+
+    @property
+    def long_length(self) -> int:
+        """Length of the text for ``long_scores``."""
+        subject = self.probe.subject
+        most = 128 if subject.small else 64
+        return long_text(subject.model, subject.max_length, most, subject.multiple)
+
+    @remembered
+    def long_scores(self, length: int, condition: str) -> tuple[Scores, ...]:
+        """``scores`` over one text of another length."""
+        probe = self.probe
+        reader = ScoreReader(probe.subject.model, length)
+        try:
+            with probe.under(condition), probe.running("order") as subject, reader.watching():
+                subject(copies(probe, length, 1))
+        except Exception:  # noqa: BLE001 - causality says what a long text raises
+            return ()
+        return tuple(reader.found)
 
     def compares(self, side: str) -> bool:
         """Whether anything compares positions with each other; yes where that cannot be seen."""

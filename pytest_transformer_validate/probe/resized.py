@@ -19,6 +19,7 @@ from pytest_transformer_validate.probe.compare import (
 )
 from pytest_transformer_validate.probe.passes import Passes, remembered
 from pytest_transformer_validate.probe.trace import Call, first_to_differ
+from pytest_transformer_validate.subject.sizes import long_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,7 +57,7 @@ class Resizing(Passes):
         """The first k tokens of a text alone, for a few k, against the first k of the whole."""
         probe = self.probe
         length = probe.subject.sizes[1]
-        batch = self._text()
+        batch = self._text(length)
         with probe.under(condition):
             whole = text_logits(probe, batch, length)
             moved, place = {}, {}
@@ -65,6 +66,30 @@ class Resizing(Passes):
                 apart = difference(whole[:, :size], part).amax((0, 2))
                 moved[size], place[size] = float(apart.max()), int(apart.argmax())
         return Resized(condition, moved, place, whole)
+
+    def long_sizes(self) -> tuple[int, int] | None:
+        """Lengths of a long text and of its prefix, about 64 and 48."""
+        subject = self.probe.subject
+        length = long_text(subject.model, subject.max_length, 64, subject.multiple)
+        size = 3 * length // 4
+        size -= size % subject.multiple
+        return (length, size) if size > subject.sizes[1] else None
+
+    @remembered
+    def long_prefix(self, length: int, size: int) -> Resized:
+        """``prefixes`` for one size of one long text, with moved parameters; Blocked where that
+        does not run."""
+        probe = self.probe
+        batch = self._text(length)
+        with probe.under("noised"):
+            try:
+                whole = text_logits(probe, batch, length)
+                part = text_logits(probe, self._cut(batch, size), size)
+            except Exception as error:
+                raise Blocked(f"a text of {length} tokens raises: {error}"[:200]) from error
+        apart = difference(whole[:, :size], part).amax((0, 2))
+        moved, place = {size: float(apart.max())}, {size: int(apart.argmax())}
+        return Resized("noised", moved, place, whole)
 
     def prefix_sizes(self) -> list[int]:
         """Lengths of prefixes, all shorter than the text."""
@@ -75,10 +100,10 @@ class Resizing(Passes):
             sizes = set(range(step, length, step))
         return sorted(size for size in sizes if 1 < size < length)
 
-    def locate_prefix(self, condition: str, size: int) -> str | None:
+    def locate_prefix(self, condition: str, size: int, length: int | None = None) -> str | None:
         """The first module that gives the first ``size`` positions another value."""
-        length = self.probe.subject.sizes[1]
-        batch = self._text()
+        length = length or self.probe.subject.sizes[1]
+        batch = self._text(length)
         with self.probe.under(condition):
             whole = trace(self.probe, batch)
             part = trace(self.probe, self._cut(batch, size))
@@ -92,9 +117,10 @@ class Resizing(Passes):
 
         return first_to_differ(_each(whole, cut), part, _moved)
 
-    def _text(self) -> Batch:
+    def _text(self, length: int) -> Batch:
         subject = self.probe.subject
-        return self.probe.batch(min(3, subject.most_rows), subject.sizes[1], "prefixes")
+        few = subject.small and length == subject.sizes[1]
+        return self.probe.batch(min(3 if few else 1, subject.most_rows), length, "prefixes")
 
     def _cut(self, batch: Batch, size: int) -> Batch:
         """The batch with its sequence cut; what stands token by token beside it is too."""
@@ -126,8 +152,9 @@ class Resizing(Passes):
 
     def _rows(self) -> tuple[Batch, list[int]]:
         subject = self.probe.subject
-        largest = min(max(subject.full_batch, subject.sizes[0]), subject.most_rows, 64)
-        sizes = [size for size in (1, 2, 3) if size < largest]
+        full = max(subject.full_batch, subject.sizes[0]) if subject.small else 4
+        largest = min(full, subject.most_rows, 64)
+        sizes = [size for size in ((1, 2, 3) if subject.small else (1, 2)) if size < largest]
         return self.probe.batch(largest, subject.sizes[1], "rows alone"), sizes
 
     def locate_rows(self, condition: str, size: int, row: int) -> str | None:

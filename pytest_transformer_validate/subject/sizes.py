@@ -35,6 +35,23 @@ def other_sizes(
     return sizes[0] + 1, max(1, sizes[1] - 1)
 
 
+def longer_than(
+    model: nn.Module, length: int, longest: int | None, multiple: int = 1
+) -> int | None:
+    """A length a little above ``length`` that no axis of a weight has, if one fits."""
+    if multiple > 1:
+        return length + multiple if longest is None or length + multiple <= longest else None
+    return next((p for p in _free(model, longest, _PRIMES) if p > length), None)
+
+
+def long_text(model: nn.Module, longest: int | None, most: int, multiple: int = 1) -> int:
+    """The largest length up to ``most`` that fits and that no axis of a weight has."""
+    largest = min(longest or most, most)
+    fitting = range(largest - largest % multiple, largest // 2, -multiple)
+    taken = _taken(model)
+    return next((n for n in fitting if n not in taken), largest - largest % multiple)
+
+
 def _multiples(model: nn.Module, longest: int | None, multiple: int) -> list[tuple[int, int]]:
     """Two (B, T) whose T is a multiple, short, and where that fits no axis of a weight."""
     rows = _free(model, None, _PRIMES)

@@ -43,7 +43,7 @@ def context_use(probe: Probe, *, floor: float = 1e-7) -> Context:
         measured = _judge_past(probe, measured, pattern)
     _judge_siblings(probe, measured, RULE, _past_kind)
     _judge_heads(probe, measured, RULE, {"past", "all"})
-    return _judge_window(probe, measured)
+    return _judge_window(probe, _judge_reach(probe, measured))
 
 
 RULE = "every output of a causal LM must depend on its own token and on those before it"
@@ -61,7 +61,8 @@ def _require_length(probe: Probe) -> None:
 def _dependencies(probe: Probe, floor: float, side: str) -> torch.Tensor:
     """Relative dependencies; where one is missing, the larger with moved parameters."""
     first = context.relative(probe.mixing.tokens("eval"))
-    if not bool((first.tril() if side == "past" else first).lt(floor).any()):
+    missing = first < floor
+    if not bool((missing.tril() if side == "past" else missing).any()):
         return first
     second = context.relative(probe.mixing.tokens("noised"))
     return first.maximum(second)
@@ -107,8 +108,11 @@ def _look_back(probe: Probe, floor: float) -> tuple[Context, Pattern]:
 def _judge_past(probe: Probe, measured: Context, pattern: Pattern) -> Context:
     told = probe.tells_of_limits()
     if pattern.name == "band":
-        why = f"a window of {probe.window} is declared" if probe.window else "declared nowhere"
-        note = f"each output sees {pattern.reach} tokens back ({why})"
+        why = f"a window of {probe.window} is declared" if probe.window else told
+        if not why and probe.order.compares("text"):
+            where = _first_short(probe, {"band"})
+            raise _cut_off(measured, where, "each output", pattern.reach, measured.length)
+        note = f"each output sees {pattern.reach} tokens back ({why or 'nothing compares all'})"
         return replace(measured, notes=(*measured.notes, note))
     if pattern.name == "holes" and told:
         note = f"some tokens are not seen: a pattern on purpose ({told})"
@@ -134,6 +138,71 @@ def _judge_past(probe: Probe, measured: Context, pattern: Pattern) -> Context:
         measured,
         where=where,
     )
+
+
+def _judge_reach(probe: Probe, measured: Context) -> Context:
+    """Where nothing tells of a limit, no attention to a text of some length, and not its last
+    output, ends a fixed number of tokens back."""
+    length = probe.order.long_length
+    found = _short_attention(probe, length) or _short_output(probe, measured)
+    if found is None or probe.window or not probe.order.compares("text"):
+        return measured
+    told = probe.tells_of_limits()
+    if told:
+        note = f"{found[1]} looks {found[2]} tokens back: a limited reach ({told})"
+        return replace(measured, notes=(*measured.notes, note))
+    raise _cut_off(measured, *found)
+
+
+def _cut_off(
+    measured: Context, where: str | None, what: str, reach: int, length: int
+) -> CheckFailed:
+    return CheckFailed(
+        f"{RULE}\n"
+        f"{what} looks {reach} tokens back in a text of {length}, and no further; nothing tells "
+        "of a window\n"
+        f"first module to differ: {where or 'none stands out'}\n"
+        "likely: a mask, or a slice, with a lower bound that was left in\n"
+        'a window on purpose? declare it: "sliding_window" in config.json',
+        measured,
+        where=where,
+    )
+
+
+def _short_attention(probe: Probe, length: int) -> tuple[str | None, str, int, int] | None:
+    """The first attention all of whose heads end a fixed number of tokens back, with moved
+    parameters too."""
+    found: list[dict[str, int]] = []
+    for condition in ("eval", "noised"):
+        scores = probe.order.long_scores(length, condition)
+        reaches = ((s.module, context.band(s.visible())) for s in scores)
+        found.append({module: far for module, far in reaches if far is not None})
+        if not found[-1]:
+            return None
+    first, second = found
+    module = next((name for name, far in first.items() if second.get(name) == far), None)
+    return None if module is None else (module, module, first[module], length)
+
+
+def _short_output(probe: Probe, measured: Context) -> tuple[str | None, str, int, int] | None:
+    """The same for the last output, by gradient; asked where replacing an early token of a long
+    text did not move it."""
+    length, reach = measured.long_length, measured.long_reach
+    if not length or reach is None or reach >= length - 2 or not probe.subject.small:
+        return None
+    reaches = []
+    for condition in ("eval", "noised"):
+        try:
+            seen = probe.mixing.last(length, condition)
+        except Exception:  # noqa: BLE001 - a model need not support a backward in eval mode
+            return None
+        reaches.append(context.cliff(seen))
+    far = reaches[0]
+    if far is None or reaches[1] != far:
+        return None
+    prints = context.mixers(probe.mixing.footprints(length, "eval"), length)
+    where = next((f.module for f in prints if context.look_back(f, length - 1) <= far), None)
+    return where, "the last output", far, length
 
 
 def _require_mixing(probe: Probe, pattern: Pattern) -> None:
@@ -502,6 +571,7 @@ def encoder_use(probe: Probe, *, floor: float = 1e-7) -> Context:
     if unseen:
         measured = _judge_source(probe, measured, first, unseen)
     _judge_cross(probe, measured)
+    _judge_given(probe, measured)
     _judge_memory(probe, measured)
     _judge_encoder(probe, measured, length)
     return measured
@@ -544,6 +614,28 @@ def _judge_source(
         measured,
         where=where,
     )
+
+
+def _judge_given(probe: Probe, measured: Context) -> None:
+    """Of modules that are built alike, all are given the encoder's output, or none is."""
+    memory = probe.mixing.memory("eval")
+    reads = memory.reads if memory else {}
+    readers = [module for module, read in reads.items() if read]
+    for module, read in reads.items():
+        if read or not any(part.isdigit() for part in module.split(".")):
+            continue
+        other = next((name for name in readers if _same(probe, name, module)), None)
+        if other is not None:
+            raise CheckFailed(
+                f"{SOURCE}\n"
+                f"{module} is not given the encoder's output, and {other}, which is built like "
+                "it, is\n"
+                f"first module to differ: {module}\n"
+                "likely: what one layer returns is handed to the next as the encoder's output, "
+                "or one layer attends to the decoder's own tokens",
+                measured,
+                where=module,
+            )
 
 
 def _judge_memory(probe: Probe, measured: Context) -> None:

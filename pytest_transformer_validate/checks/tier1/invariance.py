@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from pytest_transformer_validate.checks.registry import check
-from pytest_transformer_validate.errors import CheckFailed, NotApplicable
+from pytest_transformer_validate.errors import Blocked, CheckFailed, NotApplicable
 from pytest_transformer_validate.measures.dependency import upper_leak, worst_leak
 from pytest_transformer_validate.measures.invariance import Invariance, worse
 from pytest_transformer_validate.measures.tolerance import (
@@ -21,8 +21,12 @@ if TYPE_CHECKING:
     from pytest_transformer_validate.probe.probe import Probe
     from pytest_transformer_validate.probe.resized import Resized
 
-_CONDITIONS = ("eval", "noised")
 _MOVED = {"eval": "", "noised": " (all parameters moved at random)"}
+
+
+def _conditions(probe: Probe) -> tuple[str, ...]:
+    """Moving all parameters of a large model costs more than the runs."""
+    return ("eval", "noised") if probe.subject.small else ("eval",)
 
 
 @check(tier=1, tasks=("causal_lm", "seq2seq"))
@@ -30,8 +34,9 @@ def prefix_consistency(probe: Probe, *, factor: float = 64.0) -> Invariance:
     """The logits of the first k tokens are the same with and without the tokens after them.
 
     Beyond causality: no tokens are replaced, there are fewer. Texts are short, so that every
-    window, chunk and choice holds all of them; two lengths round differently, so ``factor`` u are
-    allowed, or 16 times the model's own noise.
+    window, chunk and choice holds all of them, and one is long, for which a limit that anything
+    tells of is an excuse; two lengths round differently, so ``factor`` u are allowed, or 16 times
+    the model's own noise.
     """
     if probe.subject.task.task_type == "seq2seq" and not probe.subject.decodes:
         raise NotApplicable("forward takes no decoder input")
@@ -40,7 +45,7 @@ def prefix_consistency(probe: Probe, *, factor: float = 64.0) -> Invariance:
     if _leaks(probe):
         raise NotApplicable("outputs depend on later tokens: see causality")
     measured = None
-    for condition in _CONDITIONS:
+    for condition in _conditions(probe):
         runs = probe.resizing.prefixes(condition)
         limit = two_shapes_limit(runs.reference, probe.noise(), factor)
         found = _measure(runs, limit, probe.subject.sizes[1])
@@ -64,7 +69,44 @@ def prefix_consistency(probe: Probe, *, factor: float = 64.0) -> Invariance:
             where=where,
         )
     assert measured is not None
-    return measured
+    return _judge_long(probe, measured, factor) if probe.subject.small else measured
+
+
+def _judge_long(probe: Probe, measured: Invariance, factor: float) -> Invariance:
+    """The same for one long text, with moved parameters: what depends on the length may begin
+    above some length."""
+    sizes = probe.resizing.long_sizes()
+    if sizes is None:
+        return measured
+    length, size = sizes
+    try:
+        runs = probe.resizing.long_prefix(length, size)
+    except Blocked:
+        return measured  # causality says what a long text raises
+    limit = two_shapes_limit(runs.reference, probe.noise(), factor)
+    found = _measure(runs, limit, length)
+
+    def again() -> tuple[float, str]:
+        return probe.repeated(lambda p: p.resizing.long_prefix(length, size).worst[0])
+
+    verdict = settle(runs.worst[0], limit, again, sure=math.inf)
+    if not verdict.exceeded:
+        return worse(measured, found.noting(verdict.notes)) if not verdict.notes else measured
+    told = probe.tells_of_limits()
+    if told:
+        note = f"{size} of {length} tokens give other logits: a pattern by length ({told})"
+        return measured.noting((note,))
+    where = probe.resizing.locate_prefix("noised", size, length)
+    raise CheckFailed(
+        "the logits of a prefix must not depend on how many tokens follow it\n"
+        f"position {runs.place[size]} moved by {found.value:.2g} (limit {limit}) when {size} of "
+        f"{length} tokens were given (all parameters moved at random); shorter texts agree\n"
+        f"first module to differ: {where or 'none stands out'}\n"
+        "likely: a scale by the length of the text that begins above some length, or positions "
+        "that are stretched to it",
+        found,
+        where=where,
+    )
 
 
 def _prefixes_again(probe: Probe, condition: str) -> Repeat:
@@ -100,7 +142,7 @@ def batch_size_invariance(probe: Probe, *, factor: float = 64.0) -> Invariance:
     if probe.subject.most_rows < 2:
         raise NotApplicable("the largest batch is one row")
     measured = None
-    for condition in _CONDITIONS:
+    for condition in _conditions(probe):
         runs = probe.resizing.rows(condition)
         limit = two_shapes_limit(runs.reference, 0.0, factor)
         found = _measure(runs, limit, len(runs.reference))
