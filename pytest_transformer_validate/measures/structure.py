@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _NEARLY_ALL = 0.9
 _SURE = 6.0
+_SLIGHT = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,19 @@ def without_residual(group: Sequence[Identity]) -> Identity | None:
         return None
     others = [one for one in group if one is not odd[0]]
     return odd[0] if all(_keeps(one) for one in others) else None
+
+
+def stack_without_residual(groups: Sequence[Sequence[Identity]]) -> Identity | None:
+    """The first layer of a list none of whose layers passes its input on, where every layer of
+    every other list does."""
+    lost = [group for group in groups if all(map(_blind, group))]
+    kept = [group for group in groups if all(map(_keeps, group))]
+    return lost[0][0] if len(lost) == 1 and kept and len(kept) == len(groups) - 1 else None
+
+
+def _blind(one: Identity) -> bool:
+    """As many features move against their input as with it, and none of them by much."""
+    return abs(one.positive - 0.5) < _NEARLY_ALL - 0.5 and abs(one.share) < _SLIGHT
 
 
 def _keeps(one: Identity) -> bool:

@@ -79,7 +79,7 @@ class Merge:
 
 @dataclass
 class Footprints:
-    """Everything seen: how many sites of attention, and what is odd about them.
+    """Everything seen: how many sites of attention, in which modules, and what is odd about them.
 
     ``mixed`` are changes that reach some heads and not others, at positions that were not
     changed; ``scattered`` results of two heads at one position that arrive at different ones;
@@ -87,6 +87,7 @@ class Footprints:
     """
 
     sites: int = 0
+    modules: list[str] = field(default_factory=list)
     wrong_axis: list[WrongAxis] = field(default_factory=list)
     mixed: list[Footprint] = field(default_factory=list)
     scattered: list[Merge] = field(default_factory=list)
@@ -104,6 +105,7 @@ class Attention(Passes):
         if batch is None:
             return found
         owners, found.sites = self._owners(batch)
+        found.modules = sorted(owners)
         if found.sites:
             with contextlib.suppress(Exception):  # no model has to take tensors that we exchange
                 self._inputs(batch, owners, found)

@@ -94,6 +94,19 @@ class Siblings(Passes):
         kept = [[found[name] for name in group if name in found] for group in groups]
         return [group for group in kept if len(group) > 1]
 
+    def attending(self) -> list[list[Identity]]:
+        """Those of ``identities`` in whose layers attention is seen, all others left out."""
+        model = self.probe.subject.model
+        inside = [
+            n for n, m in model.named_modules() if isinstance(m, torch.nn.MultiheadAttention)
+        ]
+        inside += self.probe.attention.footprints().modules
+        return [
+            group
+            for group in self.identities()
+            if all(any(_within(name, one.layer) for name in inside) for one in group)
+        ]
+
     def _large(self, layer: str) -> bool:
         module = self.probe.subject.model.get_submodule(layer)
         return sum(p.dim() > 1 for p in module.parameters()) > 1
@@ -184,6 +197,10 @@ class Siblings(Passes):
                 if value is True and any(word in name.lower() for word in _DECLARES):
                     return name
         return ""
+
+
+def _within(name: str, module: str) -> bool:
+    return name == module or name.startswith(f"{module}.")
 
 
 def _fits(tensor: torch.Tensor, rows: int) -> bool:

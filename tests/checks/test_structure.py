@@ -276,3 +276,24 @@ def test_an_expert_that_is_never_chosen_is_named():
 
 def test_experts_for_other_inputs_are_left_alone():
     flow(2)
+
+
+def test_a_list_without_residuals_beside_one_that_has_them():
+    class Both(models.Decoder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.later = nn.ModuleList(NoResidual() for _ in range(2))
+
+        def hidden(self, ids):
+            x = super().hidden(ids)
+            for block in self.later:
+                x = block(x)
+            return x
+
+    model = Both()
+    layers(model)
+    for block in model.later:
+        block.number = 1
+    with pytest.raises(CheckFailed, match="and of every layer in its list") as caught:
+        layers(model)
+    assert caught.value.where == "later.0"

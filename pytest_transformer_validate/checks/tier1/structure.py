@@ -6,7 +6,11 @@ from typing import TYPE_CHECKING
 
 from pytest_transformer_validate.checks.registry import check
 from pytest_transformer_validate.errors import CheckFailed, NotApplicable
-from pytest_transformer_validate.measures.structure import Structure, without_residual
+from pytest_transformer_validate.measures.structure import (
+    Structure,
+    stack_without_residual,
+    without_residual,
+)
 
 if TYPE_CHECKING:
     from pytest_transformer_validate.probe.attention import Footprint, Footprints, Merge
@@ -122,6 +126,17 @@ def layer_structure(probe: Probe) -> Structure:
                 measured,
                 where=odd.layer,
             )
+    stack = stack_without_residual(probe.siblings.attending())
+    if stack is not None:
+        raise CheckFailed(
+            f"{LAYERS}\n"
+            f"an input number of {stack.layer}, and of every layer in its list, moves its own "
+            f"output number by {stack.share:.2g} of its step; other lists of layers pass it on\n"
+            f"module: {stack.layer}\n"
+            "likely: one of the sums x = x + f(x) is missing in this kind of layer",
+            measured,
+            where=stack.layer,
+        )
     if not layers and not notes:
         raise NotApplicable("there is no list with several layers of one kind")
     return measured
