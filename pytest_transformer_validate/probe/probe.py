@@ -148,7 +148,8 @@ class Probe:
         """
         model = self.subject.model
         mended = MaskDtype() if self._copied else contextlib.nullcontext()
-        with guard(model, self.seed_for(*words)), torch.set_grad_enabled(grad), mended:
+        kept = guard(model, self.seed_for(*words), self.subject.threads)
+        with kept, torch.set_grad_enabled(grad), mended:
             model.train(self._training)
             for norm in _batch_norms(model):
                 norm.eval()
@@ -270,8 +271,8 @@ class Probe:
     def row_plans(self) -> list[str]:
         """The ways in which rows are replaced: see ``rows.row_swaps``."""
         subject = self.subject
-        masks = subject.signature.takes("attention_mask") and not subject.vision
-        padded = ["padded"] if masks and subject.sizes[1] > 4 else []
+        told = not subject.vision and subject.sizes[1] > 5 and self.padding.told()
+        padded = ["padded", *(["shorter"] if subject.small else [])] if told else []
         every = ["every"] if subject.small or subject.full_batch <= subject.sizes[0] else []
         return [*every, *padded, "noised", "full", "rolled"]
 
