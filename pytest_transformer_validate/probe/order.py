@@ -193,7 +193,11 @@ class Order(Passes):
         probe = self.probe
         reader = ScoreReader(probe.subject.model, length)
         try:
-            with probe.under(condition), probe.running("order") as subject, reader.watching():
+            with (
+                probe.under(condition),
+                probe.running("order", grad=True) as subject,  # else torch's layers fuse it all
+                reader.watching(),
+            ):
                 subject(copies(probe, length, 1))
         except Exception:  # noqa: BLE001 - causality says what a long text raises
             return ()

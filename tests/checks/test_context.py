@@ -8,7 +8,7 @@ from torch import nn
 
 from pytest_transformer_validate.checks.tier1.context import bidirectionality, context_use
 from pytest_transformer_validate.errors import CheckFailed, NotApplicable
-from pytest_transformer_validate.measures.context import causal_pattern, full_pattern
+from pytest_transformer_validate.measures.context import causal_pattern, cliff, full_pattern
 from pytest_transformer_validate.probe.probe import Probe
 from pytest_transformer_validate.subject.subject import Subject
 from tests import models
@@ -101,6 +101,60 @@ def test_a_window_is_reported():
     measured = context_use(probe_of(Window()))
     assert measured.reach == 6
     assert any("sees 6 tokens back" in note for note in measured.notes)
+
+
+class Cut(Masked):
+    def mask(self, index, t):
+        return super().mask(index, t).triu(-15)
+
+
+class LastCut(Masked):
+    def mask(self, index, t):
+        return super().mask(index, t).triu(-15) if index else super().mask(index, t)
+
+
+class Divided(models.Attention):
+    """A softmax written out, which no operation shows."""
+
+    def forward(self, x, causal=True, mask=None):
+        b, t, d = x.shape
+        q, k, v = (s.view(b, t, self.heads, -1).transpose(1, 2) for s in self.qkv(x).chunk(3, -1))
+        weights = (q @ k.mT).exp() * torch.ones(t, t).tril().triu(-9)
+        y = weights / weights.sum(-1, keepdim=True) @ v
+        return self.out(y.transpose(1, 2).reshape(b, t, d))
+
+
+def test_a_short_context_of_which_nothing_tells():
+    with pytest.raises(CheckFailed, match="looks 15 tokens back in a text of") as caught:
+        context_use(probe_of(Cut()))
+    assert caught.value.where == "blocks.0.attention"
+    assert '"sliding_window"' in caught.value.message
+    assert context_use(probe_of(Cut(), {"sliding_window": 16})).window == 16
+
+
+def test_a_short_context_of_one_layer():
+    with pytest.raises(CheckFailed, match="looks 15 tokens back") as caught:
+        context_use(probe_of(LastCut()))
+    assert caught.value.where == "blocks.1.attention"
+
+
+def test_a_short_context_seen_by_the_last_output():
+    model = models.Decoder()
+    for block in model.blocks:
+        block.attention = Divided(32, 4)
+    probe = probe_of(model)
+    probe.position_swaps(next(p for p in probe.swap_plans() if p.name == "long"))
+    with pytest.raises(CheckFailed, match="the last output looks 18 tokens back") as caught:
+        context_use(probe)
+    assert caught.value.where == "blocks.0.attention"
+
+
+@pytest.mark.parametrize(
+    ("values", "far"),
+    [([0, 0, 1.0, 1, 1], 2), ([1.0, 1, 1], None), ([0, 1e-30, 1.0], None), ([0, 1.0, 0, 1], None)],
+)
+def test_where_influence_ends(values, far):
+    assert cliff(torch.tensor(values)) == far
 
 
 def test_a_window_is_held_against_the_declared_one():

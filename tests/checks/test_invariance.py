@@ -60,6 +60,23 @@ def test_a_result_that_depends_on_the_length():
         prefix_consistency(probe_of(ByLength()))
 
 
+class LateScale(models.Decoder):
+    def hidden(self, ids):
+        return super().hidden(ids) * max(1.0, ids.size(1) / 30)
+
+
+def test_a_scale_that_begins_above_short_texts():
+    with pytest.raises(CheckFailed, match="shorter texts agree"):
+        prefix_consistency(probe_of(LateScale()))
+
+
+def test_a_pattern_by_length_is_a_note():
+    model = LateScale()
+    model.keep_topk = 4
+    measured = prefix_consistency(probe_of(model))
+    assert any("a pattern by length (.keep_topk)" in note for note in measured.notes)
+
+
 def test_what_is_not_causal_fails_once():
     class Mean(models.Decoder):
         def hidden(self, ids):

@@ -99,6 +99,21 @@ MUTANTS = (
         edits=(("(back < self.window)", "(back < self.window + 4)"),),
     ),
     _short(
+        name="last_layer_cut_short",
+        family="context_cut",
+        parent="mha_decoder",
+        where=("layers.1.attn", "layers.1.attn.mha"),
+        why="an experiment with cheaper upper layers: everything older than 20 tokens is masked",
+        edits=(
+            (
+                "        for layer in self.layers:\n            x = layer(x, mask)",
+                "        older = torch.ones_like(mask).tril(diagonal=-21)\n"
+                "        for layer in self.layers:\n"
+                "            x = layer(x, mask | older if layer is self.layers[-1] else mask)",
+            ),
+        ),
+    ),
+    _short(
         name="text_cut_inside",
         family="cut",
         parent="text_classifier",

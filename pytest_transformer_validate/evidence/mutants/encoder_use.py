@@ -43,6 +43,34 @@ MUTANTS = (
         ),
     ),
     _lost(
+        name="last_layer_attends_to_the_text",
+        family="one_layer",
+        where=("decoder_layers.1", "decoder_layers.1.cross_attn"),
+        why="the last layer is called as the layers of a decoder alone are, with itself as memory",
+        edits=(
+            (
+                _DECODE,
+                "        for layer in self.decoder_layers[:-1]:\n"
+                "            y = layer(y, memory, causal, mask)\n"
+                "        y = self.decoder_layers[-1](y, y, causal, causal)",
+            ),
+        ),
+    ),
+    _lost(
+        name="source_mask_as_long_as_the_text",
+        family="some_positions",
+        where=("", "decoder_layers.*.cross_attn"),
+        why="the mask of the encoder's output is filled up to the length of the decoder's text",
+        edits=(
+            (
+                _DECODE,
+                "        keep = torch.arange(memory.size(1), device=y.device) < length\n"
+                "        keep = keep.long()[None, None, None]\n"
+                "        mask = keep if mask is None else keep * mask\n" + _DECODE,
+            ),
+        ),
+    ),
+    _lost(
         name="one_source_position",
         family="some_positions",
         where=("decoder_layers.0.cross_attn",),

@@ -39,6 +39,20 @@ MUTANTS = (
         ),
     ),
     _depends(
+        name="positions_squeezed_from_some_length_on",
+        family="positions",
+        parent="rotary_tied",
+        where=("rotary", "blocks.*.attention"),
+        why="interpolation for texts above 32 tokens follows each text's length",
+        edits=(
+            (
+                "        angles = torch.outer(steps,",
+                "        steps = steps * min(1.0, 32 / x.size(1))\n"
+                "        angles = torch.outer(steps,",
+            ),
+        ),
+    ),
+    _depends(
         name="scaled_by_length",
         family="scores",
         parent="nanogpt",
