@@ -22,12 +22,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pytest_transformer_validate.errors import Blocked, NotApplicable
 from pytest_transformer_validate.probe.compare import difference, over, trace
 from pytest_transformer_validate.probe.passes import Passes, remembered
-from pytest_transformer_validate.probe.trace import ROOT, Call, first_to_differ
+from pytest_transformer_validate.probe.trace import (
+    ROOT,
+    Call,
+    first_to_differ,
+    running_module,
+)
 from pytest_transformer_validate.subject.batch import Batch
+from pytest_transformer_validate.subject.declared import declared, special_ids
 from pytest_transformer_validate.subject.masks import (
     SOURCE,
     TARGET,
     Way,
+    declared_padding,
     padding_id,
     takes_anything,
     ways,
@@ -147,19 +154,61 @@ class Padding(Passes):
     @remembered
     def compares(self, covers: str) -> bool:
         """Whether forward compares these ids with the padding id."""
-        subject = self.probe.subject
-        pad = padding_id(subject)
-        if pad is None or pad not in subject.facts.compared:
+        pad = padding_id(self.probe.subject)
+        if pad is None or pad not in self.probe.subject.facts.compared:
             return False
-        if not subject.decodes:
-            return True
+        return pad in self._compared(covers)
+
+    @remembered
+    def _compared(self, covers: str) -> set[int]:
+        """The numbers that forward compares these ids with."""
+        subject = self.probe.subject
+        if not subject.decodes or not subject.facts.compared:
+            return set(subject.facts.compared)
         batch = self.probe.batch(*subject.sizes, "padding")
         with (
             self.probe.running("compares"),
             TableReader(subject.model, {covers: batch[covers]}, subject.sizes[1]) as reader,
         ):
             subject.call(batch, {})
-        return pad in reader.compared
+        return reader.compared
+
+    @remembered
+    def mistaken(self, covers: str) -> tuple[int | None, list[int]]:
+        """The declared padding id and, where forward does not look for it, the numbers that it
+        looks for instead and that nothing declares to be something else (end, separator, mask)."""
+        subject = self.probe.subject
+        pad, compared = declared_padding(subject), self._compared(covers)
+        if pad is None or pad in compared:
+            return pad, []
+        begin = declared(subject.config, ("bos_token_id",))
+        others = special_ids(subject.config) | {subject.end_id}
+        known = {i for i in others if i is not None and i != begin}
+        return pad, [i for i in sorted(compared - known) if 0 <= i < subject.vocab_size]
+
+    @remembered
+    def told(self) -> list[tuple[str, Way | None]]:
+        """The roles of ids whose padding can be told, with the mask argument (``None``: by the
+        padding id in them).
+
+        What a ``mask`` means is known only where it hides what it covers.
+        """
+        found: list[tuple[str, Way | None]] = []
+        for covers in self.sequences:
+            try:
+                way, _ = self.accepted(covers)
+                if way is not None and not way.fixed:
+                    way, _ = self.way(covers)
+                if way is not None and way.role == "mask" and not self._hides(way):
+                    way = None
+            except (NotApplicable, Blocked):
+                continue
+            if way is not None or self.compares(covers):
+                found.append((covers, way))
+        return found
+
+    def _hides(self, way: Way) -> bool:
+        return self.holds(self.content(way, self.layout(way.covers), "plain"))
 
     @property
     def causal(self) -> bool:
@@ -262,12 +311,26 @@ class Padding(Passes):
         same = logits == self.probe.forward(hole.before).logits
         return hole.effect > 0 and bool(same.all())
 
+    def silent(self, found: Content) -> list[str]:
+        """The roles, of several masks that go together, that have no effect: outputs are the
+        same when that one alone keeps everything."""
+        way = found.way
+        with self._under(found.condition):
+            told = self._outputs(found.before, way.covers, found.keep)
+            roles = []
+            for role in (way.role, *way.together):
+                without = found.before.with_(**{role: found.open[role]})
+                if not self._gap(told, self._outputs(without, way.covers, found.keep)):
+                    roles.append(role)
+        return roles
+
     @remembered
-    def touched(self, way: Way) -> bool:
-        """Whether any operation reads the mask."""
+    def touched(self, way: Way, role: str) -> bool:
+        """Whether any operation reads the mask called ``role``."""
         batch = self.probe.batch(*self.probe.subject.sizes, "padding")
         told = way.tell(batch, self.keep(batch[way.covers], "right"))
-        with self.probe.running("touched") as subject, _Reader(told[way.role]) as reader:
+        told = told.with_(**{role: told[role].clone()})
+        with self.probe.running("touched") as subject, _Reader(told[role]) as reader:
             subject.call(told, {})
         return bool(reader.read)
 
@@ -307,16 +370,24 @@ class Padding(Passes):
 
     @remembered
     def lengths(
-        self, covers: str, plan: str, side: str, condition: str, *, blank: bool = False
+        self,
+        covers: str,
+        plan: str,
+        side: str,
+        condition: str,
+        *,
+        blank: bool = False,
+        filler: int | None = None,
     ) -> Lengths:
         """Pad texts on one ``side`` and compare with the texts alone.
 
         ``plan`` is ``mixed`` (rows of different lengths), ``equal`` (all rows alike) or ``long``
-        (near the longest text). Lengths that the model cannot take alone are left out.
+        (near the longest text). Lengths that the model cannot take alone are left out. With a
+        ``filler`` that id fills them up, and no mask tells of it.
         """
         if self.probe.subject.sizes[1] < 2 * _HIDDEN:
             raise NotApplicable("texts are too short to be padded")
-        way, _ = self.way(covers)
+        way = self.way(covers)[0] if filler is None else None
         given = self._given(covers, plan)
         size = given[covers].shape[1]
         sizes = {
@@ -325,7 +396,7 @@ class Padding(Passes):
             "long": [size - 2, size // 2],
         }[plan]
         lengths = [sizes[row % len(sizes)] for row in range(given.rows)]
-        padded, keep = self._padded(given, covers, lengths, side, way)
+        padded, keep = self._padded(given, covers, lengths, side, way, filler)
         moved = [0.0] * given.rows
         groups: dict[int, Batch] = {}
         references = []
@@ -380,7 +451,13 @@ class Padding(Passes):
         return self.probe.batch(min(2, rows), length, "lengths", plan, source=source)
 
     def _padded(
-        self, given: Batch, covers: str, lengths: list[int], side: str, way: Way | None
+        self,
+        given: Batch,
+        covers: str,
+        lengths: list[int],
+        side: str,
+        way: Way | None,
+        filler: int | None,
     ) -> tuple[Batch, torch.Tensor]:
         """Every text cut to its length and padded to the size of all, and what is real."""
         ids = given[covers]
@@ -390,8 +467,9 @@ class Padding(Passes):
         keep = steps < count if side == "right" else steps >= size - count
         source = steps if side == "right" else steps - (size - count)
         texts = self._cut(ids, lengths).gather(1, source.clamp(min=0))
-        pad = padding_id(self.probe.subject)
-        filler = int(ids[0, 0]) if pad is None else pad
+        if filler is None:
+            pad = padding_id(self.probe.subject)
+            filler = int(ids[0, 0]) if pad is None else pad
         told = self._with_ids(given, covers, texts.masked_fill(~keep, filler))
         return self._told(told, keep, covers, side, way), keep
 
@@ -432,6 +510,15 @@ class Padding(Passes):
         return self.probe.subject.signature.takes("position_ids")
 
     # ... where a leak begins, run on a failure only...
+
+    def locate_comparison(self, covers: str, number: int) -> str | None:
+        """The module whose code compares ids with a number."""
+        subject = self.probe.subject
+        batch = self.probe.batch(*subject.sizes, "padding")
+        reader = _Comparer(subject.model, {covers: batch[covers]}, subject.sizes[1], number)
+        with self.probe.running("compares"), reader:
+            subject.call(batch, {})
+        return reader.place
 
     def locate_content(self, found: Content) -> Place:
         """The first module in which a real token sees what is under the mask."""
@@ -610,6 +697,25 @@ _NEIGHBOURS = {
 def _positions(keep: torch.Tensor) -> torch.Tensor:
     """Positions of the real tokens, 0 at padding in front."""
     return (keep.cumsum(1) - 1).clamp(min=0)
+
+
+class _Comparer(TableReader):
+    """Notices in which module ids are compared with ``number``."""
+
+    def __init__(
+        self, model: nn.Module, ids: dict[str, torch.Tensor], length: int, number: int
+    ) -> None:
+        super().__init__(model, ids, length)
+        self.model, self.number = model, number
+        self.place: str | None = None
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = super().__torch_dispatch__(func, types, args, kwargs)
+        if self.place is None and self.number in self.compared:
+            self.place = running_module(self.model)
+        return result
 
 
 class _Reader(TorchDispatchMode):

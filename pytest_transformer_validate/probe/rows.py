@@ -22,6 +22,7 @@ from pytest_transformer_validate.probe.compare import (
 )
 from pytest_transformer_validate.probe.lookup import TokenLookup
 from pytest_transformer_validate.probe.trace import first_to_differ
+from pytest_transformer_validate.subject.masks import padding_id
 
 if TYPE_CHECKING:
     from pytest_transformer_validate.probe.compare import Moved
@@ -46,7 +47,8 @@ def row_swaps(probe: Probe, plan: str) -> RowSwaps:
     """Replace every row but the first, then every row but the last.
 
     ``plan`` is ``every``; ``padded``, which gives the replaced rows another padding too (both
-    times some, so that the same kernels run), by an attention mask; ``noised``, with every
+    times some, so that the same kernels run), each its own, and the kept rows none; ``shorter``,
+    in which the kept rows have padding and their new neighbours none; ``noised``, with every
     parameter moved at random; ``full``, at the full batch size; or ``rolled``, which keeps all
     rows and gives each the next one's place.
     """
@@ -58,8 +60,12 @@ def row_swaps(probe: Probe, plan: str) -> RowSwaps:
         return _rolled(probe, before)
     fresh = probe.batch(rows, length, "other rows")
     if plan == "padded":
-        before = _pad_between(probe, before, 2)
-        fresh = _pad_all(probe, fresh, 3)
+        inner = range(1, rows - 1)
+        before = _padded(probe, before, [0, *(1 + row % 2 for row in inner), 0])
+        fresh = _padded(probe, fresh, [2 + row % 2 for row in range(rows)])
+    elif plan == "shorter":
+        before = _padded(probe, before, [3, *(row % 2 for row in range(1, rows - 1)), 2])
+        fresh = _padded(probe, fresh, [0] * rows)
     kept = [0, rows - 1]
     after = [_keep_row(before, fresh, keep) for keep in kept]
     with probe.under(plan):
@@ -127,27 +133,22 @@ def locate_row_gradient(probe: Probe, row: int, source: int) -> str | None:
     return first_to_differ(trace(probe, before), trace(probe, after), _row_moved(rows, row, row))
 
 
-def _pad_between(probe: Probe, batch: Batch, by: int) -> Batch:
-    """Pad all rows but the first and the last by ``by`` tokens on the right."""
-    keep = torch.ones_like(batch["input_ids"])
-    keep[1:-1, -by:] = 0
-    return _masked(probe, batch, keep)
-
-
-def _pad_all(probe: Probe, batch: Batch, by: int) -> Batch:
-    keep = torch.ones_like(batch["input_ids"])
-    keep[:, -by:] = 0
-    return _masked(probe, batch, keep)
-
-
-def _masked(probe: Probe, batch: Batch, keep: torch.Tensor) -> Batch:
-    """The batch with what ``keep`` leaves out padded; a text still ends with its end id."""
-    subject, ids = probe.subject, batch["input_ids"]
-    filler = ids[0, 0] if subject.pad_id is None else subject.pad_id
-    padded = torch.where(keep == 0, filler, ids)
-    if subject.ends:
-        padded.scatter_(1, keep.sum(1, keepdim=True) - 1, ids[:, -1:])
-    return batch.with_(input_ids=padded, attention_mask=keep)
+def _padded(probe: Probe, batch: Batch, amounts: list[int]) -> Batch:
+    """The batch with the end of each row padded, in every way in which the model can be told; a
+    text still ends with its end id."""
+    subject = probe.subject
+    for covers, way in probe.padding.told():
+        ids = batch[covers]
+        steps = torch.arange(ids.shape[1], device=ids.device)
+        left = ids.shape[1] - torch.tensor(amounts[: len(ids)], device=ids.device)[:, None]
+        keep = steps < left
+        pad = padding_id(subject)
+        padded = torch.where(keep, ids, ids[0, 0] if pad is None else pad)
+        if subject.ends:
+            padded.scatter_(1, left - 1, ids[:, -1:])
+        batch = batch.with_(**{covers: padded})
+        batch = batch if way is None else way.tell(batch, keep)
+    return batch
 
 
 def _row_moved(rows: int, keep: int, place: int) -> Moved:

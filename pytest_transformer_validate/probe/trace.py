@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -98,6 +99,18 @@ def where_raised(model: torch.nn.Module, error: BaseException) -> str | None:
             place = names[id(owner)]
         trace = trace.tb_next
     return place
+
+
+def running_module(model: torch.nn.Module) -> str | None:
+    """The innermost module of the model whose code is running now."""
+    names = {id(module): name or ROOT for name, module in model.named_modules()}
+    frame = inspect.currentframe()
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        if id(owner) in names and isinstance(owner, torch.nn.Module):
+            return names[id(owner)]
+        frame = frame.f_back
+    return None
 
 
 def _any_moved(

@@ -23,7 +23,10 @@ _ROLES = {
     TARGET: ("decoder_attention_mask", "decoder_padding_mask"),
 }
 # Masks that have to say the same as another one: cross attention reads the source's.
-_TOGETHER = {"padding_mask": ("memory_padding_mask",)}
+_TOGETHER = {
+    "attention_mask": ("encoder_attention_mask",),
+    "padding_mask": ("memory_padding_mask",),
+}
 _TRUE_IGNORES = {"padding_mask", "decoder_padding_mask", "memory_padding_mask"}
 _AXES = (0, 1, 2)  # (B, T), (B, 1, T), (B, 1, 1, T)
 
@@ -82,7 +85,8 @@ def ways(subject: Subject, covers: str) -> list[Way]:
     for role in _ROLES[covers]:
         if not subject.signature.takes(role) or role in subject.given.forms:
             continue
-        together = tuple(r for r in _TOGETHER.get(role, ()) if subject.signature.takes(r))
+        crossing = _TOGETHER.get(role, ()) if subject.decodes else ()
+        together = tuple(r for r in crossing if subject.signature.takes(r))
         whole = role.endswith("attention_mask")
         kinds = (torch.int64, torch.bool) if whole else (torch.bool, torch.int64)
         found += [
@@ -140,16 +144,28 @@ def takes_anything(subject: Subject) -> bool:
 def padding_id(subject: Subject) -> int | None:
     """The id that fills up texts: as declared, else an attribute of a module that is called so,
     else 0 where 0 is what the forward compares its ids with."""
+    found = _named_padding(subject, tables=False)
+    if found is not None:
+        return found
+    return 0 if subject.facts.compared == {0} else None
+
+
+def declared_padding(subject: Subject) -> int | None:
+    """The id that fills up texts, as the configuration, an attribute of a module or else the
+    embeddings say; ``None`` where nothing does, or not all say the same."""
+    found = _named_padding(subject, tables=False)
+    return _named_padding(subject, tables=True) if found is None else found
+
+
+def _named_padding(subject: Subject, *, tables: bool) -> int | None:
     rows = min(subject.vocab_size, subject.facts.vocabulary.get(SOURCE, subject.vocab_size))
     named = {
         value
         for module in subject.model.modules()
         for name, value in vars(module).items()
-        if name in PADDING and type(value) is int and not isinstance(module, nn.Embedding)
+        if name in PADDING and type(value) is int and isinstance(module, nn.Embedding) == tables
     }
     found = subject.pad_id
     if found is None and len(named) == 1:
         found = named.pop()
-    if found is not None and 0 <= found < rows:
-        return found
-    return 0 if subject.facts.compared == {0} else None
+    return found if found is not None and 0 <= found < rows else None

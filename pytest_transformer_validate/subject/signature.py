@@ -44,6 +44,7 @@ ROLES: dict[str, tuple[str, ...]] = {
         "tgt_key_padding_mask", "tgt_padding_mask", "trg_key_padding_mask", "trg_padding_mask",
     ),
     "memory_padding_mask": ("memory_key_padding_mask", "memory_padding_mask"),
+    "encoder_attention_mask": ("encoder_attention_mask", "cross_attention_mask"),
     "mask": ("mask", "attn_mask", "src_mask"),
     "position_ids": ("position_ids", "positions", "pos_ids"),
     "token_type_ids": ("token_type_ids", "segment_ids", "token_types"),
@@ -63,7 +64,10 @@ ROLES: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 # Roles whose form has to be found where they are required.
-_MASKS = {"mask", "padding_mask", "decoder_padding_mask", "memory_padding_mask"}
+_MASKS = {
+    "mask", "padding_mask", "decoder_padding_mask", "memory_padding_mask",
+    "encoder_attention_mask",
+}  # fmt: skip
 _INTERMEDIATE = re.compile(r"^(mhsa|attention|residual|ffn|mlp|layer)_(\w+_)?output$")
 _VAR = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 

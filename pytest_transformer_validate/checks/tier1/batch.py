@@ -92,12 +92,14 @@ def _judge_gradient(
 
 _WHAT = {
     "padded": "the other rows were replaced and padded differently",
+    "shorter": "the other rows were replaced and their padding, not its own, was left out",
     "noised": "the other rows were replaced (all parameters moved at random)",
     "rolled": "all rows took the place of the next one",
 }
 _LIKELY = {
     "padded": "one row's mask is used for all (mask[:1], a cached mask), a total over all masks, "
     "or repeat where repeat_interleave is meant",
+    "shorter": "one row's mask is used for all, or a total over all masks",
     "rolled": "something is looked up or computed by the number of the row",
 }
 

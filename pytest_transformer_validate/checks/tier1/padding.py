@@ -195,6 +195,7 @@ def _judge_right(probe: Probe, factor: float) -> PaddingInvariance:
     skipped: list[str] = []
     results = []
     for covers in probe.padding.sequences:
+        _require_declared(probe, covers, factor)
         way, reason = _usable(probe, covers)
         by_id = probe.padding.compares(covers)
         trivial = probe.padding.causal and not by_id and way is None
@@ -204,6 +205,41 @@ def _judge_right(probe: Probe, factor: float) -> PaddingInvariance:
         result = _judge_lengths(probe, covers, "right", factor)
         results.append(result)
     return _worst(results, skipped)
+
+
+def _require_declared(probe: Probe, covers: str, factor: float) -> None:
+    """Raise where forward looks for another padding id than the declared one.
+
+    Certain only where both show: a text filled up with the number that ids are compared with
+    gives the outputs of the text alone, and one filled up with the declared id does not.
+    """
+    passes = probe.padding
+    pad, others = passes.mistaken(covers)
+    if pad is None or not others:
+        return
+    seen = passes.lengths(covers, "mixed", "right", "plain", filler=pad)
+    moved, row = worst_length(seen)
+    if not moved > effect_floor(seen.reference, 256):
+        return
+    for other in others:
+        hidden = passes.lengths(covers, "mixed", "right", "plain", filler=other)
+        value, _ = worst_length(hidden)
+        limit = lengths_limit(hidden, probe.noise(), factor)
+        if not value <= limit.value:
+            continue
+        where = passes.locate_comparison(covers, other)
+        raise CheckFailed(
+            f"the padding id that is declared is the one that has to be hidden\n"
+            f"{_outputs(probe, covers)} moved by {moved:.2g} (limit {limit}) when a text of "
+            f"{seen.lengths[row]} tokens was padded to {seen.size} with the declared padding id "
+            f"{pad}; with {other}, which forward compares {covers} with, they moved by "
+            f"{value:.2g}\n"
+            f"module that compares: {where or 'none stands out'}\n"
+            f"likely: the padding id is hard-coded as {other}\n"
+            f"{WAY_OUT}",
+            PaddingInvariance(value=moved, limit=limit, comparisons=2, lengths=(*seen.lengths,)),
+            where=where,
+        )
 
 
 def _judge_left(probe: Probe, factor: float) -> PaddingInvariance:
@@ -363,6 +399,7 @@ def _judge_mask(probe: Probe, covers: str, floor: float, two_shapes: float) -> M
     if not found.effect > effect_floor(found.reference, floor):
         found = _require_effect(probe, way, layout, floor)
         notes.append("the mask shows its effect with moved parameters only")
+    notes += _judge_each(probe, found, floor)
     notes += ones.notes
     notes += _dtype_notes(probe, way, two_shapes)
     return MaskEffect(**{**vars(ones), "value": found.effect, "notes": tuple(notes)})
@@ -377,7 +414,7 @@ def _require_effect(probe: Probe, way: Way, layout: str, floor: float) -> Conten
         return found
     if not passes.without_mask(way, layout, "noised") > limit:
         raise NotApplicable("no token reaches another: there is nothing to hide")
-    if passes.causal and not passes.touched(way) and passes.takes_anything:
+    if passes.causal and not passes.touched(way, way.role) and passes.takes_anything:
         raise NotApplicable(
             f"nothing reads {way.role}, nor whatever else forward takes by **kwargs: pad on the "
             "right, where no token of a causal model looks"
@@ -386,17 +423,54 @@ def _require_effect(probe: Probe, way: Way, layout: str, floor: float) -> Conten
     if excuse is not None:
         raise NotApplicable(excuse)
     where = passes.locate_content(found).where
+    likely = f"{way.role} is accepted and not used, or not handed on"
+    heard = _heard(probe, way, limit)
+    if heard:
+        likely = f"{heard} has: the mask's dtype is asked for, or not converted"
+        where = where if passes.touched(way, way.role) else probe.root
     raise CheckFailed(
         "a mask must hide tokens from the others\n"
         f"masking tokens by {way.role} moved {_outputs(probe, way.covers)} by {found.effect:.2g} "
         f"(at least {limit:.2g} = {floor:g} u expected), and replacing the masked tokens moves "
         f"them by {found.moved:.2g}\n"
         f"first module that sees masked tokens: {where or 'none stands out'}\n"
-        f"likely: {way.role} is accepted and not used, or not handed on\n"
+        f"likely: {likely}\n"
         f"{WAY_OUT}",
         MaskEffect(value=found.effect, argument=way.role),
         where=where,
     )
+
+
+def _judge_each(probe: Probe, found: Content, floor: float) -> list[str]:
+    """Of masks that have to say the same, each has an effect of its own where tokens that it
+    marks have one; what is said by another one already is a note."""
+    way, passes = found.way, probe.padding
+    silent = passes.silent(found) if way.together else []
+    if not silent:
+        return []
+    if probe.subject.small and found.condition == "plain":
+        found = passes.content(way, f"full_{passes.layout(way.covers)}", "noised")
+        silent = passes.silent(found)
+    names = {role: probe.subject.signature.names[role] for role in silent}
+    limit = effect_floor(found.reference, floor)
+    for role, name in names.items():
+        if not found.moved > limit:
+            continue
+        where = passes.locate_content(found).where
+        if not passes.touched(way, role):
+            where = probe.root
+        raise CheckFailed(
+            "a mask must hide tokens from the others\n"
+            f"{name} alone moves {_outputs(probe, way.covers)} by 0, and replacing the tokens "
+            f"that it marks moves them by {found.moved:.2g} (limit {limit:.2g})\n"
+            f"first module that sees masked tokens, or leaves the mask unread: "
+            f"{where or 'none stands out'}\n"
+            f"likely: {name} is accepted and not handed on\n"
+            f"{WAY_OUT}",
+            MaskEffect(value=0.0, argument=name),
+            where=where,
+        )
+    return [f"{name} has no effect of its own" for name in names.values()]
 
 
 def _judge_ones(probe: Probe, way: Way, factor: float) -> MaskEffect:
@@ -425,6 +499,14 @@ def _judge_ones(probe: Probe, way: Way, factor: float) -> MaskEffect:
         measured,
         where=where,
     )
+
+
+def _heard(probe: Probe, way: Way, limit: float) -> str:
+    """In words, the masks of other dtypes that have an effect where this one has none."""
+    found = probe.padding.other_dtypes(way) if probe.subject.small else {}
+    names = [name for name, moved in found.items() if not isinstance(moved, str) and moved > limit]
+    own = str(way.dtype).removeprefix("torch.")
+    return f"a mask of {own} has no effect, one of {' or '.join(names)}" if names else ""
 
 
 def _dtype_notes(probe: Probe, way: Way, factor: float) -> list[str]:
