@@ -129,7 +129,8 @@ class ModelRun:
             task = probe.subject.task.task_type
             raise NotApplicable(f"{check.name} promises nothing about task {task}")
         arguments = [probe] if case is None else [probe, case]
-        measured = check.function(*arguments, **self.limits.get(check.name, {}))
+        with probe.threads():
+            measured = check.function(*arguments, **self.limits.get(check.name, {}))
         if not isinstance(measured, Measurement | None):
             raise TypeError(
                 f"a check returns a Measurement or None; {check.name} returned "

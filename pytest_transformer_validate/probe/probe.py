@@ -52,6 +52,7 @@ Result = TypeVar("Result")
 Case = ParamSpec("Case")
 
 _PERIOD = 1_048_573
+_ONE_THREAD = 2_000_000
 
 
 class Probe:
@@ -148,12 +149,23 @@ class Probe:
         """
         model = self.subject.model
         mended = MaskDtype() if self._copied else contextlib.nullcontext()
-        kept = guard(model, self.seed_for(*words), self.subject.threads)
-        with kept, torch.set_grad_enabled(grad), mended:
+        with guard(model, self.seed_for(*words)), torch.set_grad_enabled(grad), mended:
             model.train(self._training)
             for norm in _batch_norms(model):
                 norm.eval()
             yield self.subject
+
+    @contextlib.contextmanager
+    def threads(self) -> Iterator[None]:
+        """One thread inside for a model that is so small that threads wait for each other longer
+        than they compute."""
+        before = torch.get_num_threads()
+        if self.subject.parameters <= _ONE_THREAD:
+            torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
     @contextlib.contextmanager
     def under(self, condition: str) -> Iterator[None]:

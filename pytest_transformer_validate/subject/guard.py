@@ -85,11 +85,10 @@ def state_tensors(model: torch.nn.Module) -> list[torch.Tensor]:
 
 
 @contextlib.contextmanager
-def guard(model: torch.nn.Module, seed: int = 0, threads: int | None = None) -> Iterator[None]:
+def guard(model: torch.nn.Module, seed: int = 0) -> Iterator[None]:
     """Run the model's code inside: global state and the model's own come back as they were.
 
-    Inside, every generator is seeded with ``seed``, and torch computes on ``threads`` threads
-    where they are given. Given back: random state of ``random``, torch
+    Inside, every generator is seeded with ``seed``. Given back: random state of ``random``, torch
     and NumPy (where it is loaded), default dtype, grad mode, thread count, deterministic flag;
     mode, hooks, ``requires_grad`` and ``.grad`` of the model, its buffers, its submodules and
     their plain attributes with what these hold (see ``Attributes``): caches, tables, counters. A
@@ -98,8 +97,6 @@ def guard(model: torch.nn.Module, seed: int = 0, threads: int | None = None) -> 
     """
     with _globals_kept(), _model_kept(model):
         seed_all(seed)
-        if threads is not None:
-            torch.set_num_threads(threads)
         yield
 
 

@@ -189,8 +189,7 @@ class Subject:
         if self._no_facts is not None:
             raise Blocked(self._no_facts)
         try:
-            seed = derive_seed(self.seed, "facts")
-            with guard(self.model, seed, self.threads), torch.no_grad():
+            with guard(self.model, derive_seed(self.seed, "facts")), torch.no_grad():
                 self.model.eval()
                 return look(self)
         except Exception as error:
@@ -252,12 +251,6 @@ class Subject:
     def small(self) -> bool:
         """Whether passes may be generous: at most 20M parameters."""
         return self.parameters <= 20_000_000
-
-    @functools.cached_property
-    def threads(self) -> int | None:
-        """One for a model so small that threads wait for each other longer than they compute;
-        ``None``, as many as torch takes, for others."""
-        return 1 if self.parameters <= 2_000_000 else None
 
     @functools.cached_property
     def sizes(self) -> tuple[int, int]:
