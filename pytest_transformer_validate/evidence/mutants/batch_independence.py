@@ -272,4 +272,17 @@ MUTANTS = (
             ),
         ),
     ),
+    _mix(
+        name="padding_of_any_row_hidden_in_all",
+        family="padding_of_other_rows",
+        parent="pad_translator",
+        where=("encoder.*.self_attn",),
+        why="one mask for the batch, made from all rows at once",
+        edits=(
+            (
+                "src_padding = src == self.src_pad_idx",
+                "src_padding = (src == self.src_pad_idx).any(dim=0).expand_as(src)",
+            ),
+        ),
+    ),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from pytest_transformer_validate.evidence.mutants.surgery import Mutant
+from pytest_transformer_validate.evidence.mutants.surgery import ROOT, Mutant
 
 _mask = partial(Mutant, check="mask_effect")
 
@@ -113,6 +113,33 @@ MUTANTS = (
                 "attention_mask[:, None, None, :].bool()",
                 "(torch.arange(attention_mask.size(1))"
                 " < attention_mask.sum(1, keepdim=True) - 1)[:, None, None, :]",
+            ),
+        ),
+    ),
+    _mask(
+        name="source_mask_kept_from_the_encoder",
+        family="one_of_many_masks",
+        parent="torch_translation",
+        where=(ROOT,),
+        why="the mask of the memory is taken for the one of the source, which gets None",
+        edits=(
+            (
+                "            src_padding_mask,\n            tgt_padding_mask,\n",
+                "            None,\n            tgt_padding_mask,\n",
+            ),
+        ),
+    ),
+    _mask(
+        name="only_masks_of_floats_heard",
+        family="dtype_of_mask",
+        parent="torch_encoder",
+        where=(ROOT,),
+        why="written for scores that are added; the zeros and ones of a tokenizer are dropped",
+        edits=(
+            (
+                "padding = None if attention_mask is None else attention_mask == 0",
+                "added = attention_mask is not None and attention_mask.is_floating_point()\n"
+                "        padding = attention_mask == 0 if added else None",
             ),
         ),
     ),

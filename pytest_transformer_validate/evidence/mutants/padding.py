@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from pytest_transformer_validate.evidence.mutants.surgery import Mutant
+from pytest_transformer_validate.evidence.mutants.surgery import ROOT, Mutant
 
 _pad = partial(Mutant, check="padding")
 
@@ -287,5 +287,13 @@ MUTANTS = (
                 "            x = layer(x, padding.roll(1, 1))\n",
             ),
         ),
+    ),
+    _pad(
+        name="padding_id_of_another_tokenizer",
+        family="padding_id_hard_coded",
+        parent="pad_classifier",
+        where=(ROOT,),
+        why="the id that the last tokenizer had, while the embedding knows the new one",
+        edits=(("padding = tokens == self.pad_id", "padding = ~tokens.ne(1)"),),
     ),
 )
