@@ -335,6 +335,40 @@ def test_padding_that_is_found_by_its_id():
         padding(ByIdForgetful(), "right", ENCODER)
 
 
+class ByOtherId(ById):
+    """Hides the id that is called ``hidden``, and knows another one."""
+
+    hidden = 1
+
+    def forward(self, tokens):
+        return Masked.forward(self, tokens, (tokens != self.hidden).long())
+
+
+def test_a_padding_id_that_is_hard_coded():
+    with pytest.raises(CheckFailed, match="hard-coded as 1") as caught:
+        padding(ByOtherId(), "right", ENCODER)
+    assert caught.value.where == "(model)"
+    told_by_table = ByOtherId()
+    told_by_table.tokens.padding_idx = 0
+    with pytest.raises(CheckFailed, match="declared padding id 0"):
+        padding(told_by_table, "right", {"task": "masked_lm"})
+
+
+@pytest.mark.parametrize("name", ["eos_token_id", "sep_token_id", "mask_token_id"])
+def test_an_id_that_means_something_else_is_not_taken_for_padding(name):
+    with pytest.raises(NotApplicable):
+        padding(ByOtherId(), "right", {**ENCODER, name: 1})
+
+
+def test_an_id_that_is_compared_and_not_hidden_is_not_taken_for_padding():
+    class Marks(Masked):
+        def forward(self, tokens):
+            return Masked.forward(self, tokens) + (tokens == 1).float()[..., None]
+
+    with pytest.raises(NotApplicable):
+        padding(Marks(), "right", ENCODER)
+
+
 def test_a_model_that_knows_no_padding():
     with pytest.raises(NotApplicable, match="takes no mask"):
         effect(models.Decoder())
@@ -492,6 +526,59 @@ def test_what_draws_random_numbers_is_not_called_a_leak():
 
     with pytest.raises(Blocked, match="the same batch twice"):
         padding(Draws(), "right", ENCODER)
+
+
+@pytest.mark.parametrize("lost", ["src", "memory"])
+def test_masks_that_go_together_are_asked_one_by_one(lost):
+    class Translates(models.Translator):
+        lost = None
+
+        def forward(self, src, tgt, src_key_padding_mask=None, memory_key_padding_mask=None):
+            x = self.transformer(
+                self.place(self.source(src)),
+                self.place(self.target(tgt)),
+                tgt_mask=nn.Transformer.generate_square_subsequent_mask(
+                    tgt.size(1), dtype=self.head.weight.dtype
+                ),
+                src_key_padding_mask=None if self.lost == "src" else src_key_padding_mask,
+                memory_key_padding_mask=None if self.lost == "memory" else memory_key_padding_mask,
+            )
+            return self.head(x)
+
+    model = Translates()
+    assert effect(model).value > 0
+    model.lost = lost
+    with pytest.raises(CheckFailed, match=f"{lost}_key_padding_mask alone moves") as caught:
+        effect(model)
+    assert caught.value.where == "(model)"
+
+
+def test_a_mask_that_another_one_repeats_is_a_note():
+    class Reads(models.Translator):
+        def forward(self, src, tgt, attention_mask=None, encoder_attention_mask=None):
+            hidden = None if attention_mask is None else attention_mask == 0
+            x = self.transformer(
+                self.place(self.source(src)),
+                self.place(self.target(tgt)),
+                tgt_mask=nn.Transformer.generate_square_subsequent_mask(
+                    tgt.size(1), dtype=self.head.weight.dtype
+                ),
+                src_key_padding_mask=hidden,
+                memory_key_padding_mask=hidden,
+            )
+            return self.head(x)
+
+    assert any("no effect of its own" in note for note in effect(Reads()).notes)
+
+
+def test_a_mask_that_is_heard_in_one_dtype_only():
+    class Bool(Masked):
+        def forward(self, input_ids, attention_mask=None):
+            told = attention_mask is not None and attention_mask.dtype == torch.bool
+            return super().forward(input_ids, attention_mask if told else None)
+
+    with pytest.raises(CheckFailed, match="one of bool has"):
+        effect(Bool())
 
 
 def test_the_source_and_the_target_are_padded():

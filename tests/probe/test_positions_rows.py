@@ -92,3 +92,49 @@ def test_lookups_by_other_numbers_are_left_alone():
         table(ids).sum().backward()
     assert lookup.gradient().tolist() == [[1.0, 1.0]]
     assert table.weight.grad is None
+
+
+class Padded(models.Decoder):
+    """Hides padding from all tokens; ``mix`` makes what a row hides from the rows' padding."""
+
+    @staticmethod
+    def mix(keep):
+        return keep
+
+    def told(self, ids, keep):
+        x = self.tokens(ids) + self.positions(torch.arange(ids.size(1)))
+        for block in self.blocks:
+            x = block(x, mask=self.mix(keep)[:, None, None, :])
+        return self.head(self.norm(x))
+
+
+class ById(Padded):
+    def forward(self, input_ids):
+        return self.told(input_ids, input_ids != 0)
+
+
+class ByMask(Padded):
+    def forward(self, input_ids, src_key_padding_mask=None):
+        hidden = src_key_padding_mask
+        return self.told(input_ids, torch.ones_like(input_ids) > 0 if hidden is None else ~hidden)
+
+
+@pytest.mark.parametrize("kind", [ById, ByMask])
+def test_rows_are_padded_in_every_way_that_a_model_is_told_of(kind):
+    def worst(mix, plan):
+        torch.manual_seed(0)
+        model = kind()
+        model.mix = mix
+        probe = Probe(Subject(model, {"task": "masked_lm", "pad_token_id": 0}))
+        assert plan in probe.row_plans()
+        return max(probe.row_swaps(plan).effect)
+
+    for plan in ("padded", "shorter"):
+        assert worst(lambda keep: keep, plan) == 0
+    assert worst(lambda keep: keep.all(0).expand_as(keep), "padded") > 0.01
+    assert worst(lambda keep: keep & keep.roll(1, 0), "padded") > 0.01
+    assert worst(lambda keep: keep | keep.roll(1, 0), "shorter") > 0.01
+
+
+def test_rows_are_not_padded_where_nothing_tells():
+    assert not {"padded", "shorter"} & set(probe_of(models.Decoder()).row_plans())
