@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,7 @@ from pytest_transformer_validate.task import TaskSpec
 
 PROBE: Any = SimpleNamespace(
     context=lambda: {"device": "cpu"},
+    threads=contextlib.nullcontext,
     subject=SimpleNamespace(task=TaskSpec("causal_lm")),
     where_raised=lambda error: None,
 )
