@@ -283,9 +283,8 @@ class _Watch:
     """Records calls while a model runs over copies of one text, T and S long."""
 
     def __init__(self, probe: Probe, length: int, source: int) -> None:
-        every = probe.subject.small and length <= 31
         self.probe, self.length, self.source = probe, length, source
-        self.looked = {n: _looked_at(n, every=every) for n in (length, source)}
+        self.looked = {n: _looked_at(probe, n, length) for n in (length, source)}
         self.rows = max(len(places) for places in self.looked.values()) + 1
         self.calls: list[_Call] = []
         self.states: list[tuple[int, GradientEdge]] = []
@@ -389,9 +388,21 @@ class _Watch:
         return found.detach().abs().movedim(along, 0).flatten(1).amax(1).double().cpu()
 
 
-def _looked_at(length: int, *, every: bool) -> tuple[int, ...]:
-    few = dict.fromkeys((0, length // 2, length - 1))
-    return tuple(range(length)) if every else tuple(few)
+def _looked_at(probe: Probe, length: int, text: int) -> tuple[int, ...]:
+    """Every position of a short text; of a long one some, of one in a large model two."""
+    small = probe.subject.small
+    if small and text <= 31:
+        return tuple(range(length))
+    return tuple(dict.fromkeys((*((0,) if small else ()), length // 2, length - 1)))
+
+
+def _is_watched(probe: Probe, module: torch.nn.Module) -> bool:
+    """In a large model, leaves with a weight and a bias are taken for layers like a linear one:
+    what they carry from position to position shows in the module around them."""
+    if isinstance(module, _POSITIONWISE):
+        return False
+    inner = next(module.children(), None) is not None
+    return probe.subject.small or inner or len(list(module.parameters())) > 2
 
 
 def _footprints(probe: Probe, length: int, source: int) -> tuple[list[Footprint], Memory | None]:
@@ -406,7 +417,7 @@ def _footprints(probe: Probe, length: int, source: int) -> tuple[list[Footprint]
                 continue
             if source != length:
                 handles.append(module.register_forward_hook(watch.note_state))
-            if not isinstance(module, _POSITIONWISE):
+            if _is_watched(probe, module):
                 after = watch.leave(name or ROOT)
                 handles.append(module.register_forward_pre_hook(watch.enter, with_kwargs=True))
                 handles.append(module.register_forward_hook(after, with_kwargs=True))

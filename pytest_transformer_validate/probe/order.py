@@ -184,7 +184,7 @@ class Order(Passes):
     def long_length(self) -> int:
         """Length of the text for ``long_scores``."""
         subject = self.probe.subject
-        most = 128 if subject.small else 64
+        most = 128 if subject.small else 48
         return long_text(subject.model, subject.max_length, most, subject.multiple)
 
     @remembered

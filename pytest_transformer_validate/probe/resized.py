@@ -68,20 +68,20 @@ class Resizing(Passes):
         return Resized(condition, moved, place, whole)
 
     def long_sizes(self) -> tuple[int, int] | None:
-        """Lengths of a long text and of its prefix, about 64 and 48."""
+        """Lengths of a long text, about 64 (48 for a large model), and of its prefix."""
         subject = self.probe.subject
-        length = long_text(subject.model, subject.max_length, 64, subject.multiple)
+        most = 64 if subject.small else 48
+        length = long_text(subject.model, subject.max_length, most, subject.multiple)
         size = 3 * length // 4
         size -= size % subject.multiple
         return (length, size) if size > subject.sizes[1] else None
 
     @remembered
-    def long_prefix(self, length: int, size: int) -> Resized:
-        """``prefixes`` for one size of one long text, with moved parameters; Blocked where that
-        does not run."""
+    def long_prefix(self, length: int, size: int, condition: str) -> Resized:
+        """``prefixes`` for one size of one long text; Blocked where that does not run."""
         probe = self.probe
         batch = self._text(length)
-        with probe.under("noised"):
+        with probe.under(condition):
             try:
                 whole = text_logits(probe, batch, length)
                 part = text_logits(probe, self._cut(batch, size), size)
@@ -89,7 +89,7 @@ class Resizing(Passes):
                 raise Blocked(f"a text of {length} tokens raises: {error}"[:200]) from error
         apart = difference(whole[:, :size], part).amax((0, 2))
         moved, place = {size: float(apart.max())}, {size: int(apart.argmax())}
-        return Resized("noised", moved, place, whole)
+        return Resized(condition, moved, place, whole)
 
     def prefix_sizes(self) -> list[int]:
         """Lengths of prefixes, all shorter than the text."""

@@ -29,7 +29,7 @@ WINDOW = (
 # Parts of words that tell of a reach which is short on purpose, or has holes.
 _SHORT = (
     "window", "local", "chunk", "band", "dilat", "conv", "kernel", "receptive", "neighbo",
-    "sliding", "span",
+    "sliding", "span", "lookback", "horizon", "radius", "nearby",
 )  # fmt: skip
 _HOLES = (
     *_SHORT, "strid", "spars", "lsh", "hash", "topk", "keep", "landmark", "cluster", "bucket",
@@ -57,10 +57,12 @@ def declared_window(subject: Subject) -> int | None:
 
 
 def tells_of_limits(subject: Subject, *, holes: bool = True) -> str | None:
-    """The first name in the configuration, the modules or their source that tells of a limited
-    reach, or of ``holes`` in it; ``None`` where none does."""
+    """The first name in the configuration, the modules or their source, or the first word that
+    is a value there, that tells of a limited reach, or of ``holes`` in it; ``None`` where none
+    does."""
     parts = _HOLES if holes else _SHORT
-    names = [k for level in levels(subject.config) for k in _given(level)]
+    given = [_given(level) for level in levels(subject.config)]
+    names = [name for keys in given for k, v in keys.items() for name in (k, *_strings(v))]
     names += _structure(subject.model)
     for name in [*names, *_identifiers(subject.model, unconditional=False)]:
         plain = name.lower().replace("_", "")
@@ -107,6 +109,12 @@ def _given(config: Any) -> dict[str, Any]:
     return {key: value for key, value in values if value is not None and value is not False}
 
 
+def _strings(value: Any) -> list[str]:
+    """The single words that are a value, or in a list that is one ("sliding_attention")."""
+    values = value if isinstance(value, list | tuple) else [value]
+    return [v for v in values if isinstance(v, str) and v.isidentifier()]
+
+
 def _tensors(model: nn.Module) -> list[str]:
     """Names of submodules, parameters and buffers."""
     names = [name for name, _ in model.named_modules()]
@@ -121,6 +129,7 @@ def _structure(model: nn.Module) -> list[str]:
         if not type(module).__module__.startswith("torch."):
             plain = (k for k, v in vars(module).items() if not k.startswith("_") and v)
             names += [f"{prefix}.{key}" for key in plain if key not in {"config", "training"}]
+            names += [word for value in vars(module).values() for word in _strings(value)]
             names.append(type(module).__name__)
     return names
 

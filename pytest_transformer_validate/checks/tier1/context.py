@@ -222,7 +222,11 @@ def _first_short(
         if pattern is None:
             continue
         name = pattern.name
-        if "holes" in kinds and name == "past" and footprint.positions == tuple(range(length)):
+        if (
+            kinds & {"holes", "band"}
+            and name == "past"
+            and footprint.positions == tuple(range(length))
+        ):
             matrix = footprint.own
             assert matrix is not None
             name = context.causal_pattern(matrix > 0).name

@@ -69,25 +69,25 @@ def prefix_consistency(probe: Probe, *, factor: float = 64.0) -> Invariance:
             where=where,
         )
     assert measured is not None
-    return _judge_long(probe, measured, factor) if probe.subject.small else measured
+    return _judge_long(probe, measured, factor)
 
 
 def _judge_long(probe: Probe, measured: Invariance, factor: float) -> Invariance:
-    """The same for one long text, with moved parameters: what depends on the length may begin
-    above some length."""
+    """The same for one long text: what depends on the length may begin above some length."""
     sizes = probe.resizing.long_sizes()
     if sizes is None:
         return measured
     length, size = sizes
+    condition = _conditions(probe)[-1]
     try:
-        runs = probe.resizing.long_prefix(length, size)
+        runs = probe.resizing.long_prefix(length, size, condition)
     except Blocked:
         return measured  # causality says what a long text raises
     limit = two_shapes_limit(runs.reference, probe.noise(), factor)
     found = _measure(runs, limit, length)
 
     def again() -> tuple[float, str]:
-        return probe.repeated(lambda p: p.resizing.long_prefix(length, size).worst[0])
+        return probe.repeated(lambda p: p.resizing.long_prefix(length, size, condition).worst[0])
 
     verdict = settle(runs.worst[0], limit, again, sure=math.inf)
     if not verdict.exceeded:
@@ -96,11 +96,11 @@ def _judge_long(probe: Probe, measured: Invariance, factor: float) -> Invariance
     if told:
         note = f"{size} of {length} tokens give other logits: a pattern by length ({told})"
         return measured.noting((note,))
-    where = probe.resizing.locate_prefix("noised", size, length)
+    where = probe.resizing.locate_prefix(condition, size, length)
     raise CheckFailed(
         "the logits of a prefix must not depend on how many tokens follow it\n"
         f"position {runs.place[size]} moved by {found.value:.2g} (limit {limit}) when {size} of "
-        f"{length} tokens were given (all parameters moved at random); shorter texts agree\n"
+        f"{length} tokens were given{_MOVED[condition]}; shorter texts agree\n"
         f"first module to differ: {where or 'none stands out'}\n"
         "likely: a scale by the length of the text that begins above some length, or positions "
         "that are stretched to it",
