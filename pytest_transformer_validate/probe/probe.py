@@ -366,9 +366,9 @@ class Probe:
         """See ``promises.declared_window``."""
         return promises.declared_window(self.subject)
 
-    def tells_of_limits(self, *, holes: bool = True) -> str | None:
+    def tells_of_limits(self, *, holes: bool = True, inside: str | None = None) -> str | None:
         """See ``promises.tells_of_limits``."""
-        return promises.tells_of_limits(self.subject, holes=holes)
+        return promises.tells_of_limits(self.subject, holes=holes, inside=inside)
 
     def position_promise(self, *, rotary: bool = False) -> str | None:
         """See ``promises.position_promise``."""

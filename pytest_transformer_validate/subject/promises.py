@@ -56,15 +56,18 @@ def declared_window(subject: Subject) -> int | None:
     return found if isinstance(found, int) and not isinstance(found, bool) and found > 0 else None
 
 
-def tells_of_limits(subject: Subject, *, holes: bool = True) -> str | None:
+def tells_of_limits(
+    subject: Subject, *, holes: bool = True, inside: str | None = None
+) -> str | None:
     """The first name in the configuration, the modules or their source, or the first word that
     is a value there, that tells of a limited reach, or of ``holes`` in it; ``None`` where none
-    does."""
+    does. ``inside`` asks one module and what is in it, not the configuration."""
     parts = _HOLES if holes else _SHORT
-    given = [_given(level) for level in levels(subject.config)]
+    given = [_given(level) for level in levels(subject.config)] if inside is None else []
     names = [name for keys in given for k, v in keys.items() for name in (k, *_strings(v))]
-    names += _structure(subject.model)
-    for name in [*names, *_identifiers(subject.model, unconditional=False)]:
+    model = subject.model.get_submodule(inside or "")
+    names += [inside or "", *_structure(model)]
+    for name in [*names, *_identifiers(model, unconditional=False)]:
         plain = name.lower().replace("_", "")
         if any(part in plain for part in parts) and not any(p in plain for p in _POSITIONWISE):
             return name

@@ -30,7 +30,8 @@ def context_use(probe: Probe, *, floor: float = 1e-7) -> Context:
     The gradient of every output is read at every token vector, and through every module from
     position to position. A dependency counts above ``floor`` of the largest at its output, as
     loaded or with all parameters moved at random. A reach that is limited on purpose (a window,
-    a convolution) is reported, and held against a declared window.
+    a convolution) is reported, and held against a declared window; one of which no name tells
+    fails, also where only a long text shows it.
     """
     task = probe.subject.task.task_type
     if probe.subject.vision:

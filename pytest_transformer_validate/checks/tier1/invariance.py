@@ -92,11 +92,12 @@ def _judge_long(probe: Probe, measured: Invariance, factor: float) -> Invariance
     verdict = settle(runs.worst[0], limit, again, sure=math.inf)
     if not verdict.exceeded:
         return worse(measured, found.noting(verdict.notes)) if not verdict.notes else measured
-    told = probe.tells_of_limits()
+    where = probe.resizing.locate_prefix(condition, size, length)
+    inside = where if where != probe.root else None
+    told = probe.tells_of_limits() and probe.tells_of_limits(inside=inside)
     if told:
         note = f"{size} of {length} tokens give other logits: a pattern by length ({told})"
         return measured.noting((note,))
-    where = probe.resizing.locate_prefix(condition, size, length)
     raise CheckFailed(
         "the logits of a prefix must not depend on how many tokens follow it\n"
         f"position {runs.place[size]} moved by {found.value:.2g} (limit {limit}) when {size} of "

@@ -53,6 +53,20 @@ MUTANTS = (
         ),
     ),
     _depends(
+        name="scores_sharpened_in_long_texts",
+        family="scores",
+        parent="stacked_experts",
+        where=("layers.*.attention",),
+        why="a temperature for texts above the trained length, one for all positions; the router's "
+        "top-k is no excuse for attention",
+        edits=(
+            (
+                "/ q.size(-1) ** 0.5\n",
+                "/ q.size(-1) ** 0.5\n        scores = scores * max(1.0, length / 32)\n",
+            ),
+        ),
+    ),
+    _depends(
         name="scaled_by_length",
         family="scores",
         parent="nanogpt",
