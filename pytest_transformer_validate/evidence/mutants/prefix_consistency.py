@@ -57,8 +57,8 @@ MUTANTS = (
         family="scores",
         parent="stacked_experts",
         where=("layers.*.attention",),
-        why="a temperature for texts above the trained length, one for all positions; the router's "
-        "top-k is no excuse for attention",
+        why="a temperature for texts above the trained length, one for all positions; that the "
+        "router takes a top-k is no excuse for attention",
         edits=(
             (
                 "/ q.size(-1) ** 0.5\n",
