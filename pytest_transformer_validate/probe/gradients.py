@@ -142,13 +142,11 @@ def _train_without_dropout(model: torch.nn.Module) -> None:
 def _shapes(probe: Probe) -> list[tuple[int, int]]:
     """Batches of different lengths: short ones, and one near the maximum where that is cheap."""
     rows, length = probe.subject.sizes
-    longest = min(probe.subject.max_length or 32, 64) if probe.subject.small else length
     most = probe.subject.most_rows
-    return [
-        (rows, length),
-        (min(most, max(2, rows - 2)), max(1, length - 3)),
-        (min(most, 2), longest),
-    ]
+    short = [(rows, length), (min(most, max(2, rows - 2)), max(1, length - 3))]
+    if not probe.subject.small:
+        return short
+    return [*short, (min(most, 2), min(probe.subject.max_length or 32, 64))]
 
 
 def _backward(

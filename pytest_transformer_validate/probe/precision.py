@@ -106,7 +106,7 @@ class Precision(Passes):
         if subject.small and not subject.vision:
             longest = self._longest(min(subject.max_length or _UNDECLARED, _LONGEST))
             length = min(longest, _LONGEST_LOOP) if self._loops() else longest
-        rows = 1 if length > _SHORT else min(rows, 2)
+        rows = 1 if length > _SHORT or not subject.small else min(rows, 2)
         return probe.batch(rows, length, "precision", draw)
 
     @remembered
@@ -211,6 +211,8 @@ class Precision(Passes):
         """The first module that makes the logits of real tokens in half padded texts NaN or
         infinite where float32 does not; ``None`` where they stay finite."""
         probe = self.probe
+        if probe.subject.vision:
+            return None
         batches = padded_halves(probe, probe.batch(2, probe.subject.sizes[1], "padded half"))
         for batch in batches.values():
             keep = batch["attention_mask"].bool()

@@ -284,9 +284,11 @@ class Probe:
         """The ways in which rows are replaced: see ``rows.row_swaps``."""
         subject = self.subject
         told = not subject.vision and subject.sizes[1] > 5 and self.padding.told()
-        padded = ["padded", *(["shorter"] if subject.small else [])] if told else []
-        every = ["every"] if subject.small or subject.full_batch <= subject.sizes[0] else []
-        return [*every, *padded, "noised", "full", "rolled"]
+        padded = ["padded"] if told else []
+        if subject.small:
+            shorter = ["shorter"] if told else []
+            return ["every", *padded, *shorter, "noised", "full", "rolled"]
+        return [*padded, "full", "rolled"]
 
     def row_swaps(self, plan: str) -> RowSwaps:
         """See ``rows.row_swaps``."""

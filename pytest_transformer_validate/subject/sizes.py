@@ -7,18 +7,20 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import nn
 
+LARGE = 20_000_000  # parameters from which on passes are short
 _PRIMES = (5, 7, 11, 13, 17, 19, 23, 29, 31)
 
 
 def probe_sizes(model: nn.Module, longest: int | None, multiple: int = 1) -> tuple[int, int]:
-    """(B, T): different primes that no axis of a weight has, T from 11 on where that fits; T is a
-    multiple where lengths have to be."""
+    """(B, T): different primes that no axis of a weight has, T from 11 on where that fits (7 in a
+    large model); T is a multiple where lengths have to be."""
     if multiple > 1:
         return _multiples(model, longest, multiple)[0]
     free = _free(model, longest, _PRIMES) or [
         p for p in (2, 3, *_PRIMES) if longest is None or p <= longest
     ]
-    lengths = [p for p in free if p >= 11] or free[-1:]
+    large = sum(p.numel() for p in model.parameters()) > LARGE
+    lengths = [p for p in free if p >= (7 if large else 11)] or free[-1:]
     length = lengths[0] if lengths else 1
     return next((p for p in free if p != length), 3), length
 

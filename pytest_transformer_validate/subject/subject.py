@@ -31,7 +31,7 @@ from pytest_transformer_validate.subject.layout import arrange
 from pytest_transformer_validate.subject.look import Facts, look
 from pytest_transformer_validate.subject.outputs import Output, read_output
 from pytest_transformer_validate.subject.signature import Signature, read_signature
-from pytest_transformer_validate.subject.sizes import other_sizes, probe_sizes
+from pytest_transformer_validate.subject.sizes import LARGE, other_sizes, probe_sizes
 from pytest_transformer_validate.task import TaskSpec
 
 if TYPE_CHECKING:
@@ -250,7 +250,7 @@ class Subject:
     @functools.cached_property
     def small(self) -> bool:
         """Whether passes may be generous: at most 20M parameters."""
-        return self.parameters <= 20_000_000
+        return self.parameters <= LARGE
 
     @functools.cached_property
     def sizes(self) -> tuple[int, int]:

@@ -43,7 +43,7 @@ def precision(probe: Probe, case: str, *, factor: float = 8.0, units: float = 64
         what, likely = problem
         where = probe.precision.where_differs(case, 0, factor)
         raise CheckFailed(_text(case, what, where, likely), measured, where=where)
-    where = None if probe.subject.vision else probe.precision.padded(case)
+    where = probe.precision.padded(case) if probe.subject.small else None
     if where is not None:
         raise CheckFailed(_text(case, _PADDED, where, _OVERFLOW), measured, where=where)
     if measured.value is None or measured.value <= factor:
