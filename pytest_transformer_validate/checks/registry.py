@@ -44,8 +44,9 @@ class Check:
 
     @property
     def summary(self) -> str:
-        """First line of the docstring: the property in one sentence."""
-        return (inspect.getdoc(self.function) or self.name).partition("\n")[0]
+        """First paragraph of the docstring: the property in one sentence."""
+        paragraph = (inspect.getdoc(self.function) or self.name).partition("\n\n")[0]
+        return " ".join(paragraph.split())
 
     def ids(self) -> list[str]:
         """``name`` or ``name[case]`` for every case."""

@@ -193,7 +193,7 @@ class Precision(Passes):
         where its code never asks for a dtype: then it was written for one alone."""
         subject = self.probe.subject
         kept = any(getattr(subject.model, name, None) for name in _STAY)
-        if kept or not any(reads_dtype(type(module)) for module in subject.model.modules()):
+        if kept or not any(reads_dtype(module) for module in subject.model.modules()):
             return None
         twin = self._narrowed(torch.bfloat16, as_it_is=True)
         try:

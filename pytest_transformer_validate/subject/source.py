@@ -59,10 +59,9 @@ def reads_parameter(model: nn.Module, name: str) -> bool:
     )
 
 
-@functools.cache
-def reads_dtype(kind: type) -> bool:
+def reads_dtype(module: nn.Module) -> bool:
     """Whether code of a module's own class, beside its set-up, asks a tensor for its dtype."""
-    for cls in kind.__mro__:
+    for cls in type(module).__mro__:
         if cls is nn.Module or cls.__module__.startswith("torch."):
             return False
         for name, function in vars(cls).items():

@@ -25,14 +25,23 @@ from pytest_transformer_validate.checks.tier1 import (  # isort: skip
 
 __all__ = [
     "batch",
+    "bounds",
     "cache",
     "causality",
+    "context",
     "gradients",
+    "initialization",
+    "invariance",
     "load",
     "loss",
     "output_kind",
     "padding",
+    "position",
+    "precision",
+    "resources",
     "shapes",
+    "stability",
+    "states",
+    "storage",
+    "structure",
 ]
-__all__ += ["initialization", "resources", "stability", "storage", "structure"]
-__all__ += ["precision", "states"]
