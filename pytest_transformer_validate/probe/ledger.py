@@ -38,8 +38,9 @@ class Work:
 class Ledger(Operations):
     """Counts the operations of a model, and knows which of their results are still alive.
 
-    A result is alive as long as anything refers to its storage: an attribute, a list, a graph.
-    Storages that existed before (``known``: parameters, buffers) are not counted.
+    ``made`` are all floating point results in their order, unless it is asked to ``remember``
+    which results are alive: as long as anything refers to their storage, an attribute, a list, a
+    graph. Storages that existed before (parameters, buffers) are not counted then.
     """
 
     def __init__(self, model: torch.nn.Module, *, remember: bool = False) -> None:
@@ -47,6 +48,7 @@ class Ledger(Operations):
         self.work = Work()
         self.inside: list[str] = [ROOT]
         self.work_of: dict[str, Work] = {}
+        self.made: list[Saved] = []
         self._remember = remember
         self._refs: dict[int, tuple[StorageWeakRef, int, str]] = {}
         self._known = _storages(model) if remember else set()
@@ -65,7 +67,9 @@ class Ledger(Operations):
             work.operations += 1
             work.multiplications += multiplied
             work.products += 0 if weighted else multiplied
-        if self._remember:
+        if not self._remember:
+            self._measure(result)
+        else:
             if isinstance(result, torch.Tensor):
                 self._note(result)
             elif isinstance(result, tuple | list):
@@ -73,6 +77,13 @@ class Ledger(Operations):
                     if isinstance(each, torch.Tensor):
                         self._note(each)
         return result
+
+    def _measure(self, result: Any) -> None:
+        """Note shape and bytes of a floating point result."""
+        if isinstance(result, torch.Tensor) and result.is_floating_point():
+            with contextlib.suppress(RuntimeError, NotImplementedError):  # sparse, nested, wrapped
+                size = result.untyped_storage().nbytes()
+                self.made.append(Saved(tuple(result.shape), size, self.inside[-1]))
 
     def alive(self) -> dict[int, tuple[int, str]]:
         """Bytes, and the module that was running, of every result that is still alive."""
@@ -97,8 +108,8 @@ class Ledger(Operations):
 
 @dataclass(frozen=True)
 class Saved:
-    """One storage that autograd keeps for the backward: the tensor's shape, the bytes of the
-    storage, and the module that was running."""
+    """One storage that autograd keeps for the backward, or that an operation makes: the tensor's
+    shape, the bytes of the storage, and the module that was running."""
 
     shape: tuple[int, ...]
     size: int

@@ -44,12 +44,13 @@ _EMPTIES = re.compile(
 
 @dataclass(frozen=True)
 class Counts:
-    """One forward of (B, T) that a backward could follow: bytes ``saved`` for it, in order, and
-    the ``work``; by module in ``work_of`` and ``calls`` where asked for. ``unseen`` says why no
-    bytes could be counted."""
+    """One forward of (B, T) that a backward could follow: bytes ``saved`` for it and all results
+    ``made`` on the way, in order, and the ``work``; by module in ``work_of`` and ``calls`` where
+    asked for. ``unseen`` says why no bytes could be counted."""
 
     size: Size
     saved: tuple[Saved, ...]
+    made: tuple[Saved, ...]
     work: Work
     work_of: dict[str, Work]
     calls: dict[str, int]
@@ -117,17 +118,24 @@ class Resources(Passes):
 
     def squares(self, small: str, large: str, axis: int) -> list[Saved]:
         """What is kept for a backward and has two axes that grow with B (``axis`` 0) or T (1):
-        see ``quadratic``. For B a third size is counted where two agree."""
+        see ``quadratic``; for B, where nothing of the kind is kept, what is made on the way. For B
+        a third size is counted where two agree."""
         before, after = (self.counted(*self.sizes[name]) for name in (small, large))
-        found = quadratic(before, after, None, axis)
-        third = self.larger(axis, 3) if axis == 0 else None
-        if not found or third is None:
-            return found
-        return quadratic(before, after, self.counted(*third), axis)
+        if axis == 1:
+            return quadratic(before, after, None, axis, "saved")
+        third = self.larger(axis, 3)
+        for kind in ("saved", "made"):
+            found = quadratic(before, after, None, axis, kind)
+            if found and third is not None:
+                found = quadratic(before, after, self.counted(*third), axis, kind)
+            if found:
+                return found
+        return []
 
     def place_of(self, saved: Saved, size: str) -> str | None:
         """The first module that keeps a tensor like ``saved`` at the size called ``size``."""
-        located = self.counted(*self.sizes[size], located=True).saved
+        counts = self.counted(*self.sizes[size], located=True)
+        located = (*counts.saved, *counts.made)
         alike = (s.place for s in located if (s.shape, s.size) == (saved.shape, saved.size))
         return next(alike, None)
 
@@ -161,7 +169,8 @@ class Resources(Passes):
                 stack.enter_context(ledger)
                 output = subject.call(batch, {})
             del output
-        return Counts((rows, length), tuple(saved), ledger.work, ledger.work_of, calls)
+        made = tuple(ledger.made)
+        return Counts((rows, length), tuple(saved), made, ledger.work, ledger.work_of, calls)
 
     def _batch(self, rows: int, length: int) -> Batch:
         return self.probe.batch(rows, length, "resources", source=length)
@@ -427,17 +436,20 @@ def _tensors(value: Any, seen: set[int] | None = None) -> Iterator[torch.Tensor]
         yield from _tensors(item, seen)
 
 
-def quadratic(small: Counts, large: Counts, third: Counts | None, axis: int) -> list[Saved]:
-    """What autograd keeps more than linearly in one size (``axis`` 0: B, 1: T): tensors two axes
-    of which grow with it. ``third`` is a third size that has to agree.
+def quadratic(
+    small: Counts, large: Counts, third: Counts | None, axis: int, kind: str
+) -> list[Saved]:
+    """What is ``saved`` or ``made`` (``kind``) more than linearly in one size (``axis`` 0: B, 1:
+    T): tensors two axes of which grow with it. ``third`` is a third size that has to agree.
 
-    Empty where the runs do not keep the same number of tensors.
+    Empty where the runs do not have the same number of tensors.
     """
     runs = [run for run in (small, large, third) if run is not None]
-    if len({len(run.saved) for run in runs}) > 1:
+    tensors: list[tuple[Saved, ...]] = [getattr(run, kind) for run in runs]
+    if len({len(each) for each in tensors}) > 1:
         return []
     found = []
-    for each in zip(*(run.saved for run in runs), strict=True):
+    for each in zip(*tensors, strict=True):
         if all(
             _squared(each[0], other, run.size[axis] / small.size[axis])
             for other, run in zip(each[1:], runs[1:], strict=True)

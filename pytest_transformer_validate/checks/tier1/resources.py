@@ -90,9 +90,9 @@ def _judge_batch(probe: Probe, base: Counts, measured: Footprint, slack: float) 
         where = resources.place_of(worst, "wide")
         raise CheckFailed(
             "memory must grow with the batch, not with its square\n"
-            f"{_sizes(base, wide)}: a tensor of {worst.shape} is kept for the backward, two axes "
-            f"of which grow with the batch ({len(squares)} such)\n"
-            f"first module to keep one: {where or 'none stands out'}\n"
+            f"{_sizes(base, wide)}: a tensor of {worst.shape} is made, two axes of which grow "
+            f"with the batch ({len(squares)} such)\n"
+            f"first module to make one: {where or 'none stands out'}\n"
             "likely: rows are flattened into one long sequence that attends to itself, masked "
             "block by block; or (B, 1) and (B,) were broadcast to (B, B)",
             measured,
