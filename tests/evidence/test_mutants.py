@@ -12,6 +12,7 @@ import pytest
 from pytest_transformer_validate.checks.registry import all_checks
 from pytest_transformer_validate.evidence import mutants, table
 from pytest_transformer_validate.evidence.mutants import MUTANTS
+from pytest_transformer_validate.evidence.mutants.surgery import ROOT
 from pytest_transformer_validate.report.record import Record
 
 if TYPE_CHECKING:
@@ -27,9 +28,9 @@ def test_mistake_applies(name: str) -> None:
     assert (mutant.source() != parent) == bool(mutant.edits)
     assert mutant.edits or mutant.operate
     if name not in UNBUILDABLE:
-        modules = dict(mutant.build().named_modules())
+        modules = {name or ROOT for name, _ in mutant.build().named_modules()}
         found = [fnmatch.filter(modules, where) for where in mutant.where]
-        assert all(found), (mutant.where, list(modules))
+        assert all(found), (mutant.where, modules)
 
 
 @pytest.mark.parametrize("name", MUTANTS)
