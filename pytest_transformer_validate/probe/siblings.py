@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -50,6 +50,38 @@ class Shared:
 
 class Siblings(Passes):
     """Layers compared with those that are built alike in the same list."""
+
+    @remembered
+    def mixing_norms(self) -> list[str]:
+        """Normalisations of the model's own in which positions depend on each other.
+
+        A normalisation is a module without parts whose parameters are vectors or numbers and whose
+        output is the same for three times the input; torch's are left out, which say over which
+        axes they go.
+        """
+        found: list[str] = []
+        probe = self.probe
+
+        def leave(name: str) -> Any:
+            def look(module: Any, args: Any, output: Any) -> None:
+                if name not in found and _normalises_positions(module, args, output):
+                    found.append(name)
+
+            return look
+
+        with probe.running("norms") as subject:
+            handles = [
+                module.register_forward_hook(leave(name))
+                for name, module in subject.model.named_modules()
+                if name and _vectors_only(module)
+            ]
+            try:
+                if handles:
+                    subject.call(probe.batch(min(2, subject.most_rows), subject.sizes[1]), {})
+            finally:
+                for handle in handles:
+                    handle.remove()
+        return found
 
     @remembered
     def identities(self) -> list[list[Identity]]:
@@ -222,3 +254,27 @@ def _identity(name: str, x: torch.Tensor, step: torch.Tensor, y: torch.Tensor) -
     size = float(x[0].double().square().mean().sqrt() / y[0].double().square().mean().sqrt())
     positive = float((slopes > 0).double().mean())
     return Identity(name, mean, mean * size, spread, positive)
+
+
+def _vectors_only(module: torch.nn.Module) -> bool:
+    """Whether a module of the model's own has no parts, and no parameters but vectors."""
+    parameters = list(module.parameters())
+    own = not type(module).__module__.startswith("torch.")
+    leaf = next(module.children(), None) is None
+    return own and leaf and bool(parameters) and all(p.dim() < 2 for p in parameters)
+
+
+def _normalises_positions(module: torch.nn.Module, args: Any, output: Any) -> bool:
+    """Whether a call of a module ignores the size of its input (B, T, D), and a position of the
+    output changes with the input at another one."""
+    given = args[0] if args else None
+    if not isinstance(given, torch.Tensor) or not isinstance(output, torch.Tensor):
+        return False
+    if given.dim() != 3 or given.shape != output.shape or given.shape[1] < 3 or len(args) > 1:
+        return False
+    size = float(output.abs().max())
+    if float((module.forward(3 * given) - output).abs().max()) > 1e-3 * size:
+        return False
+    other = given.clone()
+    other[:, -1] = other[:, -1].flip(-1) * 2 + 1
+    return float((module.forward(other) - output)[:, :-1].abs().max()) > 1e-3 * size

@@ -102,13 +102,14 @@ def _fail(measured: Structure, where: str, what: str, likely: str) -> CheckFaile
 
 @check(tier=1)
 def layer_structure(probe: Probe) -> Structure:
-    """Layers of one list are different modules, and each has the residual path of the others.
+    """Layers are different modules with a residual path, and norms treat positions one by one.
 
     The same module several times in one list fails where the configuration promises that many
     layers and nothing declares that they share their weights. A layer whose output does not
     follow its input, feature by feature, fails where every other one of its class does.
     """
     notes = tuple(_judge_shared(probe, shared) for shared in probe.siblings.shared())
+    _judge_norms(probe)
     groups = probe.siblings.identities()
     layers = sum(map(len, probe.drawn.layers()))
     measured = Structure(value=float(layers), layers=layers, notes=notes)
@@ -140,6 +141,19 @@ def layer_structure(probe: Probe) -> Structure:
     if not layers and not notes:
         raise NotApplicable("there is no list with several layers of one kind")
     return measured
+
+
+def _judge_norms(probe: Probe) -> None:
+    norms = probe.siblings.mixing_norms()
+    if norms:
+        raise CheckFailed(
+            "a normalisation in a transformer treats every position by itself\n"
+            f"the output of {norms[0]} at one position changes with the input at another one "
+            f"({len(norms)} such modules)\n"
+            f"module: {norms[0]}\n"
+            "likely: mean and variance over the wrong axis (dim=1 for dim=-1), or over all",
+            where=norms[0],
+        )
 
 
 def _judge_shared(probe: Probe, shared: Shared) -> str:

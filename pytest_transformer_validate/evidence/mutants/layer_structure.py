@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
+
+import torch
 
 from pytest_transformer_validate.evidence.mutants.surgery import Mutant
-
-if TYPE_CHECKING:
-    import torch
 
 _layer = partial(Mutant, check="layer_structure")
 
@@ -17,6 +16,39 @@ def _tie_wrong_layers(model: torch.nn.Module) -> None:
     """The third block's first projection becomes the first block's."""
     blocks = cast("Any", model).blocks
     blocks[2].mlp[0].weight = blocks[0].mlp[0].weight
+
+
+NORM = """class Norm(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        centred = x - x.mean({axes}, keepdim=True)
+        spread = centred.pow(2).mean({axes}, keepdim=True) + 1e-5
+        return self.weight * centred * spread.rsqrt() + self.bias
+
+
+"""
+
+
+class _SequenceNorm(torch.nn.Module):
+    """Normalises over the positions."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.weight * x * (x.pow(2).mean(1, keepdim=True) + 1e-5).rsqrt()
+
+
+def _norms_of_the_encoder(model: torch.nn.Module) -> None:
+    for module in list(model.get_submodule("encoder_layers").modules()):
+        for name, part in list(module.named_children()):
+            if isinstance(part, torch.nn.LayerNorm):
+                setattr(module, name, _SequenceNorm(part.normalized_shape[0]))
 
 
 MUTANTS = (
@@ -131,5 +163,44 @@ MUTANTS = (
                 "        self.final_norm = nn.LayerNorm(dim)\n",
             ),
         ),
+    ),
+    Mutant(
+        name="norm_over_the_sequence",
+        family="norm_axis",
+        parent="bert",
+        check="layer_structure",
+        where=("encoder.*.output_norm",),
+        why="a hand-written norm with dim=1, as for images",
+        edits=(
+            ("class BertLayer(nn.Module):", f"{NORM.format(axes='1')}class BertLayer(nn.Module):"),
+            (
+                "self.output_norm = nn.LayerNorm(hidden_size)",
+                "self.output_norm = Norm(hidden_size)",
+            ),
+        ),
+    ),
+    Mutant(
+        name="norm_over_the_whole_text",
+        family="norm_axis",
+        parent="pad_classifier",
+        check="layer_structure",
+        where=("norm",),
+        why="mean and variance over all axes but the batch",
+        edits=(
+            (
+                "class LastToken(nn.Module):",
+                f"{NORM.format(axes='(1, 2)')}class LastToken(nn.Module):",
+            ),
+            ("self.norm = nn.LayerNorm(width)", "self.norm = Norm(width)"),
+        ),
+    ),
+    Mutant(
+        name="encoder_norm_over_the_sequence",
+        family="norm_axis",
+        parent="seq2seq",
+        check="layer_structure",
+        where=("encoder_layers.*.norm*",),
+        why="a norm ported from (T, B, D) to (B, T, D) with its axis left alone",
+        operate=_norms_of_the_encoder,
     ),
 )
