@@ -265,16 +265,23 @@ def _vectors_only(module: torch.nn.Module) -> bool:
 
 
 def _normalises_positions(module: torch.nn.Module, args: Any, output: Any) -> bool:
-    """Whether a call of a module ignores the size of its input (B, T, D), and a position of the
-    output changes with the input at another one."""
+    """Whether a call of a module ignores the size of its input, (B, T, D) or (B, D, T), and a
+    position of the output changes with the input at another one. D is the length of its vectors.
+    """
     given = args[0] if args else None
     if not isinstance(given, torch.Tensor) or not isinstance(output, torch.Tensor):
         return False
-    if given.dim() != 3 or given.shape != output.shape or given.shape[1] < 3 or len(args) > 1:
+    width = max(parameter.numel() for parameter in module.parameters())
+    if given.dim() != 3 or given.shape != output.shape or len(args) > 1:
         return False
+    if given.shape[1:].count(width) != 1 or min(given.shape[1:]) < 3:
+        return False
+    axis = 1 if given.shape[2] == width else 2
     size = float(output.abs().max())
     if float((module.forward(3 * given) - output).abs().max()) > 1e-3 * size:
         return False
+    last = given.shape[axis] - 1
     other = given.clone()
-    other[:, -1] = other[:, -1].flip(-1) * 2 + 1
-    return float((module.forward(other) - output)[:, :-1].abs().max()) > 1e-3 * size
+    other.select(axis, last).copy_(given.select(axis, last).flip(-1) * 2 + 1)
+    moved = (module.forward(other) - output).narrow(axis, 0, last)
+    return float(moved.abs().max()) > 1e-3 * size
