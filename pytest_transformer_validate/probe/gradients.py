@@ -256,7 +256,7 @@ def _norm(tensor: torch.Tensor) -> float | None:
     if grad is None:
         return None
     grad = grad.coalesce().values() if grad.is_sparse else grad
-    return float(grad.detach().double().norm())
+    return float(torch.linalg.vector_norm(grad.detach(), dtype=torch.float64))
 
 
 @contextlib.contextmanager

@@ -167,7 +167,8 @@ class Precision(Passes):
     def double(self, draw: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The logits of one batch in float64 and in the model's own dtype, as it is."""
         rows, length = self.probe.subject.sizes
-        batch = self.probe.batch(min(rows, 2), length, "float64", draw)
+        rows = min(rows, 2) if self.probe.subject.small else 1
+        batch = self.probe.batch(rows, length, "float64", draw)
         own = self.probe.forward(batch).logits
         return self.converted(torch.float64, batch, as_it_is=True).logits, own
 
