@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import multiprocessing
 import re
+import warnings
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -25,14 +26,6 @@ if TYPE_CHECKING:
 
     from pytest_transformer_validate.report.record import Record
 
-_COLUMNS = ("passed", "failed", "declared", "does not apply", "no answer")
-_COLUMN_OF = {
-    "passed": "passed",
-    "failed": "failed",
-    "xfailed": "declared",
-    "stale": "failed",
-    "skipped": "does not apply",
-}
 _LINE = 110
 
 
@@ -61,9 +54,7 @@ def survey(workers: int = 1, chosen: Sequence[Architecture] | None = None) -> It
     """
     todo = architectures() if chosen is None else list(chosen)
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(
-        workers, context, initializer=_one_thread, max_tasks_per_child=64
-    ) as pool:
+    with concurrent.futures.ProcessPoolExecutor(workers, context, _prepare) as pool:
         for row in concurrent.futures.as_completed([pool.submit(survey_row, a) for a in todo]):
             yield row.result()
 
@@ -92,7 +83,7 @@ def survey_table(rows: Sequence[SurveyRow]) -> list[str]:
         f"{len(built)} of {len(rows)} architectures build: "
         + ", ".join(f"{count} {task}" for task, count in tasks.items()),
         "",
-        *_by_check(built),
+        *table.by_check([row.records for row in built]),
         "",
         "why a check does not apply (models)",
         *_reasons(built),
@@ -105,18 +96,6 @@ def survey_table(rows: Sequence[SurveyRow]) -> list[str]:
         lines += ["", f"{title}: {len(found)} records", *(f"  {_told(r)}" for r in found)]
     problems = sorted(row.architecture for row in rows if row.problem)
     return [*lines, "", "no tiny model: " + (", ".join(problems) or "none")]
-
-
-def _by_check(rows: Sequence[SurveyRow]) -> list[str]:
-    names = [check.name for check in table.tier1()]
-    cells = []
-    for name in names:
-        counts = Counter(
-            _COLUMN_OF.get(table.worst(r for r in row.records if r.check == name), "no answer")
-            for row in rows
-        )
-        cells.append([name, *(str(counts[column]) for column in _COLUMNS)])
-    return table.aligned([["check", *_COLUMNS], *cells])
 
 
 def _reasons(rows: Sequence[SurveyRow]) -> list[str]:
@@ -142,7 +121,11 @@ def _first_line(text: str) -> str:
     return line if len(line) <= _LINE else f"{line[: _LINE - 3]}..."
 
 
-def _one_thread() -> None:
+def _prepare() -> None:
+    """In a new worker: one thread, and no lines about defaults that nobody chose."""
     import torch
+    from transformers.utils import logging
 
     torch.set_num_threads(1)
+    logging.set_verbosity_error()
+    warnings.simplefilter("ignore")

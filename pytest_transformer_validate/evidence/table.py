@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -37,10 +36,6 @@ class HealthyRow:
     def alarms(self) -> list[Record]:
         """Every record that pytest would count as a failure."""
         return [record for record in self.records if record.failure]
-
-    def status(self, check: str) -> str:
-        """The worst status among the cases of a check."""
-        return worst([record for record in self.records if record.check == check])
 
 
 @dataclass(frozen=True)
@@ -141,69 +136,95 @@ def _parent_status(parent: str, check: str, seed: int) -> str:
     return worst(judge(parent, ZOO[parent].build, ZOO[parent].config, named, seed))
 
 
+_COLUMNS = ("passed", "failed", "declared", "does not apply", "no answer")
+_COLUMN_OF = {
+    "passed": "passed",
+    "failed": "failed",
+    "xfailed": "declared",
+    "stale": "failed",
+    "skipped": "does not apply",
+}
+
+
+def by_check(models: Sequence[Sequence[Record]]) -> list[str]:
+    """On how many models each check passed, failed, was declared, did not apply, or had no answer
+    (broken, blocked): a model counts by the worst of a check's cases."""
+    cells = [["check", *_COLUMNS]]
+    for name in (check.name for check in tier1()):
+        found = [
+            _COLUMN_OF.get(worst(r for r in records if r.check == name), "no answer")
+            for records in models
+        ]
+        cells.append([name, *(str(found.count(column)) for column in _COLUMNS)])
+    return aligned(cells)
+
+
 def zoo_table(rows: Sequence[HealthyRow]) -> list[str]:
     """Healthy models by check, alarms below."""
-    names = [check.name for check in tier1()]
-    cells = [[row.model, *(row.status(name) for name in names)] for row in rows]
-    lines = aligned([["model", *names], *cells])
     alarms = [record for row in rows for record in row.alarms]
     judged = sum(record.status != "skipped" for row in rows for record in row.records)
+    lines = by_check([row.records for row in rows])
     lines += ["", f"{len(rows)} healthy models, {judged} verdicts, {len(alarms)} false alarms"]
     lines += [f"  {record.model}: {record.name} {record.status}" for record in alarms]
     return lines
 
 
 def mutant_table(rows: Sequence[MutantRow]) -> list[str]:
-    """One line a mutant, totals by check and family, misses below."""
-    cells = [
-        [
-            row.mutant.check,
-            row.mutant.family,
-            row.mutant.name,
-            row.mutant.parent,
-            row.status,
-            (row.evidence.where or "-") if row.evidence else "-",
-            {True: "yes", False: "no", None: "-"}[row.localised],
-        ]
-        for row in rows
-    ]
-    header = ["check", "family", "mutant", "parent", "status", "where", "localised"]
-    return [*aligned([header, *cells]), "", *_totals(rows), *_misses(rows)]
+    """Mutants by check and family, totals by check, what is missed or not localised below."""
+    return [*_counted(rows, "family"), "", *_counted(rows), "", _extent(rows), *_misses(rows)]
 
 
-def _totals(rows: Sequence[MutantRow]) -> list[str]:
-    counters = [
-        Counter(row.mutant.check for row in rows if counts(row))
-        for counts in (
-            lambda row: True,
-            lambda row: row.caught,
-            lambda row: row.localised is not None,
-            lambda row: row.localised,
-        )
-    ]
-    cells = [[check, *(str(c[check]) for c in counters)] for check in counters[0]]
-    total = ["all", *(str(counter.total()) for counter in counters)]
-    families = len({row.mutant.family for row in rows})
-    parents = len({row.mutant.parent for row in rows})
-    return [
-        *aligned([["check", "mutants", "caught", "to localise", "localised"], *cells, total]),
-        "",
-        f"{len(rows)} mutants in {families} families over {parents} models, "
-        f"{sum(row.mutant.blind for row in rows)} of them written blind",
-    ]
+_COUNTS: dict[str, Callable[[MutantRow], bool]] = {
+    "mutants": lambda row: True,
+    "caught": lambda row: row.caught,
+    "to localise": lambda row: row.localised is not None,
+    "localised": lambda row: bool(row.localised),
+}
+
+
+def _counted(rows: Sequence[MutantRow], *more: str) -> list[str]:
+    """Counts by check and by ``more`` fields of the mutants."""
+    keys = [tuple(getattr(row.mutant, field) for field in ("check", *more)) for row in rows]
+    cells = [["check", *more, *_COUNTS]]
+    for key in sorted(set(keys), key=keys.index):
+        found = [row for row, own in zip(rows, keys, strict=True) if own == key]
+        cells.append([*key, *(str(sum(map(count, found))) for count in _COUNTS.values())])
+    if not more:
+        cells.append(["all", *(str(sum(map(count, rows))) for count in _COUNTS.values())])
+    return aligned(cells)
+
+
+def _extent(rows: Sequence[MutantRow]) -> str:
+    parents: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        parents.setdefault((row.mutant.check, row.mutant.family), []).append(row.mutant.parent)
+    wide = sum(len(set(models)) >= 3 for models in parents.values())
+    return (
+        f"{len(rows)} mutants in {len(parents)} families ({wide} of them over three or more "
+        f"models), over {len({row.mutant.parent for row in rows})} models; "
+        f"{sum(row.mutant.blind for row in rows)} were written blind"
+    )
 
 
 def _misses(rows: Sequence[MutantRow]) -> list[str]:
-    return [
-        f"  missed: {row.mutant.name} ({row.mutant.check} {row.status}, "
-        f"parent {row.parent_status})"
-        for row in rows
-        if row.missed
-    ] + [
-        f"  declared undetectable: {row.mutant.name} ({row.mutant.undetectable})"
-        for row in rows
-        if row.mutant.undetectable
-    ]
+    return (
+        [
+            f"  missed: {row.mutant.name} ({row.mutant.check} {row.status}, "
+            f"parent {row.parent_status})"
+            for row in rows
+            if row.missed
+        ]
+        + [
+            f"  not localised: {row.mutant.name} ({row.mutant.check} names {row.evidence.where})"
+            for row in rows
+            if row.evidence is not None and row.localised is False
+        ]
+        + [
+            f"  declared undetectable: {row.mutant.name} ({row.mutant.undetectable})"
+            for row in rows
+            if row.mutant.undetectable
+        ]
+    )
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
