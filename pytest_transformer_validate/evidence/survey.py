@@ -109,7 +109,7 @@ def _reasons(rows: Sequence[SurveyRow]) -> list[str]:
 
 def _general(reason: str) -> str:
     """A reason without the numbers of one model, so that equal ones are counted together."""
-    return re.sub(r"\d+(\.\d+)?(e-?\d+)?", "n", _first_line(reason))
+    return re.sub(r"(?<![\w.])\d+(\.\d+)?(e-?\d+)?(?!\w)", "n", _first_line(reason))
 
 
 def _told(record: Record) -> str:
