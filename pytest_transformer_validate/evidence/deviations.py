@@ -56,7 +56,7 @@ DEVIATIONS: dict[str, dict[str, str]] = {
     "classification:tapas": {"length_limit": _TAPAS},
     "classification:yoso": {"mask_effect": _YOSO},
     "vision_classification:mobilenet_v1": {
-        "dropout": "classifier_dropout_prob is 0.999: the part to keep, taken for the part to drop",
+        "dropout": "classifier_dropout_prob is 0.999: the part to keep taken for what to drop",
     },
     "vision_classification:swiftformer": {
         "gradient_flow": "a softmax over an axis of size one: w_g has no effect",
