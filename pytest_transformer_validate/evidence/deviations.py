@@ -49,7 +49,7 @@ DEVIATIONS: dict[str, dict[str, str]] = {
     "classification:layoutlmv3": {
         "gradient_flow": "the tables of relative positions are read under no_grad",
     },
-    "classification:markuplm": {"gradient_flow": "a layer of the embeddings is never called"},
+    "classification:markuplm": {"gradient_flow": "xpath_unitseq2_embeddings is never called"},
     "classification:mra": {"gradient_flow": _MRA, "precision[bfloat16]": _MRA},
     "classification:t5gemma": {"padding[right]": _T5GEMMA},
     "classification:t5gemma2": {"padding[right]": _T5GEMMA},
