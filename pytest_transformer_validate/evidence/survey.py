@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import logging
 import multiprocessing
 import re
 import warnings
@@ -124,8 +125,8 @@ def _first_line(text: str) -> str:
 def _prepare() -> None:
     """In a new worker: one thread, and no lines about defaults that nobody chose."""
     import torch
-    from transformers.utils import logging
+    from transformers.utils import logging as log
 
     torch.set_num_threads(1)
-    logging.set_verbosity_error()
+    log.set_verbosity(logging.ERROR)
     warnings.simplefilter("ignore")

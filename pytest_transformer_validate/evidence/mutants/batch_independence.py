@@ -21,7 +21,7 @@ MUTANTS = (
         name="batch_major_by_view",
         family="batch_layout",
         parent="torch_causal_lm",
-        where=("",),
+        where=("(model)",),
         why="back from time-major by reshape",
         edits=(
             (

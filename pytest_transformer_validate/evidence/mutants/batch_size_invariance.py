@@ -13,7 +13,7 @@ MUTANTS = (
         name="logits_by_batch",
         family="mean",
         parent="sdpa_gpt",
-        where=("",),
+        where=("(model)",),
         why="a mean over the batch that was meant for the loss",
         edits=(('{"logits": self.head(x)}', '{"logits": self.head(x) / x.size(0)}'),),
     ),
@@ -60,7 +60,7 @@ MUTANTS = (
         name="single_row_pooled_twice",
         family="single_row",
         parent="simple_classifier",
-        where=("",),
+        where=("(model)",),
         why="squeeze drops the row axis, and the mean is taken over features",
         edits=(
             (

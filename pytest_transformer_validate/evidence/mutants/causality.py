@@ -259,7 +259,7 @@ MUTANTS = (
         name="states_centred_over_time",
         family="pooled_leak",
         parent="mha_decoder",
-        where=("",),
+        where=("(model)",),
         why="centring before the head to help optimisation",
         edits=(
             (

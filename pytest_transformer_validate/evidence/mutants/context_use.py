@@ -117,7 +117,7 @@ MUTANTS = (
         name="text_cut_inside",
         family="cut",
         parent="text_classifier",
-        where=("",),
+        where=("(model)",),
         why="a length limit of an older tokenizer inside the model",
         edits=(
             (

@@ -71,7 +71,7 @@ MUTANTS = (
         name="dropout_where_a_mask_is_given",
         family="functional_dropout",
         parent="llama",
-        where=("",),
+        where=("(model)",),
         why="tokens are hidden at random in the path with an attention mask only",
         edits=(
             (
@@ -100,7 +100,7 @@ MUTANTS = (
         name="layer_left_out_rarely",
         family="noise",
         parent="mha_decoder",
-        where=("",),
+        where=("(model)",),
         why="LayerDrop with Python's random numbers, also in evaluation",
         edits=(
             ("import math\n", "import math\nimport random\n"),
@@ -129,7 +129,7 @@ MUTANTS = (
         name="embedding_noise_always",
         family="noise",
         parent="recurrent",
-        where=("",),
+        where=("(model)",),
         why="noisy embeddings for fine-tuning, left on; an effect of 1e-3",
         edits=(
             (
@@ -174,7 +174,7 @@ MUTANTS = (
         name="eval_not_passed_on",
         family="mode",
         parent="nanogpt",
-        where=("",),
+        where=("(model)",),
         why="eval() of its own, without a call of the one that it replaces",
         edits=(
             (

@@ -166,7 +166,7 @@ MUTANTS = (
         name="logits_dropped_out_by_function",
         family="logits",
         parent="conv_gpt",
-        where=("",),
+        where=("(model)",),
         why="the same with F.dropout",
         edits=(
             ("import torch.nn.functional as F\n", "import torch.nn.functional as F\n"),
@@ -180,7 +180,7 @@ MUTANTS = (
         name="training_mode_not_passed_on",
         family="mode",
         parent="text_classifier",
-        where=("",),
+        where=("(model)",),
         why="train() of its own keeps everything in evaluation",
         edits=(
             (
@@ -195,7 +195,7 @@ MUTANTS = (
         name="seeds_in_training",
         family="mode",
         parent="mha_decoder",
-        where=("",),
+        where=("(model)",),
         why="a seed set for training in forward: every step drops the same numbers",
         edits=(
             (

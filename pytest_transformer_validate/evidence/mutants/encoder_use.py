@@ -25,7 +25,7 @@ MUTANTS = (
     _lost(
         name="memory_overwritten",
         family="ignored",
-        where=("",),
+        where=("(model)",),
         why="a buffer of the right shape where the encoder's output was meant",
         edits=((_MEMORY, _MEMORY + "        memory = torch.zeros_like(memory)\n"),),
     ),
@@ -59,7 +59,7 @@ MUTANTS = (
     _lost(
         name="source_mask_as_long_as_the_text",
         family="some_positions",
-        where=("", "decoder_layers.*.cross_attn"),
+        where=("(model)", "decoder_layers.*.cross_attn"),
         why="the mask of the encoder's output is filled up to the length of the decoder's text",
         edits=(
             (
@@ -80,14 +80,14 @@ MUTANTS = (
     _lost(
         name="first_source_token_broadcast",
         family="some_positions",
-        where=("",),
+        where=("(model)",),
         why="expand of one position over the length of the source",
         edits=((_MEMORY, _MEMORY + "        memory = memory[:, :1].expand_as(memory)\n"),),
     ),
     _lost(
         name="last_source_token_lost",
         family="some_positions",
-        where=("",),
+        where=("(model)",),
         why="the end of the text is cut off with the end id",
         edits=(
             (

@@ -33,7 +33,7 @@ MUTANTS = (
         name="encoder_memory_detached",
         family="cut_graph",
         parent="seq2seq",
-        where=("",),
+        where=("(model)",),
         why="memory treated as a fixed input of the decoder",
         edits=(
             (
@@ -46,7 +46,7 @@ MUTANTS = (
         name="head_on_detached_states",
         family="cut_graph",
         parent="torch_encoder",
-        where=("", "encoder"),
+        where=("(model)", "encoder"),
         why="probing head trained on frozen features",
         edits=(("self.mlm_head(hidden)", "self.mlm_head(hidden.detach())"),),
     ),
@@ -142,7 +142,7 @@ MUTANTS = (
         name="last_layer_skipped",
         family="skipped_layer",
         parent="sdpa_gpt",
-        where=("", "blocks.2"),
+        where=("(model)", "blocks.2"),
         why="range(n - 1)",
         edits=(("for block in self.blocks:", "for block in self.blocks[:-1]:"),),
     ),
@@ -150,7 +150,7 @@ MUTANTS = (
         name="first_layer_skipped",
         family="skipped_layer",
         parent="bert",
-        where=("", "encoder.0"),
+        where=("(model)", "encoder.0"),
         why="index from 1",
         edits=(("for layer in self.encoder:", "for layer in self.encoder[1:]:"),),
     ),
@@ -158,7 +158,7 @@ MUTANTS = (
         name="same_layer_twice",
         family="skipped_layer",
         parent="mha_decoder",
-        where=("", "layers.1"),
+        where=("(model)", "layers.1"),
         why="constant index in the loop",
         edits=(
             (
@@ -171,7 +171,7 @@ MUTANTS = (
         name="layer_result_dropped",
         family="lost_result",
         parent="sliding_window",
-        where=("",),
+        where=("(model)",),
         why="assignment forgotten",
         edits=(("x = layer(x)", "layer(x)"),),
     ),
@@ -205,7 +205,7 @@ MUTANTS = (
         name="builder_output_unused",
         family="lost_result",
         parent="builder_attention",
-        where=("", "ffn_1"),
+        where=("(model)", "ffn_1"),
         why="the second feed-forward's residual was wired to the first",
         edits=(("self.layernorm_3(x + ffn_1_output)", "self.layernorm_3(x + ffn_0_output)"),),
     ),
@@ -262,7 +262,7 @@ MUTANTS = (
         name="softmax_over_one",
         family="zero_effect",
         parent="vit",
-        where=("", "score"),
+        where=("(model)", "score"),
         why="softmax over the last dimension, which has size one, instead of over the tokens",
         edits=(
             (
@@ -294,7 +294,7 @@ MUTANTS = (
         name="branch_scaled_away",
         family="vanishing",
         parent="torch_encoder",
-        where=("", "embedding"),
+        where=("(model)", "embedding"),
         why="eps multiplied where it should be added",
         edits=(
             (

@@ -13,7 +13,7 @@ MUTANTS = (
         name="every_prefix_again",
         family="prefixes",
         parent="sdpa_gpt",
-        where=("",),
+        where=("(model)",),
         why="the loop of generate() moved into forward: all blocks run for every position",
         edits=(
             (
@@ -73,7 +73,7 @@ MUTANTS = (
         name="source_encoded_at_every_step",
         family="repeats",
         parent="seq2seq",
-        where=("",),
+        where=("(model)",),
         why="encode() stands inside the loop over target positions",
         edits=(
             (
@@ -91,7 +91,7 @@ MUTANTS = (
         name="batch_run_for_every_row",
         family="repeats",
         parent="text_classifier",
-        where=("",),
+        where=("(model)",),
         why="a loop over rows that gives the whole batch to the blocks and keeps one row",
         edits=(
             (

@@ -79,7 +79,7 @@ MUTANTS = (
         name="rotary_from_zero",
         family="cache_positions",
         parent="llama_start_pos",
-        where=("",),
+        where=("(model)",),
         why="tables cut to the new tokens from their start",
         edits=(
             ("self.freqs_cos[start_pos : start_pos + seqlen]", "self.freqs_cos[:seqlen]"),
@@ -309,7 +309,7 @@ MUTANTS = (
         name="mask_cut_to_the_new_tokens",
         family="cache_mask",
         parent="llama",
-        where=("", "layers.0.self_attn"),
+        where=("(model)", "layers.0.self_attn"),
         why="the columns of the past are taken as kept",
         edits=(
             (
@@ -324,7 +324,7 @@ MUTANTS = (
         name="mask_moved_with_the_past",
         family="cache_mask",
         parent="llama",
-        where=("", "layers.0.self_attn"),
+        where=("(model)", "layers.0.self_attn"),
         why="the mask is rolled when it is put together with the past",
         edits=(
             (
@@ -337,7 +337,7 @@ MUTANTS = (
         name="use_cache_drops_the_mask",
         family="cache_mask",
         parent="llama",
-        where=("",),
+        where=("(model)",),
         why="whoever asks for a cache is taken to decode one token",
         edits=(
             (

@@ -13,7 +13,7 @@ MUTANTS = (
         name="positions_wrap",
         family="folded",
         parent="sdpa_gpt",
-        where=("", "wpe"),
+        where=("(model)", "wpe"),
         why="% n_positions to get rid of an IndexError",
         edits=(
             (
@@ -26,7 +26,7 @@ MUTANTS = (
         name="positions_stop_at_the_last",
         family="folded",
         parent="sliding_window",
-        where=("", "embed_pos"),
+        where=("(model)", "embed_pos"),
         why="every token above the maximum has the last position",
         edits=(
             (
@@ -39,7 +39,7 @@ MUTANTS = (
         name="rotary_positions_wrap",
         family="folded",
         parent="llama",
-        where=("", "rotary"),
+        where=("(model)", "rotary"),
         why="rotary angles start again at the maximum that the configuration names",
         edits=(
             (
@@ -52,7 +52,7 @@ MUTANTS = (
         name="decoder_positions_clamped",
         family="folded",
         parent="seq2seq",
-        where=("", "decoder_positions"),
+        where=("(model)", "decoder_positions"),
         why="the decoder goes on at its last position",
         edits=(
             (

@@ -6,7 +6,7 @@ from functools import partial
 
 from pytest_transformer_validate.evidence.mutants.surgery import Mutant
 
-_loss = partial(Mutant, check="loss_alignment", where=("",))
+_loss = partial(Mutant, check="loss_alignment", where=("(model)",))
 
 _SHIFTED_LOGITS = "shift_logits = logits[:, :-1].reshape(-1, logits.size(-1))"
 _SHIFTED_LABELS = "shift_labels = labels[:, 1:].reshape(-1)"

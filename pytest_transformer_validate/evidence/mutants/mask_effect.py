@@ -91,7 +91,7 @@ MUTANTS = (
         name="mask_moves_positions",
         family="other_path",
         parent="masked_gpt",
-        where=("embed", "positions", "(model)", ""),
+        where=("embed", "positions", "(model)"),
         why="positions of a padded batch start at 1, those without a mask at 0",
         edits=(
             (
@@ -106,7 +106,7 @@ MUTANTS = (
         name="ones_hide_the_last",
         family="other_path",
         parent="cached_seq2seq",
-        where=("encoder.0", "encoder.0.attn", ""),
+        where=("encoder.0", "encoder.0.self_attn", "(model)"),
         why="a length is taken for an index: the last token is hidden",
         edits=(
             (

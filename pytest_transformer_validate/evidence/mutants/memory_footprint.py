@@ -33,7 +33,7 @@ MUTANTS = (
         name="outputs_collected_by_hook",
         family="history",
         parent="torch_encoder",
-        where=("",),
+        where=("(model)",),
         why="a hook for debugging that stayed",
         edits=(
             (
@@ -87,7 +87,7 @@ MUTANTS = (
         name="losses_with_their_graph",
         family="graph",
         parent="seq2seq",
-        where=("",),
+        where=("(model)",),
         why="losses.append(loss) without .item() keeps every activation of every step",
         edits=(
             (
@@ -107,7 +107,7 @@ MUTANTS = (
         name="total_loss_with_its_graph",
         family="graph",
         parent="nanogpt",
-        where=("",),
+        where=("(model)",),
         why="total_loss += loss chains the graphs of all steps",
         edits=(
             (

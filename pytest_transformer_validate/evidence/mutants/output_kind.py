@@ -6,7 +6,7 @@ from functools import partial
 
 from pytest_transformer_validate.evidence.mutants.surgery import Mutant
 
-_kind = partial(Mutant, check="output_kind", where=("",))
+_kind = partial(Mutant, check="output_kind", where=("(model)",))
 
 MUTANTS = (
     _kind(

@@ -127,7 +127,7 @@ MUTANTS = (
         name="pooled_for_every_position",
         family="collapsed",
         parent="torch_encoder",
-        where=("",),
+        where=("(model)",),
         why="states averaged for a classifier and expanded again for the token head",
         edits=(
             (
@@ -141,7 +141,7 @@ MUTANTS = (
         name="norm_over_single_feature",
         family="collapsed",
         parent="vit",
-        where=("",),
+        where=("(model)",),
         why="layer norm of a tensor with a trailing axis of size one gives zeros",
         edits=(
             (
@@ -163,7 +163,7 @@ MUTANTS = (
         name="temperature_is_eps",
         family="huge",
         parent="sdpa_gpt",
-        where=("",),
+        where=("(model)",),
         why="logits divided by eps instead of a temperature",
         edits=(("self.head(x)}", "self.head(x) / 1e-8}"),),
     ),
@@ -171,7 +171,7 @@ MUTANTS = (
         name="logits_scaled_up_twice",
         family="huge",
         parent="seq2seq",
-        where=("",),
+        where=("(model)",),
         why="inverse of a tiny initialiser applied to the logits",
         edits=(("return self.generator(y)", "return self.generator(y) * 1e7"),),
     ),

@@ -96,7 +96,7 @@ MUTANTS = (
         name="logits_by_length",
         family="mean",
         parent="mha_decoder",
-        where=("",),
+        where=("(model)",),
         why="a mean over the text that was meant for the loss",
         edits=(
             ("return self.lm_head(self.norm(x))", "return self.lm_head(self.norm(x)) / x.size(1)"),

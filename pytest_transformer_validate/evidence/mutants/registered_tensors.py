@@ -34,7 +34,7 @@ MUTANTS = (
         name="list_of_parameters",
         family="plain_tensor",
         parent="recurrent",
-        where=("",),
+        where=("(model)",),
         why="a Python list of parameters: no optimizer sees them",
         edits=(
             (
@@ -53,7 +53,7 @@ MUTANTS = (
         name="steps_without_device",
         family="made_on_cpu",
         parent="seq2seq",
-        where=("", "decoder_positions"),
+        where=("(model)", "decoder_positions"),
         why="device= forgotten in one of several places",
         edits=(
             (

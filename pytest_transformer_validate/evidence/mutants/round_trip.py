@@ -13,7 +13,7 @@ MUTANTS = (
         name="positions_not_persistent",
         family="not_persistent",
         parent="text_classifier",
-        where=("",),
+        where=("(model)",),
         why="persistent=False is for what can be computed again, not for what is drawn",
         edits=(
             (
@@ -59,7 +59,7 @@ MUTANTS = (
         name="list_of_random_features",
         family="plain_tensor",
         parent="recurrent",
-        where=("",),
+        where=("(model)",),
         why="tensors in a list are as invisible as parameters in one",
         edits=(
             (
@@ -78,7 +78,7 @@ MUTANTS = (
         name="parameter_made_in_forward",
         family="made_late",
         parent="bert",
-        where=("",),
+        where=("(model)",),
         why="a parameter that the first forward makes is in no optimizer and no fresh instance",
         edits=(
             (
@@ -110,7 +110,7 @@ MUTANTS = (
         name="state_dict_without_positions",
         family="own_methods",
         parent="sliding_window",
-        where=("", "embed_pos"),
+        where=("(model)", "embed_pos"),
         why="keys that an older checkpoint lacked are filtered, and so never loaded",
         edits=(
             (

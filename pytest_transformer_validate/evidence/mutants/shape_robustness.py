@@ -13,7 +13,7 @@ MUTANTS = (
         name="squeeze_drops_batch_of_one",
         family="squeeze",
         parent="text_classifier",
-        where=("",),
+        where=("(model)",),
         why="squeeze() without a dimension",
         edits=(
             (
@@ -26,7 +26,7 @@ MUTANTS = (
         name="squeeze_drops_length_of_one",
         family="squeeze",
         parent="mha_decoder",
-        where=("",),
+        where=("(model)",),
         why="squeeze(1) meant for the output of a pooling",
         edits=(
             ("return self.lm_head(self.norm(x))", "return self.lm_head(self.norm(x)).squeeze(1)"),
@@ -36,7 +36,7 @@ MUTANTS = (
         name="cls_squeezed",
         family="squeeze",
         parent="vit",
-        where=("",),
+        where=("(model)",),
         why="squeeze after taking the CLS token",
         edits=(("return self.head(x[:, 0])", "return self.head(x[:, :1].squeeze())"),),
     ),
@@ -44,7 +44,7 @@ MUTANTS = (
         name="single_token_special_case",
         family="special_case",
         parent="llama",
-        where=("",),
+        where=("(model)",),
         why="decoding step returns the logits of its one token without the length axis",
         edits=(
             (
@@ -59,7 +59,7 @@ MUTANTS = (
         name="odd_token_dropped",
         family="special_case",
         parent="conv_gpt",
-        where=("",),
+        where=("(model)",),
         why="tokens handled in pairs, the odd one is left over",
         edits=(
             (
@@ -73,7 +73,7 @@ MUTANTS = (
         name="last_token_only",
         family="special_case",
         parent="mha_decoder",
-        where=("",),
+        where=("(model)",),
         why="inference shortcut left in",
         edits=(
             (
@@ -86,7 +86,7 @@ MUTANTS = (
         name="output_time_major",
         family="layout",
         parent="torch_causal_lm",
-        where=("",),
+        where=("(model)",),
         why="not transposed back",
         edits=(("return self.linear(x).transpose(0, 1)", "return self.linear(x)"),),
     ),

@@ -127,7 +127,7 @@ MUTANTS = (
         name="memory_of_first_source",
         family="memory",
         parent="seq2seq",
-        where=("",),
+        where=("(model)",),
         why="the encoder is run once for a shape, as when one text is decoded step by step",
         edits=(
             (
@@ -143,7 +143,7 @@ MUTANTS = (
         name="scale_after_four_calls",
         family="counter",
         parent="sdpa_gpt",
-        where=("",),
+        where=("(model)",),
         why="a warm-up that counts every forward",
         edits=(
             (
@@ -199,7 +199,7 @@ MUTANTS = (
         name="segments_left_in_buffer",
         family="buffer",
         parent="bert",
-        where=("",),
+        where=("(model)",),
         why="segments are written into a buffer of zeros that the next text reads",
         edits=(
             (
@@ -220,7 +220,7 @@ MUTANTS = (
         name="logits_in_one_buffer",
         family="buffer",
         parent="torch_causal_lm",
-        where=("",),
+        where=("(model)",),
         why="the output is allocated once; the caller's logits change with the next call",
         edits=(
             (
@@ -251,7 +251,7 @@ MUTANTS = (
         name="embeddings_normalised_in_place",
         family="weights",
         parent="conv_gpt",
-        where=("",),
+        where=("(model)",),
         why="the table is brought to norm one in every forward, evaluation included",
         edits=(
             (
@@ -293,7 +293,7 @@ MUTANTS = (
         name="mask_turned_additive_in_place",
         family="inputs",
         parent="bert",
-        where=("",),
+        where=("(model)",),
         why="the caller's mask is turned into scores in place",
         edits=(
             (
@@ -307,7 +307,7 @@ MUTANTS = (
         name="labels_ignored_in_place",
         family="inputs",
         parent="nanogpt",
-        where=("",),
+        where=("(model)",),
         why="padding is marked in the caller's targets",
         edits=(
             (
@@ -335,7 +335,7 @@ MUTANTS = (
         name="seeds_in_forward",
         family="globals",
         parent="recurrent",
-        where=("",),
+        where=("(model)",),
         why="a seed set inside of forward makes every later draw of the program the same",
         edits=(
             (
@@ -348,7 +348,7 @@ MUTANTS = (
         name="grad_mode_left_off",
         family="globals",
         parent="builder_attention",
-        where=("",),
+        where=("(model)",),
         why="set_grad_enabled as a call instead of a with: off for whoever comes after",
         edits=(
             (
@@ -362,7 +362,7 @@ MUTANTS = (
         name="trains_after_evaluation",
         family="globals",
         parent="window_cache",
-        where=("",),
+        where=("(model)",),
         why="train() at the end of forward: the mode is not the forward's to choose",
         edits=(
             (

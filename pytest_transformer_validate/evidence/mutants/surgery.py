@@ -93,9 +93,8 @@ class Mutant:
         """Whether ``where`` names a changed module or its parent (``(model)`` is the root)."""
         if where is None:
             return False
-        name = "" if where == ROOT else where
-        changed = {*self.where, *(module.rpartition(".")[0] for module in self.where)}
+        changed = {*self.where, *(module.rpartition(".")[0] or ROOT for module in self.where)}
         return any(
-            fnmatch.fnmatchcase(name, pattern) and name.count(".") == pattern.count(".")
+            fnmatch.fnmatchcase(where, pattern) and where.count(".") == pattern.count(".")
             for pattern in changed
         )

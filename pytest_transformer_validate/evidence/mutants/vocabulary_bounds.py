@@ -13,7 +13,7 @@ MUTANTS = (
         name="ids_wrap",
         family="folded",
         parent="nanogpt",
-        where=("",),
+        where=("(model)",),
         why="% vocab_size to get rid of an IndexError",
         edits=(
             (
@@ -26,7 +26,7 @@ MUTANTS = (
         name="ids_clamped",
         family="folded",
         parent="llama",
-        where=("",),
+        where=("(model)",),
         why="clamp to get rid of an IndexError",
         edits=(
             (
@@ -39,7 +39,7 @@ MUTANTS = (
         name="negative_ids_are_zero",
         family="folded",
         parent="alibi",
-        where=("",),
+        where=("(model)",),
         why="-100 in the ids is taken for a token",
         edits=(
             (
@@ -52,7 +52,7 @@ MUTANTS = (
         name="negative_ids_by_abs",
         family="folded",
         parent="mha_decoder",
-        where=("",),
+        where=("(model)",),
         why="abs() on ids",
         edits=(("x = self.embed(input_ids) *", "x = self.embed(input_ids.abs()) *"),),
     ),
@@ -60,7 +60,7 @@ MUTANTS = (
         name="decoder_ids_wrap",
         family="folded",
         parent="seq2seq",
-        where=("",),
+        where=("(model)",),
         why="only the decoder's ids wrap",
         edits=(
             (
