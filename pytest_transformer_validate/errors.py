@@ -75,3 +75,8 @@ class Blocked(TransformerValidateError):
     def __init__(self, place: str) -> None:
         super().__init__(place)
         self.place = place
+
+
+def error_line(error: BaseException, most: int = 200) -> str:
+    """The class of an exception and the first line of its text, cut to ``most`` characters."""
+    return f"{type(error).__name__}: {error}".partition("\n")[0][:most]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pytest_transformer_validate.errors import NotApplicable
+from pytest_transformer_validate.errors import NotApplicable, error_line
 from pytest_transformer_validate.probe.compare import difference, finite
 from pytest_transformer_validate.probe.passes import Passes, remembered
 from pytest_transformer_validate.probe.trace import ROOT
@@ -111,7 +111,7 @@ class Bounds(Passes):
         try:
             self.probe.forward(self._with(role, given))
         except Exception as error:  # noqa: BLE001 - what it raises is the finding
-            return _line(error), self.probe.where_raised(error)
+            return error_line(error), self.probe.where_raised(error)
         return None
 
     @remembered
@@ -177,7 +177,7 @@ class Bounds(Passes):
                 running.call(longer, {})
             logits = probe.forward(longer).logits
         except Exception as error:  # noqa: BLE001 - raising is one of the two right answers
-            return Longer(longest, error=_line(error))
+            return Longer(longest, error=error_line(error))
         inside = _Positions(subject.model, longer.inputs, longest)
         with probe.running("longer") as running, inside:
             running.call(within, {})
@@ -362,7 +362,3 @@ def _last_effect(probe: Probe, role: str, batch: Batch) -> float:
     except Exception:  # noqa: BLE001 - a classifier may ask for its end token
         return float("inf")
     return float(difference(before, after).max())
-
-
-def _line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".partition("\n")[0][:200]

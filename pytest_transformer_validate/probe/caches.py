@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pytest_transformer_validate.errors import NotApplicable
+from pytest_transformer_validate.errors import NotApplicable, error_line
 from pytest_transformer_validate.probe.compare import (
     axis_of,
     difference,
@@ -205,7 +205,7 @@ class Caches(Passes):
             try:
                 logits.extend(_feed(probe, subject, protocol, plan, text))  # as far as it gets
             except Exception as error:  # noqa: BLE001 - the check says what raising means
-                raised = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
+                raised = error_line(error)
                 where = where_raised(subject.model, error)
         reference = probe.forward(text).logits
         return _compared(plan, text, logits, reference, raised, where)
@@ -485,7 +485,7 @@ def _first_call(subject: Subject, text: Batch, length: int, protocol: Protocol) 
     try:
         raw, _ = _call(subject, text, 0, length, protocol, None, None, positions=True)
     except Exception as error:
-        line = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
+        line = error_line(error)
         raise NotApplicable(
             f"asked for a cache ({protocol.text}), forward raises {line}"
         ) from error

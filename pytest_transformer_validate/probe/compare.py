@@ -92,15 +92,17 @@ def difference(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return torch.where(a == b, torch.zeros_like(a), (a - b).abs())
 
 
-def over(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether two tensors differ by more than 16 u of the first (same shape, see tolerance)."""
+def over(a: torch.Tensor, b: torch.Tensor, part: float | None = None) -> bool:
+    """Whether two tensors differ by more than that ``part`` of the first; by default 16 u (same
+    shape, see tolerance)."""
     if not a.numel():
         return False
     numbers = a[a.isfinite()]
     scale = float(numbers.abs().max()) if numbers.numel() else 0.0
     both_nan = a.isnan() & b.isnan()
     moved = torch.where(both_nan, 0, difference(a, b))
-    return not float(moved.max()) <= 16 * torch.finfo(a.dtype).eps * scale
+    part = 16 * torch.finfo(a.dtype).eps if part is None else part
+    return not float(moved.max()) <= part * scale
 
 
 def axis_of(tensor: torch.Tensor, length: int) -> int | None:

@@ -19,7 +19,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pytest_transformer_validate.errors import Blocked, NotApplicable
+from pytest_transformer_validate.errors import Blocked, NotApplicable, error_line
 from pytest_transformer_validate.probe.compare import difference, over, trace
 from pytest_transformer_validate.probe.passes import Passes, remembered
 from pytest_transformer_validate.probe.trace import (
@@ -121,7 +121,7 @@ class Padding(Passes):
             try:
                 self.probe.forward(way.tell(batch, keep))
             except Exception as error:  # noqa: BLE001 - a model need not take every form
-                line = f"{type(error).__name__}: {error}".partition("\n")[0][:150]
+                line = error_line(error, 150)
                 refused = refused or f"{way.role} {tuple(way.mask(keep).shape)} raised {line}"
                 continue
             return way, refused
@@ -363,7 +363,7 @@ class Padding(Passes):
             try:
                 moved[name] = self._gap(reference, self._outputs(told, way.covers, found.keep))
             except Exception as error:  # noqa: BLE001 - a model need not take every dtype
-                moved[name] = f"{type(error).__name__}: {error}".partition("\n")[0][:100]
+                moved[name] = error_line(error, 100)
         return moved
 
     # ... texts of several lengths...

@@ -9,7 +9,6 @@ run adds to that is what the model's own code does to its numbers.
 from __future__ import annotations
 
 import contextlib
-import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ import torch
 from pytest_transformer_validate.errors import NotApplicable
 from pytest_transformer_validate.probe.forwards import padded_halves
 from pytest_transformer_validate.probe.passes import Passes, remembered
-from pytest_transformer_validate.probe.storage import duplicate
+from pytest_transformer_validate.probe.storage import duplicate, probe_beside, twin_of
 from pytest_transformer_validate.probe.trace import (
     ROOT,
     Call,
@@ -291,17 +290,15 @@ class Precision(Passes):
 
 
 def _twin(subject: Subject, model: torch.nn.Module, dtype: torch.dtype) -> Subject:
-    twin = copy.copy(subject)
-    twin.model = model
+    twin = twin_of(subject, model)
     twin.dtype = dtype
     return twin
 
 
 def _run(probe: Probe, twin: Subject, batch: Batch) -> Run:
-    beside = type(probe)(twin, seed=probe.seed)
     mended = MaskDtype() if twin.dtype is torch.float64 else contextlib.nullcontext()
     with mended:
-        logits = beside.forward(batch.to(twin.device, twin.dtype)).logits
+        logits = probe_beside(probe, twin).forward(batch.to(twin.device, twin.dtype)).logits
     wide = logits if logits.dtype is torch.float64 else logits.float()
     return Run(wide, logits.dtype)
 

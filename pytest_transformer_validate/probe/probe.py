@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
 import torch
 
-from pytest_transformer_validate.errors import Blocked, NotApplicable, SubjectError
+from pytest_transformer_validate.errors import Blocked, NotApplicable, SubjectError, error_line
 from pytest_transformer_validate.probe import compare, forwards, gradients, positions, rows
 from pytest_transformer_validate.probe.answers import NO_OUTPUT, Answers
 from pytest_transformer_validate.probe.attention import Attention
@@ -128,7 +128,7 @@ class Probe:
             except Exception as error:
                 name = "_".join(map(str, key))
                 place = where_raised(self.subject.model, error) or ROOT
-                line = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
+                line = error_line(error)
                 self._failures[key] = f"the pass {name} raised in {place}: {line}"
                 raise
         return cast("Result", self._results[key])

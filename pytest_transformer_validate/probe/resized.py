@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-
 from pytest_transformer_validate.errors import Blocked
 from pytest_transformer_validate.probe.compare import (
     batch_axis,
     difference,
     finite_logits,
+    over,
     sequence,
     some_rows,
     text_logits,
@@ -23,6 +22,8 @@ from pytest_transformer_validate.subject.sizes import long_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import torch
 
     from pytest_transformer_validate.subject.batch import Batch
 
@@ -186,9 +187,4 @@ def _each(calls: list[Call], cut: Callable[[torch.Tensor], torch.Tensor]) -> lis
 
 
 def _moved(a: torch.Tensor, b: torch.Tensor) -> bool:
-    if not a.numel():
-        return False
-    numbers = a[a.isfinite()]
-    scale = float(numbers.abs().max()) if numbers.numel() else 0.0
-    both_nan = a.isnan() & b.isnan()
-    return not float(torch.where(both_nan, 0, difference(a, b)).max()) <= _VISIBLE * scale
+    return over(a, b, _VISIBLE)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from pytest_transformer_validate.errors import error_line
 from pytest_transformer_validate.probe.draws import moved_by
 from pytest_transformer_validate.probe.passes import Passes, remembered
 from pytest_transformer_validate.probe.trace import (
@@ -409,7 +410,7 @@ def _watch(model: nn.Module, kind: str, name: str) -> Callable[[], bool]:
 def _raised(
     model: nn.Module, name: str, done: tuple[str, ...], error: Exception, condition: str
 ) -> Step:
-    line = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
+    line = error_line(error)
     place = where_raised(model, error)
     return Step(name, done, float("inf"), torch.empty(0), line, place, condition)
 

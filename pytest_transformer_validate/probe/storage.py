@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pytest_transformer_validate.errors import error_line
 from pytest_transformer_validate.optional import find
 from pytest_transformer_validate.probe.compare import difference, trace
 from pytest_transformer_validate.probe.elsewhere import (
@@ -26,6 +27,7 @@ from pytest_transformer_validate.probe.elsewhere import (
 )
 from pytest_transformer_validate.probe.passes import Passes, remembered
 from pytest_transformer_validate.probe.trace import ROOT, first_to_differ, where_raised
+from pytest_transformer_validate.sources.huggingface import quiet
 from pytest_transformer_validate.subject.tables import TableReader
 
 if TYPE_CHECKING:
@@ -222,12 +224,15 @@ class Storage(Passes):
             lost = tuple(_blanks(twin.model))
             if lost:
                 return Trip(way, how, lost=lost, where=lost[0].rpartition(".")[0] or ROOT)
-            logits, again = probe.forward(batch).logits, _beside(probe, twin).forward(batch).logits
+            logits, again = (
+                probe.forward(batch).logits,
+                probe_beside(probe, twin).forward(batch).logits,
+            )
             trip = Trip(way, how, value=_distance(logits, again), reference=logits)
             if _intact(trip):
                 return trip
             where = first_to_differ(
-                trace(probe, batch), trace(_beside(probe, twin), batch), _moved
+                trace(probe, batch), trace(probe_beside(probe, twin), batch), _moved
             )
             return replace(trip, where=where)
 
@@ -237,7 +242,7 @@ class Storage(Passes):
         probe = self.probe
         if way == PRETRAINED:
             with probe.running("forward") as subject:
-                return _twin(subject, _from_pretrained(subject)), "from_pretrained"
+                return twin_of(subject, _from_pretrained(subject)), "from_pretrained"
         model, how = self._another(copied=copied)
         _blank(model)
         with probe.running("forward") as subject:
@@ -248,7 +253,7 @@ class Storage(Passes):
                 if way != STATE:
                     raise
                 return f"{type(error).__name__}: {error}", how
-        return _twin(probe.subject, model), how
+        return twin_of(probe.subject, model), how
 
     def _remade_agree(self) -> bool:
         """Whether two instances built from the configuration agree once they hold one
@@ -265,7 +270,7 @@ class Storage(Passes):
                 model.load_state_dict(probe.subject.model.state_dict())
             except Exception:  # noqa: BLE001 - the finding is what loading the used model raised
                 return False
-            found.append(_beside(probe, _twin(probe.subject, model)).forward(batch).logits)
+            found.append(probe_beside(probe, twin_of(probe.subject, model)).forward(batch).logits)
         return _distance(*found) <= 1e-6 * max(1.0, float(found[0].abs().max()))
 
     @remembered
@@ -279,11 +284,11 @@ class Storage(Passes):
         try:
             model = _light_copy(subject.model)
         except Exception as error:  # noqa: BLE001 - a model need not support being copied
-            return None, f"it cannot be copied: {_line(error)}"
+            return None, f"it cannot be copied: {error_line(error, 160)}"
         held = dict(self.held(model))
-        twin = _twin(subject, model)
+        twin = twin_of(subject, model)
         twin.device = PRETENDED
-        beside = _beside(probe, twin)
+        beside = probe_beside(probe, twin)
         try:
             with torch.no_grad(), Pretence(held):
                 model.to(PRETENDED)
@@ -298,7 +303,7 @@ class Storage(Passes):
             return Stays(mixed.operation, mixed.shape, mixed.origin, where, aware, line), None
         except Exception as error:  # noqa: BLE001 - not every operation can be pretended
             if "same device" not in str(error):
-                return None, _line(error)
+                return None, error_line(error, 160)
             aware, line = _names_device(_owner(error)), _code_line(error)
             return Stays("torch", (), MADE, where_raised(model, error), aware, line), None
         return None, None
@@ -417,7 +422,7 @@ def _few(probe: Probe) -> tuple[int, int]:
     return (rows, length) if probe.subject.small else (min(rows, 2), length)
 
 
-def _twin(subject: Subject, model: torch.nn.Module) -> Subject:
+def twin_of(subject: Subject, model: torch.nn.Module) -> Subject:
     """The same subject with another model object: what is known of its inputs stays known."""
     twin = copy.copy(subject)
     twin.model = model
@@ -485,33 +490,17 @@ def _load_into(fresh: torch.nn.Module, model: torch.nn.Module, way: str) -> None
 def _from_pretrained(subject: Subject) -> torch.nn.Module:
     """The model, saved and loaded by its own two methods."""
     model: Any = subject.model
-    with tempfile.TemporaryDirectory() as folder, _quiet_transformers():
+    logging = find("transformers.utils.logging")
+    silence = contextlib.nullcontext() if logging is None else quiet(logging)
+    with tempfile.TemporaryDirectory() as folder, silence:
         model.save_pretrained(folder)
         loaded: torch.nn.Module = type(model).from_pretrained(folder)
     return loaded.to(subject.device, subject.dtype).eval()
 
 
-def _beside(probe: Probe, twin: Subject) -> Probe:
+def probe_beside(probe: Probe, twin: Subject) -> Probe:
     """A probe over another subject, with the same seed."""
     return type(probe)(twin, seed=probe.seed)
-
-
-@contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """No progress bars and reports; what matters is compared."""
-    logging = find("transformers.utils.logging")
-    if logging is None:
-        yield
-        return
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def _place_of(error: str, model: torch.nn.Module) -> str | None:
@@ -626,7 +615,3 @@ def _code_line(error: BaseException) -> str:
             found = linecache.getline(code.co_filename, trace_.tb_lineno).strip() or found
         trace_ = trace_.tb_next
     return found[:120]
-
-
-def _line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".partition("\n")[0][:160]

@@ -52,7 +52,7 @@ class HuggingFaceSource(Source):
         _refuse_remote_code(values, place)
         self._refuse_adapter()
         transformers = require("transformers", extra="hf")
-        with _quiet(transformers):
+        with quiet(transformers.utils.logging):
             head = choose_class(transformers, values, place)
             config = make_config(transformers, head, values, place)
             model, weights = self._build(head, config, options)
@@ -150,9 +150,9 @@ def _refuse_remote_code(values: dict[str, Any], place: Path) -> None:
 
 
 @contextlib.contextmanager
-def _quiet(transformers: ModuleType) -> Iterator[None]:
-    """No progress bars and loading reports; errors are raised here and say it better."""
-    logging = transformers.utils.logging
+def quiet(logging: ModuleType) -> Iterator[None]:
+    """No progress bars and reports by the given ``transformers.utils.logging``: what is wrong is
+    raised or compared, and said better."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pytest_transformer_validate.errors import SubjectError
+from pytest_transformer_validate.errors import SubjectError, error_line
 from pytest_transformer_validate.subject.asked import (
     CROSS,
     NOTHING,
@@ -428,7 +428,7 @@ class _Search:
     def _failure(self) -> str:
         asked = ", ".join(self.names.values())
         tried = _TRIALS - self.left
-        raised = f"{type(self.first).__name__}: {self.first}".partition("\n")[0][:200]
+        raised = error_line(self.first) if self.first else "nothing"
         return (
             f"forward requires {asked}, and no form of it was found with which it runs\n"
             f"  signature: {self.subject.signature.text[:300]}\n"

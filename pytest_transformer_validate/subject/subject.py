@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pytest_transformer_validate.errors import Blocked, NotApplicable, TaskError
+from pytest_transformer_validate.errors import Blocked, NotApplicable, TaskError, error_line
 from pytest_transformer_validate.sources.config import ModelConfig
 from pytest_transformer_validate.subject.batch import Batch
 from pytest_transformer_validate.subject.callers import Given
@@ -193,7 +193,7 @@ class Subject:
                 self.model.eval()
                 return look(self)
         except Exception as error:
-            line = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
+            line = error_line(error)
             self._no_facts = f"the first forward raised: {line}"
             raise
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pytest_transformer_validate.checks.registry import check
 from pytest_transformer_validate.checks.tier1.cache import looks_ahead
-from pytest_transformer_validate.errors import CheckFailed, NotApplicable
+from pytest_transformer_validate.errors import CheckFailed, NotApplicable, error_line
 from pytest_transformer_validate.measures.losses import (
     ROUNDING,
     WEIGHTS,
@@ -77,7 +77,7 @@ def _answer(probe: Probe) -> Answer:
     except NotApplicable:
         raise
     except Exception as error:
-        line = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
+        line = error_line(error)
         raise NotApplicable(f"given labels, forward raises {line}") from error
 
 
@@ -383,7 +383,7 @@ def _with_ignored(
         try:
             some = losses.answer("some", ignored)
         except Exception as error:  # noqa: BLE001 - which label is ignored is found by trying
-            raised = raised or f"{type(error).__name__}: {error}".partition("\n")[0][:100]
+            raised = raised or error_line(error, 100)
             continue
         if ignored == subject.pad_id and not _ignores(full, some):
             continue

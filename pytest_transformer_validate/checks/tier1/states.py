@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pytest_transformer_validate.checks.registry import check
-from pytest_transformer_validate.errors import Blocked, CheckFailed, NotApplicable
+from pytest_transformer_validate.errors import Blocked, CheckFailed, NotApplicable, error_line
 from pytest_transformer_validate.measures.measurement import Limit
 from pytest_transformer_validate.measures.states import Determinism, DropoutUse, Statelessness
 from pytest_transformer_validate.measures.tolerance import same_shape_limit, settle, unit
@@ -260,7 +260,7 @@ def dropout(probe: Probe, *, most: float = 0.9) -> DropoutUse:
     try:
         trained = draws.trained()
     except Exception as error:
-        line = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
+        line = error_line(error)
         raise NotApplicable(f"a forward in training mode raises: {line}") from error
     if not declared and not trained.drawing:
         raise NotApplicable("no dropout is declared")
