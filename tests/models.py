@@ -10,6 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pytest_transformer_validate.probe.probe import Probe
+from pytest_transformer_validate.subject.subject import Subject
+
 VOCAB = 101
 
 
@@ -209,3 +212,7 @@ class DetachedNorm(nn.LayerNorm):
         return nn.functional.layer_norm(
             x, self.normalized_shape, self.weight.detach(), self.bias, self.eps
         )
+
+
+def probe_of(model: nn.Module, config=None, task=None) -> Probe:
+    return Probe(Subject(model, config, task=task))

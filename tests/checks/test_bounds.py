@@ -8,20 +8,10 @@ from torch import nn
 
 from pytest_transformer_validate.checks.registry import all_checks
 from pytest_transformer_validate.errors import CheckFailed, NotApplicable
-from pytest_transformer_validate.probe.probe import Probe
-from pytest_transformer_validate.subject.subject import Subject
 from tests import models
+from tests.models import probe_of
 
 CHECKS = {check.name: check.function for check in all_checks()}
-
-
-def probe_of(model: nn.Module, config=None, task=None) -> Probe:
-    return Probe(Subject(model, config, task=task))
-
-
-@pytest.fixture(autouse=True)
-def weights():
-    torch.manual_seed(0)
 
 
 class Changes(models.Decoder):

@@ -9,18 +9,8 @@ from torch import nn
 
 from pytest_transformer_validate.checks.tier1.cache import CASES, kv_cache
 from pytest_transformer_validate.errors import CheckFailed, NotApplicable
-from pytest_transformer_validate.probe.probe import Probe
-from pytest_transformer_validate.subject.subject import Subject
 from tests import models
-
-
-@pytest.fixture(autouse=True)
-def weights():
-    torch.manual_seed(0)
-
-
-def probe_of(model: nn.Module, config=None, task=None) -> Probe:
-    return Probe(Subject(model, config, task=task))
+from tests.models import probe_of
 
 
 def judged(model: nn.Module, config=None, task=None):

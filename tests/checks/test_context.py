@@ -9,20 +9,10 @@ from torch import nn
 from pytest_transformer_validate.checks.tier1.context import bidirectionality, context_use
 from pytest_transformer_validate.errors import CheckFailed, NotApplicable
 from pytest_transformer_validate.measures.context import causal_pattern, cliff, full_pattern
-from pytest_transformer_validate.probe.probe import Probe
-from pytest_transformer_validate.subject.subject import Subject
 from tests import models
+from tests.models import probe_of
 
 ENCODER = {"task": "masked_lm", "vocab_size": models.VOCAB}
-
-
-def probe_of(model: nn.Module, config=None) -> Probe:
-    return Probe(Subject(model, config))
-
-
-@pytest.fixture(autouse=True)
-def weights():
-    torch.manual_seed(0)
 
 
 class Masked(models.Decoder):

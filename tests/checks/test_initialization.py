@@ -15,11 +15,6 @@ from pytest_transformer_validate.subject.subject import Subject
 from tests import models
 
 
-@pytest.fixture(autouse=True)
-def weights():
-    torch.manual_seed(0)
-
-
 def judge(model: nn.Module, config=None, task=None, weights="random (seed 0)"):
     return parameter_initialization(Probe(Subject(model, config, task=task), weights=weights))
 

@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 import pytest
-import torch
-from torch import nn
 
 from pytest_transformer_validate.checks.tier1.invariance import (
     batch_size_invariance,
     prefix_consistency,
 )
 from pytest_transformer_validate.errors import CheckFailed, NotApplicable
-from pytest_transformer_validate.probe.probe import Probe
-from pytest_transformer_validate.subject.subject import Subject
 from tests import models
-
-
-def probe_of(model: nn.Module, config=None) -> Probe:
-    return Probe(Subject(model, config))
-
-
-@pytest.fixture(autouse=True)
-def weights():
-    torch.manual_seed(0)
+from tests.models import probe_of
 
 
 class ByLength(models.Decoder):

@@ -14,11 +14,6 @@ from pytest_transformer_validate.subject.subject import Subject
 from tests import models
 
 
-@pytest.fixture(autouse=True)
-def weights():
-    torch.manual_seed(0)
-
-
 def judge(model: nn.Module, config=None, task=None):
     return loss_alignment(Probe(Subject(model, config, task=task)))
 

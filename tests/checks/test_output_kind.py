@@ -15,11 +15,6 @@ from pytest_transformer_validate.subject.subject import Subject
 from tests import models
 
 
-@pytest.fixture(autouse=True)
-def weights():
-    torch.manual_seed(0)
-
-
 def kind(model: nn.Module, config=None, task=None):
     return output_kind(Probe(Subject(model, config, task=task)))
 

@@ -8,17 +8,12 @@ from torch import nn
 
 from pytest_transformer_validate.checks.registry import all_checks
 from pytest_transformer_validate.errors import Blocked, CheckFailed, NotApplicable
-from pytest_transformer_validate.probe.probe import Probe
-from pytest_transformer_validate.subject.subject import Subject
 from tests import models
+from tests.models import probe_of
 
 CHECKS = {check.name: check.function for check in all_checks()}
 ENCODER = {"task": "masked_lm", "pad_token_id": 0}
 CLASSES = {"task": "classification", "pad_token_id": 0}
-
-
-def probe_of(model: nn.Module, config=None) -> Probe:
-    return Probe(Subject(model, config))
 
 
 def padding(model, case, config=None):
@@ -27,11 +22,6 @@ def padding(model, case, config=None):
 
 def effect(model, config=None):
     return CHECKS["mask_effect"](probe_of(model, config))
-
-
-@pytest.fixture(autouse=True)
-def weights():
-    torch.manual_seed(0)
 
 
 class Masked(models.Decoder):

@@ -9,20 +9,10 @@ from torch import nn
 from pytest_transformer_validate.checks.tier1.position import position_sensitivity
 from pytest_transformer_validate.errors import CheckFailed, NotApplicable
 from pytest_transformer_validate.measures.invariance import not_by_distance, same_vectors
-from pytest_transformer_validate.probe.probe import Probe
-from pytest_transformer_validate.subject.subject import Subject
 from tests import models
+from tests.models import probe_of
 
 EPS = torch.finfo(torch.float32).eps
-
-
-def probe_of(model: nn.Module, config=None) -> Probe:
-    return Probe(Subject(model, config))
-
-
-@pytest.fixture(autouse=True)
-def weights():
-    torch.manual_seed(0)
 
 
 class Unordered(models.Decoder):

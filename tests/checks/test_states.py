@@ -12,26 +12,16 @@ from torch import nn
 
 from pytest_transformer_validate.checks.registry import all_checks
 from pytest_transformer_validate.errors import Blocked, CheckFailed, NotApplicable
-from pytest_transformer_validate.probe.probe import Probe
-from pytest_transformer_validate.subject.subject import Subject
 from tests import models
+from tests.models import probe_of
 
 CHECKS = {check.name: check.function for check in all_checks()}
-
-
-def probe_of(model: nn.Module, config=None, task=None) -> Probe:
-    return Probe(Subject(model, config, task=task))
 
 
 def failure(name: str, model: nn.Module, config=None, task=None) -> CheckFailed:
     with pytest.raises(CheckFailed) as caught:
         CHECKS[name](probe_of(model, config, task))
     return caught.value
-
-
-@pytest.fixture(autouse=True)
-def weights():
-    torch.manual_seed(0)
 
 
 class Dropping(models.Decoder):

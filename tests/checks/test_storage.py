@@ -32,11 +32,6 @@ def seeded(build):
     return rebuild
 
 
-@pytest.fixture(autouse=True)
-def weights():
-    torch.manual_seed(0)
-
-
 class Tied(models.Decoder):
     def __init__(self) -> None:
         super().__init__()

@@ -18,11 +18,6 @@ from pytest_transformer_validate.subject.subject import Subject
 from tests import models
 
 
-@pytest.fixture(autouse=True)
-def weights():
-    torch.manual_seed(0)
-
-
 class ByHand(models.Attention):
     """Attention written out, with a seam for each mistake."""
 
