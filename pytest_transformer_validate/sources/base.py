@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -59,11 +59,13 @@ class Loaded:
 class Source(ABC):
     """A model that can be loaded, named by a spec.
 
-    ``spec`` is what was typed and ``id`` the short form that heads node ids.
+    ``spec`` is what was typed and ``id`` the short form that heads node ids; ``fetched`` whether
+    its code comes from another machine: such a model runs in a worker, with recorded consent.
     """
 
     spec: str
     id: str
+    fetched: ClassVar[bool] = False
 
     @abstractmethod
     def load(self, options: LoadOptions) -> Loaded:
