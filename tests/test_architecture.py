@@ -22,7 +22,7 @@ ROOT = Path(package.__file__).parent
 # line. What is imported for annotations alone is free.
 FLOORS = (
     ("errors",),
-    ("task", "optional"),
+    ("task", "optional", "redaction"),
     ("sources",),
     ("subject",),
     ("probe",),
@@ -46,7 +46,7 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 TORCH_FREE = ("checks", "collection", "errors", "fixtures", "hookspec", "measures", "models")
 TORCH_FREE += ("optional", "options", "outcome", "plugin", "report", "runner", "session")
 TORCH_FREE += ("sources", "start", "task", "test_functions", "tier1_critical_validation")
-TORCH_FREE += ("validation", "__main__")
+TORCH_FREE += ("redaction", "validation", "__main__")
 
 HEAVY = ("torch", "numpy", "transformers", "pandas", "safetensors", "matplotlib", "captum")
 DEFERRED = set(HEAVY) - {"torch"}

@@ -1,0 +1,91 @@
+"""What must never be shown: credentials, by the names and by the forms that they have."""
+
+from __future__ import annotations
+
+import functools
+import html
+import json
+import os
+import re
+import urllib.parse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+REDACTED = "[redacted]"
+SHORTEST = 8
+_SHORTEST_LINE = 16
+
+_NAMES = re.compile(r"AWS_.+|(.*_)?(TOKEN|KEY|SECRET|PASSWORD)", re.IGNORECASE)
+
+# Forms that credentials have wherever they turn up; a group named ``keep`` is left as it is.
+# .github/hooks/pre-commit knows the same families (tests/trust/test_secret_scan.py).
+PATTERNS: Mapping[str, str] = {
+    "private key": (
+        r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY( BLOCK)?-----[\s\S]*?"
+        r"(-----END [A-Z0-9 ]*PRIVATE KEY( BLOCK)?-----|\Z)"
+    ),
+    "Weights & Biases": (
+        r"(?<![A-Za-z0-9])wandb_v[0-9]_[A-Za-z0-9_]{20,}|"
+        r"(?P<keep>(?i:wandb)[\w.]{0,40}?(?i:key|login)\W{1,12}(?:key\W{1,5})?)"
+        r"(?:local-)?[0-9a-f]{40}\b"
+    ),
+    "Hugging Face": r"(?<![A-Za-z0-9])(hf|api_org)_[A-Za-z0-9]{20,}",
+    "OpenAI, Anthropic": r"(?<![A-Za-z0-9])sk-[A-Za-z0-9_-]{0,40}?[A-Za-z0-9_]{16,}[A-Za-z0-9_-]*",
+    "GitHub": r"(?<![A-Za-z0-9])(gh[pousr]_[A-Za-z0-9_]{20,}|github_pat_[A-Za-z0-9_]{20,})",
+    "AWS": (
+        r"(?<![A-Za-z0-9])(AKIA|ASIA)[A-Z0-9]{16}(?![A-Za-z0-9])|"
+        r"(?P<keep>(?i:secret_?access_?key)\W{1,5})[A-Za-z0-9/+=]{40}"
+    ),
+    "password in a URL": r"(?P<keep>\b[A-Za-z][A-Za-z0-9+.-]{1,30}://)[^\s/?#'\"<>]+(?=@)",
+}
+_PATTERNS = tuple(re.compile(pattern) for pattern in PATTERNS.values())
+
+_remembered: set[str] = set()
+
+
+def secret_variables(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The variables that hold credentials (``*_TOKEN``, ``*_KEY``, ``*_SECRET``, ``*_PASSWORD``,
+    ``AWS_*``), of ``os.environ`` by default."""
+    environ = os.environ if environ is None else environ
+    return {name: value for name, value in environ.items() if _NAMES.fullmatch(name)}
+
+
+def remember(values: Iterable[str]) -> None:
+    """Redact these values from now on, also when they have left the environment."""
+    _remembered.update(value for value in values if len(value) >= SHORTEST)
+
+
+def redact(text: str) -> str:
+    """``text`` without credentials: neither values of variables (of 8 characters or more) nor
+    anything that has the form of a token, a private key or a password in a URL."""
+    values = {value for value in secret_variables().values() if len(value) >= SHORTEST}
+    values |= _remembered
+    if values:
+        text = _of_values(frozenset(values)).sub(REDACTED, text)
+    for pattern in _PATTERNS:
+        text = pattern.sub(_replaced, text)
+    return text
+
+
+def _replaced(found: re.Match[str]) -> str:
+    return (found.groupdict().get("keep") or "") + REDACTED
+
+
+@functools.lru_cache(maxsize=8)
+def _of_values(values: frozenset[str]) -> re.Pattern[str]:
+    """Finds the values in all forms that they have in texts; longer ones first."""
+    forms = {form for value in values for form in _forms(value)}
+    return re.compile("|".join(map(re.escape, sorted(forms, key=len, reverse=True))))
+
+
+def _forms(value: str) -> set[str]:
+    """A value as it is, as Python, JSON, HTML and URLs write it, and its longer lines."""
+    value = value.strip()
+    lines = [line.strip() for line in value.splitlines()]
+    forms = {value, *(line for line in lines if len(line) >= _SHORTEST_LINE)}
+    for form in list(forms):
+        forms |= {repr(form)[1:-1], json.dumps(form)[1:-1], html.escape(form)}
+        forms |= {urllib.parse.quote(form), urllib.parse.quote(form, safe="")}
+    return {form for form in forms if len(form) >= SHORTEST}
