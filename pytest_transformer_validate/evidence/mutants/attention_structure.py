@@ -11,7 +11,7 @@ _mix = partial(Mutant, check="attention_structure")
 MUTANTS = (
     _mix(
         name="softmax_over_queries",
-        family="axis",
+        family="softmax_over_a_wrong_axis",
         parent="bert",
         where=("encoder.0.attention",),
         why="dim=-2 for dim=-1",
@@ -19,7 +19,7 @@ MUTANTS = (
     ),
     _mix(
         name="softmax_over_heads",
-        family="axis",
+        family="softmax_over_a_wrong_axis",
         parent="bert",
         where=("encoder.0.attention",),
         why="dim=1 is right for scores (B, T, T) without heads",
@@ -27,7 +27,7 @@ MUTANTS = (
     ),
     _mix(
         name="softmax_over_heads_of_decoder",
-        family="axis",
+        family="softmax_over_a_wrong_axis",
         parent="nanogpt",
         where=("transformer.h.0.attn",),
         why="dim=1 is right for scores (B, T, T) without heads",
@@ -40,7 +40,7 @@ MUTANTS = (
     ),
     _mix(
         name="heads_by_view",
-        family="layout",
+        family="heads_mixed_up",
         parent="bert",
         where=("encoder.0.attention",),
         why="view(B, H, T, D) without a transpose",
@@ -57,7 +57,7 @@ MUTANTS = (
     ),
     _mix(
         name="queries_by_view",
-        family="layout",
+        family="heads_mixed_up",
         parent="text_classifier",
         where=("blocks.0.attn",),
         why="the fused projection is viewed in the order in which it is needed",
@@ -70,7 +70,7 @@ MUTANTS = (
     ),
     _mix(
         name="values_by_view",
-        family="layout",
+        family="heads_mixed_up",
         parent="text_classifier",
         where=("blocks.0.attn",),
         why="one of three projections is viewed without its transpose",
@@ -83,7 +83,7 @@ MUTANTS = (
     ),
     _mix(
         name="heads_merged_by_view",
-        family="layout",
+        family="heads_mixed_up",
         parent="text_classifier",
         where=("blocks.0.attn",),
         why="reshape without the transpose back",
@@ -91,7 +91,7 @@ MUTANTS = (
     ),
     _mix(
         name="heads_merged_by_flatten",
-        family="layout",
+        family="heads_mixed_up",
         parent="bert",
         where=("encoder.0.attention",),
         why="reshape without the transpose back",
@@ -104,7 +104,7 @@ MUTANTS = (
     ),
     _mix(
         name="memory_heads_merged_by_view",
-        family="layout",
+        family="heads_mixed_up",
         parent="seq2seq",
         where=("encoder_layers.0.self_attn",),
         why="reshape without the transpose back",
@@ -112,7 +112,7 @@ MUTANTS = (
     ),
     _mix(
         name="all_heads_see_the_first",
-        family="heads",
+        family="heads_mixed_up",
         parent="sdpa_gpt",
         where=("blocks.0.attn",),
         why="the first head's slice is expanded instead of split",

@@ -11,7 +11,7 @@ _mix = partial(Mutant, check="batch_independence")
 MUTANTS = (
     _mix(
         name="time_major_by_view",
-        family="batch_layout",
+        family="rows_mixed_by_layout",
         parent="torch_causal_lm",
         where=("embedding",),
         why="view(T, B) where a transpose was meant",
@@ -19,7 +19,7 @@ MUTANTS = (
     ),
     _mix(
         name="batch_major_by_view",
-        family="batch_layout",
+        family="rows_mixed_by_layout",
         parent="torch_causal_lm",
         where=("(model)",),
         why="back from time-major by reshape",
@@ -32,7 +32,7 @@ MUTANTS = (
     ),
     _mix(
         name="attention_input_by_view",
-        family="batch_layout",
+        family="rows_mixed_by_layout",
         parent="text_classifier",
         where=("blocks.0.attn",),
         why="batch and length swapped in a reshape and swapped back by a permute",
@@ -46,7 +46,7 @@ MUTANTS = (
     ),
     _mix(
         name="patches_by_permute",
-        family="batch_layout",
+        family="rows_mixed_by_layout",
         parent="vit",
         where=("patches",),
         why="patch axis moved to the front and folded back with reshape",
@@ -60,7 +60,7 @@ MUTANTS = (
     ),
     _mix(
         name="mha_not_batch_first",
-        family="batch_layout",
+        family="rows_mixed_by_layout",
         parent="simple_classifier",
         where=("block.att",),
         why="nn.MultiheadAttention is sequence first unless told",
@@ -68,7 +68,7 @@ MUTANTS = (
     ),
     _mix(
         name="gru_not_batch_first",
-        family="batch_layout",
+        family="rows_mixed_by_layout",
         parent="recurrent",
         where=("mixer.gru",),
         why="nn.GRU is sequence first unless told",
@@ -76,7 +76,7 @@ MUTANTS = (
     ),
     _mix(
         name="heads_before_rows",
-        family="head_layout",
+        family="rows_mixed_by_layout",
         parent="bert",
         where=("encoder.0.attention",),
         why="view puts heads before rows, so heads of one row land in another",
@@ -90,7 +90,7 @@ MUTANTS = (
     ),
     _mix(
         name="heads_folded_into_batch",
-        family="head_layout",
+        family="rows_mixed_by_layout",
         parent="llama",
         where=("layers.0.self_attn",),
         why="(batch x heads) unfolded in the wrong order",
@@ -104,7 +104,7 @@ MUTANTS = (
     ),
     _mix(
         name="softmax_over_batch",
-        family="batch_axis",
+        family="computed_over_the_rows",
         parent="bert",
         where=("encoder.0.attention",),
         why="dim=0 for the last dimension",
@@ -112,7 +112,7 @@ MUTANTS = (
     ),
     _mix(
         name="router_softmax_over_tokens",
-        family="batch_axis",
+        family="computed_over_the_rows",
         parent="moe",
         where=("layers.0.moe",),
         why="router scores normalised over the flattened tokens",
@@ -120,7 +120,7 @@ MUTANTS = (
     ),
     _mix(
         name="centred_over_batch",
-        family="batch_axis",
+        family="computed_over_the_rows",
         parent="sdpa_gpt",
         where=("blocks.0.mlp",),
         why="mean over dim 0, which was time in the layout this was written for",
@@ -135,7 +135,7 @@ MUTANTS = (
     ),
     _mix(
         name="small_share_of_batch_mean",
-        family="batch_axis",
+        family="computed_over_the_rows",
         parent="alibi",
         where=("blocks.0.attention",),
         why="a memory shared by the batch, with a small weight",
@@ -149,7 +149,7 @@ MUTANTS = (
     ),
     _mix(
         name="cumsum_over_rows",
-        family="batch_axis",
+        family="computed_over_the_rows",
         parent="recurrent",
         where=("mixer",),
         why="running sum over dim 0; the first row looks right",
@@ -157,7 +157,7 @@ MUTANTS = (
     ),
     _mix(
         name="norm_over_batch",
-        family="batch_norm",
+        family="computed_over_the_rows",
         parent="llama",
         where=("layers.0.input_layernorm",),
         why="statistics over rows and features",
@@ -165,7 +165,7 @@ MUTANTS = (
     ),
     _mix(
         name="pooled_batch_statistics",
-        family="batch_norm",
+        family="computed_over_the_rows",
         parent="text_classifier",
         where=("pool",),
         why="batch norm written by hand without running statistics",
@@ -180,7 +180,7 @@ MUTANTS = (
     ),
     _mix(
         name="batch_norm_never_evaluates",
-        family="batch_norm",
+        family="computed_over_the_rows",
         parent="torch_encoder",
         where=("embedding",),
         why="F.batch_norm with training=True keeps the statistics of the batch in evaluation",
@@ -196,7 +196,7 @@ MUTANTS = (
     ),
     _mix(
         name="expert_capacity_over_batch",
-        family="routing",
+        family="chosen_among_all_rows",
         parent="moe",
         where=("layers.0.moe",),
         why="an expert takes a fixed share of the batch; later rows are dropped",
@@ -211,7 +211,7 @@ MUTANTS = (
     ),
     _mix(
         name="expert_chooses_over_batch",
-        family="routing",
+        family="chosen_among_all_rows",
         parent="moe",
         where=("layers.0.moe",),
         why="experts choose their tokens among all rows",
@@ -225,7 +225,7 @@ MUTANTS = (
     ),
     _mix(
         name="routing_of_first_row",
-        family="routing",
+        family="chosen_among_all_rows",
         parent="moe",
         where=("layers.0.moe",),
         why="the routing is computed once, for the first row, to save time",
@@ -240,7 +240,7 @@ MUTANTS = (
     ),
     _mix(
         name="memory_of_first_row",
-        family="first_row",
+        family="another_rows_data",
         parent="seq2seq",
         where=("decoder_layers.0.cross_attn",),
         why="expand left over from beam search over one source",
@@ -253,7 +253,7 @@ MUTANTS = (
     ),
     _mix(
         name="mask_of_first_row",
-        family="first_row",
+        family="another_rows_data",
         parent="bert",
         where=("encoder.0.attention",),
         why="one mask for the batch, as when all rows were equally long",
@@ -261,7 +261,7 @@ MUTANTS = (
     ),
     _mix(
         name="windows_folded_into_batch",
-        family="batch_layout",
+        family="rows_mixed_by_layout",
         parent="sliding_window",
         where=("layers.0.attn",),
         why="values read in time-major order",
@@ -274,7 +274,7 @@ MUTANTS = (
     ),
     _mix(
         name="padding_of_any_row_hidden_in_all",
-        family="padding_of_other_rows",
+        family="another_rows_data",
         parent="pad_translator",
         where=("encoder.*.self_attn",),
         why="one mask for the batch, made from all rows at once",

@@ -11,7 +11,7 @@ _depends = partial(Mutant, check="batch_size_invariance")
 MUTANTS = (
     _depends(
         name="logits_by_batch",
-        family="mean",
+        family="batch_size_in_the_arithmetic",
         parent="sdpa_gpt",
         where=("(model)",),
         why="a mean over the batch that was meant for the loss",
@@ -19,7 +19,7 @@ MUTANTS = (
     ),
     _depends(
         name="pooled_by_all_rows",
-        family="mean",
+        family="batch_size_in_the_arithmetic",
         parent="text_classifier",
         where=("pool",),
         why="the number of kept tokens is counted over the batch",
@@ -27,7 +27,7 @@ MUTANTS = (
     ),
     _depends(
         name="weights_by_batch",
-        family="mean",
+        family="batch_size_in_the_arithmetic",
         parent="bert",
         where=("encoder.0.attention",),
         why="attention weights divided by the first axis, which was heads once",
@@ -35,7 +35,7 @@ MUTANTS = (
     ),
     _depends(
         name="router_by_tokens",
-        family="mean",
+        family="batch_size_in_the_arithmetic",
         parent="moe",
         where=("layers.0.moe",),
         why="a load-balancing factor by the number of tokens in the batch, in the forward",
@@ -43,7 +43,7 @@ MUTANTS = (
     ),
     _depends(
         name="single_row_without_mask",
-        family="single_row",
+        family="another_path_for_one_row",
         parent="llama",
         where=("layers.0.self_attn",),
         why="a decoding path for one row skips the scale",
@@ -58,7 +58,7 @@ MUTANTS = (
     ),
     _depends(
         name="single_row_pooled_twice",
-        family="single_row",
+        family="another_path_for_one_row",
         parent="simple_classifier",
         where=("(model)",),
         why="squeeze drops the row axis, and the mean is taken over features",
@@ -75,7 +75,7 @@ MUTANTS = (
     ),
     _depends(
         name="image_batch_scaled",
-        family="mean",
+        family="batch_size_in_the_arithmetic",
         parent="vit",
         where=("patches",),
         why="pixels normalised by the size of the batch",

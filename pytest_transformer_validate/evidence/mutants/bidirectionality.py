@@ -15,7 +15,7 @@ _SIZE = "        size = input_ids.size(1)\n"
 MUTANTS = (
     _blind(
         name="causal_mask_left_on",
-        family="causal",
+        family="encoder_sees_one_side",
         parent="bert",
         where=("encoder.0.attention",),
         why="an encoder made from a decoder",
@@ -29,7 +29,7 @@ MUTANTS = (
     ),
     _blind(
         name="subsequent_mask_in_encoder",
-        family="causal",
+        family="encoder_sees_one_side",
         parent="torch_encoder",
         where=("encoder.layers.0.self_attn",),
         why="the tutorial's mask of a language model is given to an encoder",
@@ -45,7 +45,7 @@ MUTANTS = (
     ),
     _blind(
         name="wrong_triangle",
-        family="causal",
+        family="encoder_sees_one_side",
         parent="bert",
         where=("encoder.0.attention",),
         why="tril for triu, in a mask that should not be there",
@@ -59,7 +59,7 @@ MUTANTS = (
     ),
     _blind(
         name="causal_in_one_layer",
-        family="one_layer",
+        family="encoder_sees_one_side",
         parent="bert",
         where=("encoder.1.attention",),
         why="a prefix mask that was meant for another layer",
@@ -75,7 +75,7 @@ MUTANTS = (
     ),
     _blind(
         name="one_layer_alone",
-        family="one_layer",
+        family="encoder_sees_itself_only",
         parent="torch_encoder",
         where=("encoder.layers.1.self_attn",),
         why="a mask of which nothing but the diagonal is left, in the last layer",
@@ -91,7 +91,7 @@ MUTANTS = (
     ),
     _blind(
         name="causal_in_one_head",
-        family="one_head",
+        family="encoder_sees_one_side",
         parent="bert",
         where=("encoder.0.attention",),
         why="heads were given masks of their own and one kept the decoder's",
@@ -106,7 +106,7 @@ MUTANTS = (
     ),
     _blind(
         name="encoder_sees_itself_only",
-        family="alone",
+        family="encoder_sees_itself_only",
         parent="torch_encoder",
         where=("encoder.layers.0.self_attn",),
         why="a boolean mask the wrong way round",

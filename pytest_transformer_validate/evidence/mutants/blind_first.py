@@ -20,7 +20,7 @@ def no_dropout_in_the_first_layer(model: torch.nn.Module) -> None:
 MUTANTS = (
     Mutant(
         name="blind_mask_scaled_by_the_slopes",
-        family="causal_mask_in_one_head",
+        family="causal_mask_not_everywhere",
         parent="alibi",
         check="causality",
         where=("blocks.*.attention",),
@@ -36,7 +36,7 @@ MUTANTS = (
     ),
     Mutant(
         name="blind_quantised_with_one_scale_for_all_rows",
-        family="statistics_over_the_batch",
+        family="computed_over_the_rows",
         parent="sdpa_gpt",
         check="batch_independence",
         where=("blocks.*.mlp",),
@@ -69,7 +69,7 @@ MUTANTS = (
     ),
     Mutant(
         name="blind_bias_table_for_32_tokens",
-        family="hard_coded_length",
+        family="size_hard_coded",
         parent="alibi",
         check="shape_robustness",
         where=("blocks.*.attention",),
@@ -90,7 +90,7 @@ MUTANTS = (
     ),
     Mutant(
         name="blind_padding_mask_as_numbers",
-        family="padding_leak",
+        family="padding_mask_too_weak",
         parent="torch_encoder",
         check="padding",
         where=(ROOT, "encoder.layers.*.self_attn"),
@@ -105,7 +105,7 @@ MUTANTS = (
     ),
     Mutant(
         name="blind_first_padding_read_as_last_token",
-        family="padding_pooled",
+        family="padding_in_a_summary",
         parent="pad_classifier",
         check="padding",
         where=("last",),
@@ -135,7 +135,7 @@ MUTANTS = (
     ),
     Mutant(
         name="blind_router_jitter_in_eval",
-        family="random_in_eval",
+        family="noise_in_evaluation",
         parent="moe",
         check="determinism",
         where=("layers.*.moe",),
@@ -151,7 +151,7 @@ MUTANTS = (
     ),
     Mutant(
         name="blind_images_normalised_in_place",
-        family="input_changed_in_place",
+        family="writes_its_inputs",
         parent="vit",
         check="statelessness",
         where=(ROOT,),
@@ -166,7 +166,7 @@ MUTANTS = (
     ),
     Mutant(
         name="blind_first_layer_without_dropout",
-        family="dropout_missing_in_one_layer",
+        family="dropout_not_in_every_layer",
         parent="recurrent",
         check="dropout",
         where=("layers.0", "layers.0.dropout"),
@@ -176,7 +176,7 @@ MUTANTS = (
     ),
     Mutant(
         name="blind_keys_without_gradient",
-        family="detached",
+        family="graph_cut",
         parent="llama_start_pos",
         check="gradient_flow",
         where=("layers.*.attention", "layers.*.attention.wk"),
@@ -186,7 +186,7 @@ MUTANTS = (
     ),
     Mutant(
         name="blind_last_expert_never_chosen",
-        family="unused_expert",
+        family="part_never_used",
         parent="stacked_experts",
         check="gradient_flow",
         where=("layers.*.experts",),
@@ -196,7 +196,7 @@ MUTANTS = (
     ),
     Mutant(
         name="blind_nan_after_left_padding",
-        family="nan_outputs",
+        family="output_not_a_number",
         parent="llama",
         check="output_stability",
         where=("layers.*.self_attn",),
@@ -206,7 +206,7 @@ MUTANTS = (
     ),
     Mutant(
         name="blind_relu_on_the_logits",
-        family="not_logits",
+        family="logits_squashed",
         parent="simple_classifier",
         check="output_kind",
         where=(ROOT,),
@@ -216,7 +216,7 @@ MUTANTS = (
     ),
     Mutant(
         name="blind_seed_set_in_every_block",
-        family="identical_layers",
+        family="drawn_once",
         parent="masked_gpt",
         check="parameter_initialization",
         where=("blocks.*", "blocks.*.attn", "blocks.*.mlp"),
@@ -231,7 +231,7 @@ MUTANTS = (
     ),
     Mutant(
         name="blind_interleaved_angles_for_split_halves",
-        family="wrong_rotary",
+        family="rotation_mismatched",
         parent="llama",
         check="position_sensitivity",
         where=("rotary", "layers.*.self_attn"),
@@ -246,7 +246,7 @@ MUTANTS = (
     ),
     Mutant(
         name="blind_scores_sharpened_by_the_text_length",
-        family="depends_on_text_length",
+        family="length_in_the_arithmetic",
         parent="stacked_experts",
         check="prefix_consistency",
         where=("layers.*.attention",),
@@ -265,7 +265,7 @@ MUTANTS = (
     ),
     Mutant(
         name="blind_context_of_sixteen_left_in",
-        family="context_cut",
+        family="context_cut_short",
         parent="nanogpt",
         check="context_use",
         where=("transformer.h.*.attn",),
@@ -280,7 +280,7 @@ MUTANTS = (
     ),
     Mutant(
         name="blind_causal_unless_given_a_mask",
-        family="encoder_with_a_causal_mask",
+        family="encoder_sees_one_side",
         parent="bert",
         check="bidirectionality",
         where=(ROOT, "encoder.*.attention"),
@@ -300,7 +300,7 @@ MUTANTS = (
     ),
     Mutant(
         name="blind_second_layer_reads_the_first",
-        family="decoder_ignores_the_encoder",
+        family="encoder_ignored",
         parent="seq2seq",
         check="encoder_use",
         where=(ROOT, "decoder_layers.1", "decoder_layers.1.cross_attn"),
@@ -316,7 +316,7 @@ MUTANTS = (
     ),
     Mutant(
         name="blind_heads_joined_without_permuting",
-        family="heads_mixed_with_positions",
+        family="heads_mixed_up",
         parent="bert",
         check="attention_structure",
         where=("encoder.*.attention",),
@@ -326,7 +326,7 @@ MUTANTS = (
     ),
     Mutant(
         name="blind_window_cache_one_short",
-        family="cache_wrong",
+        family="cached_step_sees_wrong_tokens",
         parent="window_cache",
         check="kv_cache",
         where=("layers.*.attn",),
@@ -352,7 +352,7 @@ MUTANTS = (
     ),
     Mutant(
         name="blind_head_copied_from_the_embedding",
-        family="tying_undone",
+        family="tied_by_copy",
         parent="rotary_tied",
         check="weight_tying",
         where=(ROOT, "head"),
@@ -367,7 +367,7 @@ MUTANTS = (
     ),
     Mutant(
         name="blind_first_state_not_in_the_checkpoint",
-        family="checkpoint_loses_something",
+        family="state_not_in_the_checkpoint",
         parent="recurrent",
         check="round_trip",
         where=("mixer",),
@@ -388,7 +388,7 @@ MUTANTS = (
     ),
     Mutant(
         name="blind_value_cache_left_behind",
-        family="tensor_that_does_not_move",
+        family="tensor_not_registered",
         parent="llama_start_pos",
         check="registered_tensors",
         where=("layers.*.attention",),
@@ -403,7 +403,7 @@ MUTANTS = (
     ),
     Mutant(
         name="blind_mask_stays_in_float32",
-        family="half_precision_breaks",
+        family="dtype_hard_coded",
         parent="llama_start_pos",
         check="precision",
         where=(ROOT, "layers.*.attention"),
@@ -415,7 +415,7 @@ MUTANTS = (
     ),
     Mutant(
         name="blind_ignored_labels_taken_as_tokens",
-        family="negative_ids_accepted",
+        family="ids_folded",
         parent="conv_gpt",
         check="vocabulary_bounds",
         where=(ROOT, "embedding"),
@@ -425,7 +425,7 @@ MUTANTS = (
     ),
     Mutant(
         name="blind_last_position_for_all_that_follow",
-        family="too_long_accepted",
+        family="long_text_folded",
         parent="masked_gpt",
         check="length_limit",
         where=(ROOT, "positions"),

@@ -7,7 +7,7 @@ from pytest_transformer_validate.evidence.mutants.surgery import ROOT, Mutant
 MUTANTS = (
     Mutant(
         name="reported_causal_mask_after_softmax",
-        family="mask_after_softmax",
+        family="causal_mask_misapplied",
         parent="stacked_experts",
         check="causality",
         where=("layers.*.attention",),
@@ -22,7 +22,7 @@ MUTANTS = (
     ),
     Mutant(
         name="reported_three_dimensional_mask_repeated_in_wrong_order",
-        family="mask_of_other_rows",
+        family="another_rows_data",
         parent="pad_classifier",
         check="batch_independence",
         where=("layers.*", "layers.*.attention"),
@@ -41,7 +41,7 @@ MUTANTS = (
     ),
     Mutant(
         name="reported_mask_buffer_smaller_than_position_table",
-        family="length_hard_coded",
+        family="size_hard_coded",
         parent="masked_gpt",
         check="shape_robustness",
         where=(ROOT,),
@@ -64,7 +64,7 @@ MUTANTS = (
     ),
     Mutant(
         name="reported_padding_id_assumed_zero",
-        family="padding_id_hard_coded",
+        family="padding_miscounted",
         parent="pad_translator",
         check="padding",
         where=(ROOT,),
@@ -74,7 +74,7 @@ MUTANTS = (
     ),
     Mutant(
         name="reported_mean_pool_divides_by_padded_length",
-        family="classifier_pools_padding",
+        family="padding_in_a_summary",
         parent="text_classifier",
         check="padding",
         where=("pool",),
@@ -84,7 +84,7 @@ MUTANTS = (
     ),
     Mutant(
         name="reported_memory_key_padding_mask_not_passed",
-        family="mask_argument_ignored",
+        family="mask_ignored",
         parent="torch_translation",
         check="mask_effect",
         where=(ROOT, "transformer"),
@@ -99,7 +99,7 @@ MUTANTS = (
     ),
     Mutant(
         name="reported_router_jitter_in_eval",
-        family="random_numbers_in_eval",
+        family="noise_in_evaluation",
         parent="stacked_experts",
         check="determinism",
         where=("layers.*.experts",),
@@ -115,7 +115,7 @@ MUTANTS = (
     ),
     Mutant(
         name="reported_dynamic_ntk_base_stays_after_long_text",
-        family="state_kept_between_calls",
+        family="table_of_another_length",
         parent="rotary_tied",
         check="statelessness",
         where=("rotary",),
@@ -149,7 +149,7 @@ MUTANTS = (
     ),
     Mutant(
         name="reported_cross_keys_detached_for_cache",
-        family="encoder_detached",
+        family="graph_cut",
         parent="cached_seq2seq",
         check="gradient_flow",
         where=("decoder.*", "decoder.*.cross_attn", "encoder_norm"),
@@ -165,7 +165,7 @@ MUTANTS = (
     ),
     Mutant(
         name="reported_experts_counted_from_one",
-        family="expert_never_used",
+        family="part_never_used",
         parent="moe",
         check="gradient_flow",
         where=("layers.*.moe", "layers.*.moe.experts.3"),
@@ -180,7 +180,7 @@ MUTANTS = (
     ),
     Mutant(
         name="reported_zero_times_infinity_in_mask",
-        family="nan_outputs",
+        family="output_not_a_number",
         parent="torch_encoder",
         check="output_stability",
         where=(ROOT, "encoder"),
@@ -197,7 +197,7 @@ MUTANTS = (
     ),
     Mutant(
         name="reported_relu_after_last_layer",
-        family="output_not_logits",
+        family="logits_squashed",
         parent="pad_classifier",
         check="output_kind",
         where=(ROOT,),
@@ -212,7 +212,7 @@ MUTANTS = (
     ),
     Mutant(
         name="reported_tied_embedding_with_unit_variance",
-        family="bad_initialisation_scale",
+        family="initial_scale",
         parent="rotary_tied",
         check="parameter_initialization",
         where=("embed", "head"),
@@ -222,7 +222,7 @@ MUTANTS = (
     ),
     Mutant(
         name="reported_positions_run_over_the_batch",
-        family="positions_unused",
+        family="positions_never_added",
         parent="torch_translation",
         check="position_sensitivity",
         where=("positional_encoding",),
@@ -238,7 +238,7 @@ MUTANTS = (
     ),
     Mutant(
         name="reported_logn_scale_of_whole_text",
-        family="outputs_depend_on_length",
+        family="length_in_the_arithmetic",
         parent="given_mask",
         check="prefix_consistency",
         where=("blocks.*.attn",),
@@ -253,7 +253,7 @@ MUTANTS = (
     ),
     Mutant(
         name="reported_local_window_in_every_layer",
-        family="context_cut",
+        family="context_cut_short",
         parent="cached_gpt",
         check="context_use",
         where=("h.*.attn",),
@@ -268,7 +268,7 @@ MUTANTS = (
     ),
     Mutant(
         name="reported_source_mask_made_like_target_mask",
-        family="encoder_with_causal_mask",
+        family="causal_mask_in_the_encoder",
         parent="annotated",
         check="encoder_use",
         where=(ROOT, "encoder.*", "encoder.*.self_attn"),
@@ -286,7 +286,7 @@ MUTANTS = (
     ),
     Mutant(
         name="reported_memory_cut_to_target_length",
-        family="decoder_ignores_part_of_encoder",
+        family="part_of_the_source_lost",
         parent="pad_translator",
         check="encoder_use",
         where=(ROOT,),
@@ -302,7 +302,7 @@ MUTANTS = (
     ),
     Mutant(
         name="reported_heads_merged_without_transpose",
-        family="heads_mixed_with_positions",
+        family="heads_mixed_up",
         parent="text_classifier",
         check="attention_structure",
         where=("blocks.*.attn",),
@@ -327,7 +327,7 @@ MUTANTS = (
     ),
     Mutant(
         name="reported_is_causal_with_cached_keys",
-        family="cache_wrong",
+        family="cached_step_sees_wrong_tokens",
         parent="cached_gpt",
         check="kv_cache",
         where=("h.*.attn",),
@@ -363,7 +363,7 @@ MUTANTS = (
     ),
     Mutant(
         name="reported_tied_by_data_only",
-        family="weight_tying_undone",
+        family="tied_by_memory_only",
         parent="rotary_tied",
         check="weight_tying",
         where=("embed", "head"),
@@ -378,7 +378,7 @@ MUTANTS = (
     ),
     Mutant(
         name="reported_random_table_not_in_checkpoint",
-        family="checkpoint_loses_buffer",
+        family="state_not_in_the_checkpoint",
         parent="given_mask",
         check="round_trip",
         where=(ROOT,),
@@ -395,7 +395,7 @@ MUTANTS = (
     ),
     Mutant(
         name="reported_mask_kept_from_first_call",
-        family="tensor_stays_behind",
+        family="tensor_not_registered",
         parent="recurrent",
         check="registered_tensors",
         where=("layers.*",),
@@ -421,7 +421,7 @@ MUTANTS = (
     ),
     Mutant(
         name="reported_mask_minimum_of_float32_cast_down",
-        family="half_precision_breaks",
+        family="out_of_the_range_of_half",
         parent="masked_gpt",
         check="precision",
         where=(ROOT, "blocks.*.attn"),
@@ -440,7 +440,7 @@ MUTANTS = (
     ),
     Mutant(
         name="reported_embedding_read_by_index",
-        family="ids_outside_vocabulary_accepted",
+        family="ids_folded",
         parent="llama_start_pos",
         check="vocabulary_bounds",
         where=(ROOT, "tok_embeddings"),
@@ -451,7 +451,7 @@ MUTANTS = (
     ),
     Mutant(
         name="reported_positions_wrap_like_the_ring_buffer",
-        family="long_text_wrapped",
+        family="long_text_folded",
         parent="window_cache",
         check="length_limit",
         where=(ROOT,),
@@ -466,7 +466,7 @@ MUTANTS = (
     ),
     Mutant(
         name="reported_router_scores_collected_for_ever",
-        family="memory_kept_between_calls",
+        family="outputs_collected",
         parent="moe",
         check="memory_footprint",
         where=("layers.*.moe",),

@@ -12,7 +12,7 @@ _padding = partial(Mutant, check="padding")
 MUTANTS = (
     _causal(
         name="given_mask_for_first_layer_only",
-        family="given_mask_not_handed_on",
+        family="causal_mask_not_everywhere",
         parent="given_mask",
         where=("blocks.1.attn",),
         why="the mask is handed to the first block, the others get an open one",
@@ -26,7 +26,7 @@ MUTANTS = (
     ),
     _causal(
         name="given_mask_shifted",
-        family="given_mask_off_by_one",
+        family="causal_mask_off_by_one",
         parent="given_mask",
         where=("blocks.*.attn",),
         why="aligned with the targets: every row of the mask is the next one's",
@@ -39,7 +39,7 @@ MUTANTS = (
     ),
     _causal(
         name="given_mask_added_after_softmax",
-        family="given_mask_misapplied",
+        family="causal_mask_misapplied",
         parent="given_mask",
         where=("blocks.*.attn",),
         why="softmax first, then zeros where the mask says so: what was hidden shares the weights",
@@ -52,7 +52,7 @@ MUTANTS = (
     ),
     _causal(
         name="given_mask_for_half_of_the_heads",
-        family="given_mask_misapplied",
+        family="causal_mask_not_everywhere",
         parent="given_mask",
         where=("blocks.*.attn",),
         why="written for the local heads of a split model",
@@ -65,7 +65,7 @@ MUTANTS = (
     ),
     _causal(
         name="given_target_mask_lost_in_last_layer",
-        family="given_mask_not_handed_on",
+        family="causal_mask_not_everywhere",
         parent="annotated",
         where=("decoder.1.self_attn",),
         why="the last layer is called by hand, with the default mask",
@@ -80,7 +80,7 @@ MUTANTS = (
     ),
     _causal(
         name="given_target_mask_read_by_its_last_row",
-        family="given_mask_misapplied",
+        family="causal_mask_misapplied",
         parent="annotated",
         where=("decoder.*.self_attn",),
         why="the mask of the keys is taken from the row that sees everything",
@@ -93,7 +93,7 @@ MUTANTS = (
     ),
     _causal(
         name="given_target_mask_off_by_one",
-        family="given_mask_off_by_one",
+        family="causal_mask_off_by_one",
         parent="annotated",
         where=("decoder.*.self_attn",),
         why="one more diagonal is opened, for a start token that is not there",
@@ -106,7 +106,7 @@ MUTANTS = (
     ),
     _causal(
         name="given_target_mask_not_handed_to_torch",
-        family="given_mask_not_handed_on",
+        family="causal_mask_not_everywhere",
         parent="torch_translation",
         where=(
             "transformer.decoder.layers.*.self_attn",
@@ -124,7 +124,7 @@ MUTANTS = (
     ),
     _padding(
         name="given_memory_mask_not_handed_on",
-        family="given_padding_mask_lost",
+        family="padding_of_the_source_seen",
         parent="torch_translation",
         where=(
             "transformer.decoder.layers.*.multihead_attn",
@@ -142,7 +142,7 @@ MUTANTS = (
     ),
     _padding(
         name="given_source_mask_not_in_cross_attention",
-        family="given_padding_mask_lost",
+        family="padding_of_the_source_seen",
         parent="annotated",
         where=("decoder.*.src_attn",),
         why="padding of the source hidden from the encoder only",
@@ -155,7 +155,7 @@ MUTANTS = (
     ),
     _padding(
         name="given_source_mask_of_the_first_row",
-        family="given_padding_mask_lost",
+        family="padding_of_the_source_seen",
         parent="annotated",
         where=("encoder.*.self_attn", "decoder.*.src_attn"),
         why="the mask is expanded from its first row",

@@ -11,7 +11,7 @@ _leak = partial(Mutant, check="causality")
 MUTANTS = (
     _leak(
         name="mask_missing",
-        family="mask",
+        family="no_causal_mask",
         parent="mha_decoder",
         where=("layers.0.attn.mha",),
         why="the mask is built and then not handed to the attention",
@@ -19,7 +19,7 @@ MUTANTS = (
     ),
     _leak(
         name="mask_off_by_one",
-        family="mask",
+        family="causal_mask_off_by_one",
         parent="mha_decoder",
         where=("layers.0.attn.mha",),
         why="diagonal counted from 1",
@@ -27,7 +27,7 @@ MUTANTS = (
     ),
     _leak(
         name="mask_float_of_ones",
-        family="mask",
+        family="causal_mask_misapplied",
         parent="mha_decoder",
         where=("layers.0.attn.mha",),
         why="a float mask is added to the scores; ones only favour the future a little",
@@ -35,7 +35,7 @@ MUTANTS = (
     ),
     _leak(
         name="mask_transposed",
-        family="mask",
+        family="causal_mask_the_wrong_way",
         parent="nanogpt",
         where=("transformer.h.0.attn",),
         why="triu and tril confused",
@@ -43,7 +43,7 @@ MUTANTS = (
     ),
     _leak(
         name="mask_in_training_only",
-        family="mask_condition",
+        family="causal_mask_not_everywhere",
         parent="sdpa_gpt",
         where=("blocks.0.attn",),
         why="is_causal got the condition that belongs to dropout",
@@ -51,7 +51,7 @@ MUTANTS = (
     ),
     _leak(
         name="mask_in_first_layer_only",
-        family="mask_condition",
+        family="causal_mask_not_everywhere",
         parent="mha_decoder",
         where=("layers.1.attn.mha",),
         why="the mask is thought to be needed at the input only",
@@ -65,7 +65,7 @@ MUTANTS = (
     ),
     _leak(
         name="mask_misses_one_head",
-        family="mask_condition",
+        family="causal_mask_not_everywhere",
         parent="nanogpt",
         where=("transformer.h.0.attn",),
         why="slice for the local heads leaves one global head without a mask",
@@ -80,7 +80,7 @@ MUTANTS = (
     ),
     _leak(
         name="mask_replaced_by_padding_mask",
-        family="mask_condition",
+        family="causal_mask_not_everywhere",
         parent="llama",
         where=("layers.0.self_attn",),
         why="a padding mask that is given replaces the causal one instead of joining it",
@@ -93,7 +93,7 @@ MUTANTS = (
     ),
     _leak(
         name="mask_for_shorter_length",
-        family="mask_length",
+        family="causal_mask_not_everywhere",
         parent="nanogpt",
         where=("transformer.h.0.attn",),
         why="mask of the training length, padded with ones when the context was made longer",
@@ -108,7 +108,7 @@ MUTANTS = (
     ),
     _leak(
         name="softmax_before_mask",
-        family="mask_value",
+        family="causal_mask_misapplied",
         parent="nanogpt",
         where=("transformer.h.0.attn",),
         why="weights are zeroed after the softmax, whose sum has seen the future",
@@ -123,7 +123,7 @@ MUTANTS = (
     ),
     _leak(
         name="scores_multiplied_by_mask",
-        family="mask_value",
+        family="causal_mask_misapplied",
         parent="nanogpt",
         where=("transformer.h.0.attn",),
         why="a score of zero is taken for no attention",
@@ -136,7 +136,7 @@ MUTANTS = (
     ),
     _leak(
         name="mask_value_typo",
-        family="mask_value",
+        family="causal_mask_misapplied",
         parent="seq2seq",
         where=("decoder_layers.0.self_attn",),
         why="-1e-9 typed for -1e9",
@@ -144,7 +144,7 @@ MUTANTS = (
     ),
     _leak(
         name="mask_value_minus_ten",
-        family="mask_value",
+        family="causal_mask_misapplied",
         parent="llama",
         where=("layers.0.self_attn",),
         why="a small negative number chosen to be safe in half precision",
@@ -158,7 +158,7 @@ MUTANTS = (
     ),
     _leak(
         name="sdpa_not_causal",
-        family="mask",
+        family="no_causal_mask",
         parent="moe",
         where=("layers.0.attn",),
         why="is_causal is False unless asked for",
@@ -166,7 +166,7 @@ MUTANTS = (
     ),
     _leak(
         name="torch_encoder_without_mask",
-        family="mask",
+        family="no_causal_mask",
         parent="torch_causal_lm",
         where=("transformer_encoder.layers.0.self_attn",),
         why="nn.TransformerEncoder is causal only with a mask",
@@ -174,7 +174,7 @@ MUTANTS = (
     ),
     _leak(
         name="builder_without_mask",
-        family="mask",
+        family="no_causal_mask",
         parent="builder_residual",
         where=("mhsa_0",),
         why="the causal switch of the attention block was left off",
@@ -182,7 +182,7 @@ MUTANTS = (
     ),
     _leak(
         name="decoder_self_attention_unmasked",
-        family="mask",
+        family="no_causal_mask",
         parent="seq2seq",
         where=("decoder_layers.0.self_attn",),
         why="decoder layer copied from the encoder layer",
@@ -190,7 +190,7 @@ MUTANTS = (
     ),
     _leak(
         name="keys_compared_the_wrong_way",
-        family="mask",
+        family="causal_mask_the_wrong_way",
         parent="llama",
         where=("layers.0.self_attn",),
         why="query and key swapped in the comparison",
@@ -198,7 +198,7 @@ MUTANTS = (
     ),
     _leak(
         name="window_on_both_sides",
-        family="window",
+        family="causal_mask_the_wrong_way",
         parent="sliding_window",
         where=("layers.0.attn",),
         why="distance taken without its sign",
@@ -206,7 +206,7 @@ MUTANTS = (
     ),
     _leak(
         name="window_starts_one_ahead",
-        family="window",
+        family="causal_mask_off_by_one",
         parent="sliding_window",
         where=("layers.0.attn",),
         why="window bounds shifted by one",
@@ -219,7 +219,7 @@ MUTANTS = (
     ),
     _leak(
         name="alibi_symmetric",
-        family="position_bias",
+        family="causal_mask_the_wrong_way",
         parent="alibi",
         where=("blocks.0.attention",),
         why="the encoder variant of the bias, which penalises distance on both sides",
@@ -230,7 +230,7 @@ MUTANTS = (
     ),
     _leak(
         name="mean_of_sequence_in_residual",
-        family="pooled_leak",
+        family="summary_of_the_whole_text",
         parent="sdpa_gpt",
         where=("blocks.0",),
         why="a summary of the sequence with a small weight, meant for an encoder",
@@ -243,7 +243,7 @@ MUTANTS = (
     ),
     _leak(
         name="squeeze_and_excite",
-        family="pooled_leak",
+        family="summary_of_the_whole_text",
         parent="conv_gpt",
         where=("blocks.0.conv",),
         why="channel gate from the mean over all positions",
@@ -257,7 +257,7 @@ MUTANTS = (
     ),
     _leak(
         name="states_centred_over_time",
-        family="pooled_leak",
+        family="summary_of_the_whole_text",
         parent="mha_decoder",
         where=("(model)",),
         why="centring before the head to help optimisation",
@@ -270,7 +270,7 @@ MUTANTS = (
     ),
     _leak(
         name="token_gate_by_median",
-        family="discrete_leak",
+        family="choice_among_all_tokens",
         parent="alibi",
         where=("blocks.0",),
         why="tokens are pruned by rank within the sequence; the comparison has no gradient",
@@ -285,7 +285,7 @@ MUTANTS = (
     ),
     _leak(
         name="topk_tokens_of_sequence",
-        family="discrete_leak",
+        family="choice_among_all_tokens",
         parent="sliding_window",
         where=("layers.0",),
         why="only the k loudest tokens of the sequence pass through the feed-forward",
@@ -302,7 +302,7 @@ MUTANTS = (
     ),
     _leak(
         name="norm_over_time",
-        family="norm_axis",
+        family="summary_of_the_whole_text",
         parent="llama",
         where=("layers.0.input_layernorm",),
         why="statistics over all dimensions but the batch, as for images",
@@ -310,7 +310,7 @@ MUTANTS = (
     ),
     _leak(
         name="group_norm_over_time",
-        family="norm_axis",
+        family="summary_of_the_whole_text",
         parent="conv_gpt",
         where=("blocks.0.conv",),
         why="group norm of a (batch, channel, time) tensor takes its statistics over time too",
@@ -323,7 +323,7 @@ MUTANTS = (
     ),
     _leak(
         name="conv_centred",
-        family="convolution",
+        family="neighbour_from_the_future",
         parent="conv_gpt",
         where=("blocks.0.conv", "blocks.0.conv.conv"),
         why="'same' padding looks ahead by half the kernel",
@@ -331,7 +331,7 @@ MUTANTS = (
     ),
     _leak(
         name="states_rolled",
-        family="shift",
+        family="neighbour_from_the_future",
         parent="recurrent",
         where=("mixer",),
         why="roll shifts to the right and wraps the last state round to the first position",
@@ -339,7 +339,7 @@ MUTANTS = (
     ),
     _leak(
         name="tokens_shifted_left",
-        family="shift",
+        family="neighbour_from_the_future",
         parent="sdpa_gpt",
         where=("blocks.0.mlp",),
         why="token shift with the sign of the other convention",
@@ -354,7 +354,7 @@ MUTANTS = (
     ),
     _leak(
         name="gru_bidirectional",
-        family="recurrence",
+        family="neighbour_from_the_future",
         parent="recurrent",
         where=("mixer.gru",),
         why="bidirectional=True copied from a tagger",
@@ -367,7 +367,7 @@ MUTANTS = (
     ),
     _leak(
         name="recurrence_from_the_end",
-        family="recurrence",
+        family="neighbour_from_the_future",
         parent="recurrent",
         where=("mixer",),
         why="sequence flipped before the scan and not only for the backward model",

@@ -11,7 +11,7 @@ _short = partial(Mutant, check="context_use")
 MUTANTS = (
     _short(
         name="diagonal_only",
-        family="mask",
+        family="context_with_holes",
         parent="nanogpt",
         where=("transformer.h.0.attn",),
         why="eye where tril was meant: every token attends to itself",
@@ -19,7 +19,7 @@ MUTANTS = (
     ),
     _short(
         name="last_layer_alone",
-        family="one_layer",
+        family="context_with_holes",
         parent="mha_decoder",
         where=("layers.1.attn.mha",),
         why="an extra mask for the last layer hides everything but the diagonal",
@@ -35,7 +35,7 @@ MUTANTS = (
     ),
     _short(
         name="one_head_alone",
-        family="one_head",
+        family="context_with_holes",
         parent="sdpa_gpt",
         where=("blocks.0.attn",),
         why="a mask with one entry a head, the last one of which was never filled",
@@ -50,7 +50,7 @@ MUTANTS = (
     ),
     _short(
         name="every_second_key",
-        family="holes",
+        family="context_with_holes",
         parent="llama",
         where=("layers.0.self_attn",),
         why="keys of a block pattern left over from a sparse kernel",
@@ -63,7 +63,7 @@ MUTANTS = (
     ),
     _short(
         name="first_token_hidden",
-        family="holes",
+        family="context_with_holes",
         parent="mha_decoder",
         where=("layers.0.attn.mha",),
         why="the first token was a padding token where this mask was written",
@@ -77,7 +77,7 @@ MUTANTS = (
     ),
     _short(
         name="window_shorter_in_one_layer",
-        family="window",
+        family="context_cut_short",
         parent="sliding_window",
         where=("layers.1.attn",),
         why="a window that is halved from layer to layer by mistake",
@@ -92,7 +92,7 @@ MUTANTS = (
     ),
     _short(
         name="window_too_long",
-        family="window",
+        family="context_cut_short",
         parent="sliding_window",
         where=("layers.0.attn",),
         why="the window is added on top of a block",
@@ -100,7 +100,7 @@ MUTANTS = (
     ),
     _short(
         name="last_layer_cut_short",
-        family="context_cut",
+        family="context_cut_short",
         parent="mha_decoder",
         where=("layers.1.attn", "layers.1.attn.mha"),
         why="an experiment with cheaper upper layers: everything older than 20 tokens is masked",
@@ -115,7 +115,7 @@ MUTANTS = (
     ),
     _short(
         name="text_cut_inside",
-        family="cut",
+        family="input_dropped",
         parent="text_classifier",
         where=("(model)",),
         why="a length limit of an older tokenizer inside the model",
@@ -131,7 +131,7 @@ MUTANTS = (
     ),
     _short(
         name="pooled_without_attention",
-        family="cut",
+        family="input_dropped",
         parent="simple_classifier",
         where=("block.att",),
         why="attention over the batch of single tokens, and the first position is read",
@@ -146,7 +146,7 @@ MUTANTS = (
     ),
     _short(
         name="patch_dropped",
-        family="cut",
+        family="input_dropped",
         parent="vit",
         where=("patches",),
         why="the first patch is taken for a class token and cut off",

@@ -11,7 +11,7 @@ _draws = partial(Mutant, check="determinism")
 MUTANTS = (
     _draws(
         name="functional_dropout_always",
-        family="functional_dropout",
+        family="dropout_in_evaluation",
         parent="sdpa_gpt",
         where=("blocks.0.mlp",),
         why="F.dropout is in training mode unless told",
@@ -24,7 +24,7 @@ MUTANTS = (
     ),
     _draws(
         name="attention_dropout_always",
-        family="functional_dropout",
+        family="dropout_in_evaluation",
         parent="sdpa_gpt",
         where=("blocks.0.attn",),
         why="scaled_dot_product_attention knows no mode: dropout_p is applied whenever given",
@@ -32,7 +32,7 @@ MUTANTS = (
     ),
     _draws(
         name="dropout_of_last_layer_always",
-        family="functional_dropout",
+        family="dropout_in_evaluation",
         parent="conv_gpt",
         where=("blocks.1",),
         why="one layer was written later than the others",
@@ -55,7 +55,7 @@ MUTANTS = (
     ),
     _draws(
         name="dropout_follows_grad_mode",
-        family="functional_dropout",
+        family="dropout_in_evaluation",
         parent="seq2seq",
         where=("encoder_layers.0.ffn",),
         why="recording gradients taken for training: evaluation of a loss with gradients is noisy",
@@ -69,7 +69,7 @@ MUTANTS = (
     ),
     _draws(
         name="dropout_where_a_mask_is_given",
-        family="functional_dropout",
+        family="dropout_in_evaluation",
         parent="llama",
         where=("(model)",),
         why="tokens are hidden at random in the path with an attention mask only",
@@ -84,7 +84,7 @@ MUTANTS = (
     ),
     _draws(
         name="stochastic_depth_always",
-        family="noise",
+        family="noise_in_evaluation",
         parent="alibi",
         where=("blocks.0",),
         why="stochastic depth without a look at the mode",
@@ -98,7 +98,7 @@ MUTANTS = (
     ),
     _draws(
         name="layer_left_out_rarely",
-        family="noise",
+        family="noise_in_evaluation",
         parent="mha_decoder",
         where=("(model)",),
         why="LayerDrop with Python's random numbers, also in evaluation",
@@ -113,7 +113,7 @@ MUTANTS = (
     ),
     _draws(
         name="router_noise_always",
-        family="noise",
+        family="noise_in_evaluation",
         parent="moe",
         where=("layers.0.moe",),
         why="noise for load balancing, also in evaluation",
@@ -127,7 +127,7 @@ MUTANTS = (
     ),
     _draws(
         name="embedding_noise_always",
-        family="noise",
+        family="noise_in_evaluation",
         parent="recurrent",
         where=("(model)",),
         why="noisy embeddings for fine-tuning, left on; an effect of 1e-3",
@@ -140,7 +140,7 @@ MUTANTS = (
     ),
     _draws(
         name="patches_masked_always",
-        family="noise",
+        family="noise_in_evaluation",
         parent="vit",
         where=("patches",),
         why="the random mask of a masked autoencoder, also in evaluation",
@@ -154,7 +154,7 @@ MUTANTS = (
     ),
     _draws(
         name="noise_behind_a_closed_gate",
-        family="noise",
+        family="noise_in_evaluation",
         parent="sliding_window",
         where=("layers.0",),
         why="noise that shows only when training has opened the gate",
@@ -172,7 +172,7 @@ MUTANTS = (
     ),
     _draws(
         name="eval_not_passed_on",
-        family="mode",
+        family="mode_not_passed_on",
         parent="nanogpt",
         where=("(model)",),
         why="eval() of its own, without a call of the one that it replaces",
@@ -186,7 +186,7 @@ MUTANTS = (
     ),
     _draws(
         name="train_not_passed_on",
-        family="mode",
+        family="mode_not_passed_on",
         parent="bert",
         where=("encoder.0",),
         why="train() of its own sets the flag and forgets the submodules",
@@ -201,7 +201,7 @@ MUTANTS = (
     ),
     _draws(
         name="dropouts_in_a_plain_list",
-        family="mode",
+        family="mode_not_passed_on",
         parent="mha_decoder",
         where=("layers.0",),
         why="eval() does not reach what a plain list holds",
@@ -223,7 +223,7 @@ MUTANTS = (
     ),
     _draws(
         name="block_trains_itself",
-        family="mode",
+        family="mode_not_passed_on",
         parent="text_classifier",
         where=("blocks.0",),
         why="a call of train() left in a forward",

@@ -30,7 +30,7 @@ def _never_trains(model: torch.nn.Module) -> None:
 MUTANTS = (
     _drops(
         name="dropout_result_discarded",
-        family="unused",
+        family="dropout_without_effect",
         parent="nanogpt",
         where=("transformer.h.0.attn",),
         why="self.dropout(x) without x = ; dropout does not work in place",
@@ -43,7 +43,7 @@ MUTANTS = (
     ),
     _drops(
         name="attention_dropout_discarded",
-        family="unused",
+        family="dropout_without_effect",
         parent="bert",
         where=("encoder.0.attention",),
         why="the weights before dropout are multiplied with the values",
@@ -56,7 +56,7 @@ MUTANTS = (
     ),
     _drops(
         name="dropout_not_in_last_layer",
-        family="one_layer",
+        family="dropout_not_in_every_layer",
         parent="conv_gpt",
         where=("blocks.1",),
         why="a condition on the number of the layer left from an experiment",
@@ -83,7 +83,7 @@ MUTANTS = (
     ),
     _drops(
         name="attention_dropout_in_first_layers_only",
-        family="one_layer",
+        family="dropout_not_in_every_layer",
         parent="sdpa_gpt",
         where=("blocks.2.attn",),
         why="attention dropout is handed on in all layers but one",
@@ -105,7 +105,7 @@ MUTANTS = (
     ),
     _drops(
         name="one_layer_stays_in_evaluation",
-        family="one_layer",
+        family="dropout_not_in_every_layer",
         parent="sliding_window",
         where=("layers.1",),
         why="a layer put to evaluation, and its train() replaced so that it stays there",
@@ -113,7 +113,7 @@ MUTANTS = (
     ),
     _drops(
         name="keep_probability",
-        family="rate",
+        family="dropout_of_a_wrong_rate",
         parent="alibi",
         where=("blocks.0.mlp.3",),
         why="p is the probability to drop; elsewhere it is the one to keep",
@@ -121,7 +121,7 @@ MUTANTS = (
     ),
     _drops(
         name="everything_dropped",
-        family="rate",
+        family="dropout_of_a_wrong_rate",
         parent="simple_classifier",
         where=("block.dropout1",),
         why="a rate in percent, or a typing error, of 1",
@@ -129,7 +129,7 @@ MUTANTS = (
     ),
     _drops(
         name="dropout_without_scale",
-        family="scale",
+        family="dropout_of_a_wrong_rate",
         parent="bert",
         where=("embeddings.dropout",),
         why="written by hand without 1 / (1 - p): training and evaluation differ in scale",
@@ -145,7 +145,7 @@ MUTANTS = (
     ),
     _drops(
         name="dropout_scaled_by_p",
-        family="scale",
+        family="dropout_of_a_wrong_rate",
         parent="text_classifier",
         where=("blocks.0.dropout",),
         why="written by hand and divided by p instead of 1 - p",
@@ -156,7 +156,7 @@ MUTANTS = (
     ),
     _drops(
         name="logits_dropped_out",
-        family="logits",
+        family="dropout_on_logits",
         parent="sdpa_gpt",
         where=("drop",),
         why="the dropout behind the head instead of before it",
@@ -164,7 +164,7 @@ MUTANTS = (
     ),
     _drops(
         name="logits_dropped_out_by_function",
-        family="logits",
+        family="dropout_on_logits",
         parent="conv_gpt",
         where=("(model)",),
         why="the same with F.dropout",
@@ -178,7 +178,7 @@ MUTANTS = (
     ),
     _drops(
         name="training_mode_not_passed_on",
-        family="mode",
+        family="dropout_without_effect",
         parent="text_classifier",
         where=("(model)",),
         why="train() of its own keeps everything in evaluation",
@@ -193,7 +193,7 @@ MUTANTS = (
     ),
     _drops(
         name="seeds_in_training",
-        family="mode",
+        family="dropped_alike_every_time",
         parent="mha_decoder",
         where=("(model)",),
         why="a seed set for training in forward: every step drops the same numbers",

@@ -17,21 +17,21 @@ _MEMORY = "        memory = self.encode(input_ids, mask)\n"
 MUTANTS = (
     _lost(
         name="decoder_attends_to_itself",
-        family="ignored",
+        family="encoder_ignored",
         where=("decoder_layers.0.cross_attn",),
         why="the decoder's own states as keys and values",
         edits=((_CROSS, "self.cross_attn(y, y, None)"),),
     ),
     _lost(
         name="memory_overwritten",
-        family="ignored",
+        family="encoder_ignored",
         where=("(model)",),
         why="a buffer of the right shape where the encoder's output was meant",
         edits=((_MEMORY, _MEMORY + "        memory = torch.zeros_like(memory)\n"),),
     ),
     _lost(
         name="one_layer_ignores_memory",
-        family="one_layer",
+        family="encoder_ignored",
         where=("decoder_layers.1.cross_attn",),
         why="a layer index off by one turns cross attention off",
         edits=(
@@ -44,7 +44,7 @@ MUTANTS = (
     ),
     _lost(
         name="last_layer_attends_to_the_text",
-        family="one_layer",
+        family="encoder_ignored",
         where=("decoder_layers.1", "decoder_layers.1.cross_attn"),
         why="the last layer is called as the layers of a decoder alone are, with itself as memory",
         edits=(
@@ -58,7 +58,7 @@ MUTANTS = (
     ),
     _lost(
         name="source_mask_as_long_as_the_text",
-        family="some_positions",
+        family="part_of_the_source_lost",
         where=("(model)", "decoder_layers.*.cross_attn"),
         why="the mask of the encoder's output is filled up to the length of the decoder's text",
         edits=(
@@ -72,21 +72,21 @@ MUTANTS = (
     ),
     _lost(
         name="one_source_position",
-        family="some_positions",
+        family="part_of_the_source_lost",
         where=("decoder_layers.0.cross_attn",),
         why="a pooled memory from another task: the first position only",
         edits=((_CROSS, "self.cross_attn(y, memory[:, :1], None)"),),
     ),
     _lost(
         name="first_source_token_broadcast",
-        family="some_positions",
+        family="part_of_the_source_lost",
         where=("(model)",),
         why="expand of one position over the length of the source",
         edits=((_MEMORY, _MEMORY + "        memory = memory[:, :1].expand_as(memory)\n"),),
     ),
     _lost(
         name="last_source_token_lost",
-        family="some_positions",
+        family="part_of_the_source_lost",
         where=("(model)",),
         why="the end of the text is cut off with the end id",
         edits=(
@@ -99,7 +99,7 @@ MUTANTS = (
     ),
     _lost(
         name="encoder_is_causal",
-        family="encoder_mask",
+        family="causal_mask_in_the_encoder",
         where=("encoder_layers.0.self_attn",),
         why="the decoder's mask is given to the encoder",
         edits=(
@@ -113,7 +113,7 @@ MUTANTS = (
     ),
     _lost(
         name="one_encoder_layer_is_causal",
-        family="encoder_mask",
+        family="causal_mask_in_the_encoder",
         where=("encoder_layers.1.self_attn",),
         why="the decoder's mask is given to the last layer of the encoder",
         edits=(

@@ -6,7 +6,7 @@ from functools import partial
 
 from pytest_transformer_validate.evidence.mutants.surgery import Mutant
 
-_dead = partial(Mutant, check="gradient_flow", family="experts")
+_dead = partial(Mutant, check="gradient_flow", family="part_never_used")
 
 MUTANTS = (
     _dead(

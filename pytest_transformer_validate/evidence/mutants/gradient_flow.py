@@ -23,7 +23,7 @@ def _negative_bias(model: nn.Module) -> None:
 MUTANTS = (
     _dead(
         name="attention_detached",
-        family="cut_graph",
+        family="graph_cut",
         parent="llama",
         where=("layers.*.self_attn",),
         why="detach left over from an experiment",
@@ -31,7 +31,7 @@ MUTANTS = (
     ),
     _dead(
         name="encoder_memory_detached",
-        family="cut_graph",
+        family="graph_cut",
         parent="seq2seq",
         where=("(model)",),
         why="memory treated as a fixed input of the decoder",
@@ -44,7 +44,7 @@ MUTANTS = (
     ),
     _dead(
         name="head_on_detached_states",
-        family="cut_graph",
+        family="graph_cut",
         parent="torch_encoder",
         where=("(model)", "encoder"),
         why="probing head trained on frozen features",
@@ -52,7 +52,7 @@ MUTANTS = (
     ),
     _dead(
         name="weight_data",
-        family="cut_graph",
+        family="graph_cut",
         parent="nanogpt",
         where=("transformer.h.*.mlp", "transformer.h.*.mlp.c_fc"),
         why=".data gives the weight without its graph",
@@ -60,7 +60,7 @@ MUTANTS = (
     ),
     _dead(
         name="weight_detached",
-        family="cut_graph",
+        family="graph_cut",
         parent="seq2seq",
         where=("generator",),
         why="projection shared with a part that must not be trained",
@@ -73,7 +73,7 @@ MUTANTS = (
     ),
     _dead(
         name="no_grad_in_feed_forward",
-        family="cut_graph",
+        family="graph_cut",
         parent="text_classifier",
         where=("blocks.*",),
         why="no_grad to save memory",
@@ -86,7 +86,7 @@ MUTANTS = (
     ),
     _dead(
         name="no_grad_in_embeddings",
-        family="cut_graph",
+        family="graph_cut",
         parent="bert",
         where=("embeddings",),
         why="embedding sum under no_grad copied from an inference script",
@@ -140,7 +140,7 @@ MUTANTS = (
     ),
     _dead(
         name="last_layer_skipped",
-        family="skipped_layer",
+        family="layer_skipped",
         parent="sdpa_gpt",
         where=("(model)", "blocks.2"),
         why="range(n - 1)",
@@ -148,7 +148,7 @@ MUTANTS = (
     ),
     _dead(
         name="first_layer_skipped",
-        family="skipped_layer",
+        family="layer_skipped",
         parent="bert",
         where=("(model)", "encoder.0"),
         why="index from 1",
@@ -156,7 +156,7 @@ MUTANTS = (
     ),
     _dead(
         name="same_layer_twice",
-        family="skipped_layer",
+        family="layer_skipped",
         parent="mha_decoder",
         where=("(model)", "layers.1"),
         why="constant index in the loop",
@@ -169,7 +169,7 @@ MUTANTS = (
     ),
     _dead(
         name="layer_result_dropped",
-        family="lost_result",
+        family="result_lost",
         parent="sliding_window",
         where=("(model)",),
         why="assignment forgotten",
@@ -177,7 +177,7 @@ MUTANTS = (
     ),
     _dead(
         name="attention_result_dropped",
-        family="lost_result",
+        family="result_lost",
         parent="conv_gpt",
         where=("blocks.*",),
         why="the sum is computed and assigned to nothing",
@@ -190,7 +190,7 @@ MUTANTS = (
     ),
     _dead(
         name="conv_result_overwritten",
-        family="lost_result",
+        family="result_lost",
         parent="conv_gpt",
         where=("blocks.*",),
         why="second sublayer starts from the block's input",
@@ -203,7 +203,7 @@ MUTANTS = (
     ),
     _dead(
         name="builder_output_unused",
-        family="lost_result",
+        family="result_lost",
         parent="builder_attention",
         where=("(model)", "ffn_1"),
         why="the second feed-forward's residual was wired to the first",
@@ -211,7 +211,7 @@ MUTANTS = (
     ),
     _dead(
         name="transform_unused",
-        family="unused_module",
+        family="part_never_used",
         parent="bert",
         where=("transform",),
         why="head refactored, old layer still there",
@@ -219,7 +219,7 @@ MUTANTS = (
     ),
     _dead(
         name="final_norm_unused",
-        family="unused_module",
+        family="part_never_used",
         parent="text_classifier",
         where=("norm",),
         why="final norm built and forgotten",
@@ -227,7 +227,7 @@ MUTANTS = (
     ),
     _dead(
         name="second_norm_unused",
-        family="unused_module",
+        family="part_never_used",
         parent="vit",
         where=("blocks.*.norm2",),
         why="norm1 typed twice",
@@ -235,7 +235,7 @@ MUTANTS = (
     ),
     _dead(
         name="relu_dead",
-        family="saturated",
+        family="effect_vanishes",
         parent="mha_decoder",
         where=("layers.1.ffn.up",),
         why="bias loaded with the scale of another layer",
@@ -243,7 +243,7 @@ MUTANTS = (
     ),
     _dead(
         name="gate_saturated",
-        family="saturated",
+        family="effect_vanishes",
         parent="recurrent",
         where=("mixer",),
         why="gate opened by a large constant instead of a bias that can be learned",
@@ -260,7 +260,7 @@ MUTANTS = (
     ),
     _dead(
         name="softmax_over_one",
-        family="zero_effect",
+        family="effect_vanishes",
         parent="vit",
         where=("(model)", "score"),
         why="softmax over the last dimension, which has size one, instead of over the tokens",
@@ -278,7 +278,7 @@ MUTANTS = (
     ),
     _dead(
         name="branch_subtracted_again",
-        family="zero_effect",
+        family="effect_vanishes",
         parent="alibi",
         where=("blocks.*",),
         why="both halves of a rewritten residual kept, so the branch cancels",
@@ -292,7 +292,7 @@ MUTANTS = (
     ),
     _dead(
         name="branch_scaled_away",
-        family="vanishing",
+        family="effect_vanishes",
         parent="torch_encoder",
         where=("(model)", "embedding"),
         why="eps multiplied where it should be added",
@@ -306,7 +306,7 @@ MUTANTS = (
     ),
     _dead(
         name="layer_scale_too_small",
-        family="vanishing",
+        family="effect_vanishes",
         parent="sdpa_gpt",
         where=("blocks.*.attn",),
         why="a layer scale of 1e-8 where 1e-1 was meant",
@@ -314,7 +314,7 @@ MUTANTS = (
     ),
     _dead(
         name="no_norm_and_unit_weights",
-        family="exploding",
+        family="gradient_explodes",
         parent="alibi",
         where=("token_embedding", "blocks.*", "blocks.*.attention"),
         why="norms taken out and weights drawn with unit variance",
@@ -338,7 +338,7 @@ MUTANTS = (
     ),
     _dead(
         name="sqrt_under_where",
-        family="nan_gradient",
+        family="gradient_explodes",
         parent="mha_decoder",
         where=("layers.*.ffn",),
         why="where() hides the NaN of the square root from the output, not from the gradient",

@@ -11,7 +11,7 @@ _slow = partial(Mutant, check="inference_speed")
 MUTANTS = (
     _slow(
         name="every_prefix_again",
-        family="prefixes",
+        family="prefixes_again",
         parent="sdpa_gpt",
         where=("(model)",),
         why="the loop of generate() moved into forward: all blocks run for every position",
@@ -30,7 +30,7 @@ MUTANTS = (
     ),
     _slow(
         name="every_prefix_again_in_attention",
-        family="prefixes",
+        family="prefixes_again",
         parent="llama",
         where=("layers.*.self_attn",),
         why="attention over a prefix is computed whole to keep its last row",
@@ -49,7 +49,7 @@ MUTANTS = (
     ),
     _slow(
         name="every_prefix_again_with_mask",
-        family="prefixes",
+        family="prefixes_again",
         parent="alibi",
         where=("blocks.*.attention",),
         why="causality by calling the kernel once for each prefix",
@@ -71,7 +71,7 @@ MUTANTS = (
     ),
     _slow(
         name="source_encoded_at_every_step",
-        family="repeats",
+        family="work_repeated",
         parent="seq2seq",
         where=("(model)",),
         why="encode() stands inside the loop over target positions",
@@ -89,7 +89,7 @@ MUTANTS = (
     ),
     _slow(
         name="batch_run_for_every_row",
-        family="repeats",
+        family="work_repeated",
         parent="text_classifier",
         where=("(model)",),
         why="a loop over rows that gives the whole batch to the blocks and keeps one row",
@@ -102,7 +102,7 @@ MUTANTS = (
     ),
     _slow(
         name="experts_run_for_every_row",
-        family="repeats",
+        family="work_repeated",
         parent="moe",
         where=("layers.*",),
         why="the loop over rows calls the layer with all of them",

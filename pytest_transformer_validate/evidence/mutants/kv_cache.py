@@ -11,7 +11,7 @@ _cache = partial(Mutant, check="kv_cache")
 MUTANTS = (
     _cache(
         name="new_keys_before_the_past",
-        family="cache_order",
+        family="cache_mixed_up",
         parent="cached_gpt",
         where=("h.0.attn",),
         why="torch.cat with the arguments the wrong way round, for keys and values alike",
@@ -22,7 +22,7 @@ MUTANTS = (
     ),
     _cache(
         name="new_values_before_the_past",
-        family="cache_order",
+        family="cache_mixed_up",
         parent="window_cache",
         where=("layers.0.attn",),
         why="keys in order, values not",
@@ -30,7 +30,7 @@ MUTANTS = (
     ),
     _cache(
         name="positions_restart",
-        family="cache_positions",
+        family="cached_step_in_a_wrong_place",
         parent="cached_gpt",
         where=("wpe",),
         why="arange over the new tokens only",
@@ -43,7 +43,7 @@ MUTANTS = (
     ),
     _cache(
         name="default_positions_restart",
-        family="cache_positions",
+        family="cached_step_in_a_wrong_place",
         parent="llama",
         where=("rotary",),
         why="right only where the caller gives position_ids",
@@ -56,7 +56,7 @@ MUTANTS = (
     ),
     _cache(
         name="positions_off_by_one",
-        family="cache_positions",
+        family="cached_step_in_a_wrong_place",
         parent="window_cache",
         where=("embed_positions",),
         why="the last cached position is used again",
@@ -69,7 +69,7 @@ MUTANTS = (
     ),
     _cache(
         name="decoder_positions_restart",
-        family="cache_positions",
+        family="cached_step_in_a_wrong_place",
         parent="cached_seq2seq",
         where=("positions",),
         why="the decoder's offset is not handed on",
@@ -77,7 +77,7 @@ MUTANTS = (
     ),
     _cache(
         name="rotary_from_zero",
-        family="cache_positions",
+        family="cached_step_in_a_wrong_place",
         parent="llama_start_pos",
         where=("(model)",),
         why="tables cut to the new tokens from their start",
@@ -88,7 +88,7 @@ MUTANTS = (
     ),
     _cache(
         name="cached_before_rotation",
-        family="cache_rotation",
+        family="cached_step_in_a_wrong_place",
         parent="llama",
         where=("layers.0.self_attn",),
         why="keys are cached as they come and rotated all together with the new positions",
@@ -106,7 +106,7 @@ MUTANTS = (
     ),
     _cache(
         name="rotated_twice",
-        family="cache_rotation",
+        family="cached_step_in_a_wrong_place",
         parent="llama",
         where=("layers.0.self_attn",),
         why="the whole concatenation is rotated, although the past is rotated already",
@@ -120,7 +120,7 @@ MUTANTS = (
     ),
     _cache(
         name="values_of_one_layer_not_cached",
-        family="cache_lost",
+        family="cache_loses_something",
         parent="cached_gpt",
         where=("h.1.attn",),
         why="a branch for one layer forgets the past values (repeats the new one)",
@@ -136,7 +136,7 @@ MUTANTS = (
     ),
     _cache(
         name="layers_share_the_first_cache",
-        family="cache_lost",
+        family="cache_loses_something",
         parent="window_cache",
         where=("layers.1.attn",),
         why="index 0 left over from a model of one layer",
@@ -144,7 +144,7 @@ MUTANTS = (
     ),
     _cache(
         name="one_head_of_the_cache",
-        family="cache_lost",
+        family="cache_loses_something",
         parent="cached_gpt",
         where=("h.0.attn",),
         why="the first head's past keys are taken for the second one",
@@ -159,7 +159,7 @@ MUTANTS = (
     ),
     _cache(
         name="values_in_half_precision",
-        family="cache_lost",
+        family="cache_loses_something",
         parent="window_cache",
         where=("layers.0.attn",),
         why="the cache is kept in bfloat16 to save memory",
@@ -172,7 +172,7 @@ MUTANTS = (
     ),
     _cache(
         name="window_one_short",
-        family="cache_window",
+        family="cached_step_sees_wrong_tokens",
         parent="window_cache",
         where=("layers.0.attn",),
         why="the token itself is counted twice",
@@ -180,7 +180,7 @@ MUTANTS = (
     ),
     _cache(
         name="window_counts_the_cache",
-        family="cache_window",
+        family="cached_step_sees_wrong_tokens",
         parent="window_cache",
         where=("layers.0.attn",),
         why="the cache is one longer than the window and its mask is dropped for one token",
@@ -194,7 +194,7 @@ MUTANTS = (
     ),
     _cache(
         name="chunk_mask_top_left",
-        family="cache_chunks",
+        family="cached_step_sees_wrong_tokens",
         parent="cached_gpt",
         where=("h.0.attn",),
         why="tril of a rectangle without its offset, right for one token by a special case",
@@ -207,7 +207,7 @@ MUTANTS = (
     ),
     _cache(
         name="is_causal_with_a_past",
-        family="cache_chunks",
+        family="cached_step_sees_wrong_tokens",
         parent="cached_seq2seq",
         where=("decoder.0",),
         why="is_causal=True aligns at the top left; one token is let through",
@@ -220,7 +220,7 @@ MUTANTS = (
     ),
     _cache(
         name="chunk_sees_its_future",
-        family="cache_chunks",
+        family="cached_step_sees_wrong_tokens",
         parent="llama_start_pos",
         where=("layers.0.attention",),
         why="with a past every new token is the last one",
@@ -228,7 +228,7 @@ MUTANTS = (
     ),
     _cache(
         name="chunk_blind_to_the_past",
-        family="cache_chunks",
+        family="cached_step_sees_wrong_tokens",
         parent="llama_start_pos",
         where=("layers.0.attention",),
         why="the columns of cached tokens are masked",
@@ -241,7 +241,7 @@ MUTANTS = (
     ),
     _cache(
         name="cache_of_the_first_row",
-        family="cache_rows",
+        family="cache_mixed_up",
         parent="cached_gpt",
         where=("h.0.attn",),
         why="expand left over from one prompt for many samples",
@@ -255,7 +255,7 @@ MUTANTS = (
     ),
     _cache(
         name="buffer_of_the_first_row",
-        family="cache_rows",
+        family="cache_mixed_up",
         parent="llama_start_pos",
         where=("layers.0.attention",),
         why="the buffer is written for all rows and read for one",
@@ -272,7 +272,7 @@ MUTANTS = (
     ),
     _cache(
         name="cross_attention_of_the_last_text",
-        family="cache_stale",
+        family="cache_of_another_text",
         parent="cached_seq2seq",
         where=("decoder.0",),
         why="source keys are kept in the layer and reused while the length is the same",
@@ -294,7 +294,7 @@ MUTANTS = (
     ),
     _cache(
         name="cache_kept_between_texts",
-        family="cache_stale",
+        family="cache_of_another_text",
         parent="llama_start_pos",
         where=("layers.0.attention",),
         why="values are added to the buffer, which is not zero for the second text",
@@ -307,7 +307,7 @@ MUTANTS = (
     ),
     _cache(
         name="mask_cut_to_the_new_tokens",
-        family="cache_mask",
+        family="cached_step_sees_wrong_tokens",
         parent="llama",
         where=("(model)", "layers.0.self_attn"),
         why="the columns of the past are taken as kept",
@@ -322,7 +322,7 @@ MUTANTS = (
     ),
     _cache(
         name="mask_moved_with_the_past",
-        family="cache_mask",
+        family="cached_step_sees_wrong_tokens",
         parent="llama",
         where=("(model)", "layers.0.self_attn"),
         why="the mask is rolled when it is put together with the past",
@@ -335,7 +335,7 @@ MUTANTS = (
     ),
     _cache(
         name="use_cache_drops_the_mask",
-        family="cache_mask",
+        family="cached_step_sees_wrong_tokens",
         parent="llama",
         where=("(model)",),
         why="whoever asks for a cache is taken to decode one token",

@@ -54,7 +54,7 @@ def _norms_of_the_encoder(model: torch.nn.Module) -> None:
 MUTANTS = (
     _layer(
         name="one_block_named_n_times",
-        family="shared",
+        family="layers_shared",
         parent="sdpa_gpt",
         where=("blocks",),
         why="[Block()] * n repeats the reference",
@@ -67,7 +67,7 @@ MUTANTS = (
     ),
     _layer(
         name="one_encoder_layer_for_all",
-        family="shared",
+        family="layers_shared",
         parent="bert",
         where=("encoder",),
         why="the layer is built before the loop",
@@ -85,7 +85,7 @@ MUTANTS = (
     ),
     _layer(
         name="one_block_in_sequential",
-        family="shared",
+        family="layers_shared",
         parent="alibi",
         where=("blocks",),
         why="[Block()] * n repeats the reference",
@@ -98,7 +98,7 @@ MUTANTS = (
     ),
     _layer(
         name="weight_tied_to_another_layer",
-        family="shared",
+        family="layers_shared",
         parent="alibi",
         where=("blocks.2",),
         why="weights are tied by index, and the index is off",
@@ -106,7 +106,7 @@ MUTANTS = (
     ),
     _layer(
         name="residual_missing_in_last_layer",
-        family="residual",
+        family="residual_missing",
         parent="text_classifier",
         where=("blocks.1",),
         why="the last layer returns its branch only",
@@ -126,7 +126,7 @@ MUTANTS = (
     ),
     _layer(
         name="attention_residual_missing_in_first_layer",
-        family="residual",
+        family="residual_missing",
         parent="bert",
         where=("encoder.0",),
         why="the first layer is written by hand, without the sum",
@@ -146,7 +146,7 @@ MUTANTS = (
     ),
     _layer(
         name="residual_overwritten_in_middle_layer",
-        family="residual",
+        family="residual_missing",
         parent="alibi",
         where=("blocks.1",),
         why="x = f(x) for x = x + f(x)",
@@ -166,7 +166,7 @@ MUTANTS = (
     ),
     Mutant(
         name="norm_over_the_sequence",
-        family="norm_axis",
+        family="norm_over_a_wrong_axis",
         parent="bert",
         check="layer_structure",
         where=("encoder.*.output_norm",),
@@ -181,7 +181,7 @@ MUTANTS = (
     ),
     Mutant(
         name="norm_over_the_whole_text",
-        family="norm_axis",
+        family="norm_over_a_wrong_axis",
         parent="pad_classifier",
         check="layer_structure",
         where=("norm",),
@@ -196,7 +196,7 @@ MUTANTS = (
     ),
     Mutant(
         name="encoder_norm_over_the_sequence",
-        family="norm_axis",
+        family="norm_over_a_wrong_axis",
         parent="seq2seq",
         check="layer_structure",
         where=("encoder_layers.*.norm*",),

@@ -11,7 +11,7 @@ _long = partial(Mutant, check="length_limit")
 MUTANTS = (
     _long(
         name="positions_wrap",
-        family="folded",
+        family="long_text_folded",
         parent="sdpa_gpt",
         where=("(model)", "wpe"),
         why="% n_positions to get rid of an IndexError",
@@ -24,7 +24,7 @@ MUTANTS = (
     ),
     _long(
         name="positions_stop_at_the_last",
-        family="folded",
+        family="long_text_folded",
         parent="sliding_window",
         where=("(model)", "embed_pos"),
         why="every token above the maximum has the last position",
@@ -37,7 +37,7 @@ MUTANTS = (
     ),
     _long(
         name="rotary_positions_wrap",
-        family="folded",
+        family="long_text_folded",
         parent="llama",
         where=("(model)", "rotary"),
         why="rotary angles start again at the maximum that the configuration names",
@@ -50,7 +50,7 @@ MUTANTS = (
     ),
     _long(
         name="decoder_positions_clamped",
-        family="folded",
+        family="long_text_folded",
         parent="seq2seq",
         where=("(model)", "decoder_positions"),
         why="the decoder goes on at its last position",
@@ -64,7 +64,7 @@ MUTANTS = (
     ),
     _long(
         name="text_is_cut",
-        family="cut",
+        family="long_text_cut",
         parent="nanogpt",
         where=(),
         why="the crop of the sampling loop in forward: fewer outputs than inputs",
@@ -79,7 +79,7 @@ MUTANTS = (
     ),
     _long(
         name="classifier_cuts_the_text",
-        family="cut",
+        family="long_text_cut",
         parent="text_classifier",
         where=(),
         why="the end of a long text is not read, and nobody is told",

@@ -38,7 +38,7 @@ def _hold(model: nn.Module) -> torch.nn.Module:
 MUTANTS = (
     _unloadable(
         name="tied_before_it_exists",
-        family="constructor",
+        family="raises_at_first_use",
         parent="sdpa_gpt",
         where=(),
         why="weights tied one line too early",
@@ -54,7 +54,7 @@ MUTANTS = (
     ),
     _unloadable(
         name="argument_not_in_config",
-        family="constructor",
+        family="raises_at_first_use",
         parent="mha_decoder",
         where=(),
         why="new required argument, old config",
@@ -68,7 +68,7 @@ MUTANTS = (
     ),
     _unloadable(
         name="attribute_misspelt",
-        family="forward",
+        family="raises_at_first_use",
         parent="torch_encoder",
         where=(),
         why="typing mistake on a line that only forward runs",
@@ -77,7 +77,7 @@ MUTANTS = (
     ),
     _unloadable(
         name="wrapped_in_a_list",
-        family="no_parameters",
+        family="nothing_to_train",
         parent="conv_gpt",
         where=(),
         why="a module in a plain list is not registered",
@@ -85,7 +85,7 @@ MUTANTS = (
     ),
     _unloadable(
         name="all_weights_buffers",
-        family="no_parameters",
+        family="nothing_to_train",
         parent="recurrent",
         where=(),
         why="weights registered as buffers, so there is nothing to train",

@@ -22,7 +22,7 @@ _NO_REDUCTION = (
 MUTANTS = (
     _loss(
         name="labels_not_shifted",
-        family="loss_shift",
+        family="labels_shifted_wrongly",
         parent="window_cache",
         why="labels are the inputs, and nobody shifts them: the loss falls to zero",
         edits=(
@@ -32,7 +32,7 @@ MUTANTS = (
     ),
     _loss(
         name="labels_shifted_twice",
-        family="loss_shift",
+        family="labels_shifted_wrongly",
         parent="window_cache",
         why="shifted by the collator's author and by the model's",
         edits=(
@@ -42,7 +42,7 @@ MUTANTS = (
     ),
     _loss(
         name="labels_from_the_past",
-        family="loss_shift",
+        family="labels_shifted_wrongly",
         parent="window_cache",
         why="the slices the wrong way round",
         edits=(
@@ -52,7 +52,7 @@ MUTANTS = (
     ),
     _loss(
         name="targets_from_the_past",
-        family="loss_shift",
+        family="labels_shifted_wrongly",
         parent="nanogpt",
         why="logits[:, 1:] with targets[:, :-1]",
         edits=(
@@ -67,7 +67,7 @@ MUTANTS = (
     ),
     _loss(
         name="seq2seq_shifts_again",
-        family="loss_shift",
+        family="labels_shifted_wrongly",
         parent="seq2seq",
         why="the decoder's input is shifted, and so are the labels",
         edits=(
@@ -81,7 +81,7 @@ MUTANTS = (
     ),
     _loss(
         name="decoder_reads_its_labels",
-        family="loss_shift",
+        family="labels_shifted_wrongly",
         parent="cached_seq2seq",
         why="decoder_input_ids made from labels without the shift to the right",
         edits=(
@@ -93,21 +93,21 @@ MUTANTS = (
     ),
     _loss(
         name="rolled_over_the_batch",
-        family="loss_layout",
+        family="loss_of_a_wrong_layout",
         parent="nanogpt",
         why="roll without dims rolls the flattened tensor; here over axis 0",
         edits=((_NANO, _NANO.replace("targets.view(-1)", "targets.roll(-1, 0).view(-1)")),),
     ),
     _loss(
         name="labels_transposed",
-        family="loss_layout",
+        family="loss_of_a_wrong_layout",
         parent="window_cache",
         why="labels are time-major, logits are not",
         edits=((_SHIFTED_LABELS, "shift_labels = labels[:, 1:].transpose(0, 1).reshape(-1)"),),
     ),
     _loss(
         name="classes_by_view",
-        family="loss_layout",
+        family="loss_of_a_wrong_layout",
         parent="nanogpt",
         why="cross_entropy takes (B, V, T): a view in place of a transpose",
         edits=(
@@ -119,14 +119,14 @@ MUTANTS = (
     ),
     _loss(
         name="loss_of_the_inputs",
-        family="loss_layout",
+        family="loss_of_a_wrong_layout",
         parent="window_cache",
         why="input_ids where labels are meant: masked prompts are trained on",
         edits=((_SHIFTED_LABELS, "shift_labels = input_ids[:, 1:].reshape(-1)"),),
     ),
     _loss(
         name="ignore_index_missing",
-        family="loss_ignored",
+        family="ignored_labels_counted",
         parent="window_cache",
         why="labels are clamped so that they can be used as an index",
         edits=(
@@ -135,14 +135,14 @@ MUTANTS = (
     ),
     _loss(
         name="ignore_index_of_another_library",
-        family="loss_ignored",
+        family="ignored_labels_counted",
         parent="window_cache",
         why="ignore_index=0, as where 0 is padding: -100 raises",
         edits=((_WINDOW, _WINDOW.replace("-100", "0")),),
     ),
     _loss(
         name="mean_over_ignored",
-        family="loss_mean",
+        family="loss_of_a_wrong_mean",
         parent="window_cache",
         why="reduction='none' and mean(): ignored labels are zeros in it",
         edits=(
@@ -154,7 +154,7 @@ MUTANTS = (
     ),
     _loss(
         name="mean_over_all_positions",
-        family="loss_mean",
+        family="loss_of_a_wrong_mean",
         parent="cached_seq2seq",
         why="the sum divided by batch times length",
         edits=(
@@ -168,7 +168,7 @@ MUTANTS = (
     ),
     _loss(
         name="mean_of_row_means",
-        family="loss_mean",
+        family="loss_of_a_wrong_mean",
         parent="window_cache",
         why="one mean a row: short answers weigh as much as long ones",
         edits=(
@@ -183,14 +183,14 @@ MUTANTS = (
     ),
     _loss(
         name="divided_by_the_rows_too",
-        family="loss_mean",
+        family="loss_of_a_wrong_mean",
         parent="nanogpt",
         why="a mean that is divided by the batch size once more",
         edits=((_NANO, f"{_NANO} / B"),),
     ),
     _loss(
         name="divided_by_the_unshifted_count",
-        family="loss_mean",
+        family="loss_of_a_wrong_mean",
         parent="window_cache",
         why="the labels are counted before the shift",
         edits=(
@@ -203,28 +203,28 @@ MUTANTS = (
     ),
     _loss(
         name="cross_entropy_of_probabilities",
-        family="loss_form",
+        family="loss_of_something_else",
         parent="nanogpt",
         why="cross_entropy holds a softmax",
         edits=((_NANO, _NANO.replace("logits.view", "logits.softmax(-1).view")),),
     ),
     _loss(
         name="softmax_over_classes_of_a_translation",
-        family="loss_form",
+        family="loss_of_something_else",
         parent="seq2seq",
         why="the softmax of inference is left in front of the loss",
         edits=((_SEQ2SEQ, _SEQ2SEQ.replace("logits.flatten", "logits.softmax(-1).flatten")),),
     ),
     _loss(
         name="loss_of_detached_logits",
-        family="loss_form",
+        family="loss_of_something_else",
         parent="window_cache",
         why="detach() left over from logging",
         edits=((_SHIFTED_LOGITS, _SHIFTED_LOGITS.replace("logits[", "logits.detach()[")),),
     ),
     _loss(
         name="labels_mask_the_input",
-        family="loss_form",
+        family="loss_of_something_else",
         parent="window_cache",
         why="tokens whose label is ignored lose their vector",
         edits=(

@@ -11,7 +11,7 @@ _mask = partial(Mutant, check="mask_effect")
 MUTANTS = (
     _mask(
         name="mask_is_never_false",
-        family="ignored",
+        family="mask_ignored",
         parent="llama",
         where=("layers.0.self_attn",),
         why=">= 0 holds for zeros too",
@@ -21,7 +21,7 @@ MUTANTS = (
     ),
     _mask(
         name="mask_not_handed_on",
-        family="ignored",
+        family="mask_ignored",
         parent="torch_encoder",
         where=("encoder.layers.0.self_attn",),
         why="the padding mask is made and not given to the encoder",
@@ -29,7 +29,7 @@ MUTANTS = (
     ),
     _mask(
         name="mask_is_overwritten",
-        family="ignored",
+        family="mask_ignored",
         parent="masked_gpt",
         where=("blocks.0.attn",),
         why="the default is set without asking whether there is a mask",
@@ -42,7 +42,7 @@ MUTANTS = (
     ),
     _mask(
         name="mask_inverted",
-        family="inverted",
+        family="mask_inverted",
         parent="torch_encoder",
         where=("encoder.layers.0.self_attn",),
         why="True hides in torch's key_padding_mask and keeps in attention_mask",
@@ -50,7 +50,7 @@ MUTANTS = (
     ),
     _mask(
         name="scores_masked_where_kept",
-        family="inverted",
+        family="mask_inverted",
         parent="masked_gpt",
         where=("blocks.0.attn",),
         why="the mask that hides later tokens was inverted, the one that hides padding not",
@@ -63,7 +63,7 @@ MUTANTS = (
     ),
     _mask(
         name="encoder_mask_inverted",
-        family="inverted",
+        family="mask_inverted",
         parent="seq2seq",
         where=("encoder_layers.0.self_attn",),
         why="1 - mask, as for an additive mask, and then compared with 0",
@@ -76,7 +76,7 @@ MUTANTS = (
     ),
     _mask(
         name="scaled_twice_with_a_mask",
-        family="other_path",
+        family="another_path_with_a_mask",
         parent="seq2seq",
         where=("encoder_layers.0.self_attn",),
         why="the path with a mask was written later and divides again",
@@ -89,7 +89,7 @@ MUTANTS = (
     ),
     _mask(
         name="mask_moves_positions",
-        family="other_path",
+        family="another_path_with_a_mask",
         parent="masked_gpt",
         where=("embed", "positions", "(model)"),
         why="positions of a padded batch start at 1, those without a mask at 0",
@@ -104,7 +104,7 @@ MUTANTS = (
     ),
     _mask(
         name="ones_hide_the_last",
-        family="other_path",
+        family="another_path_with_a_mask",
         parent="cached_seq2seq",
         where=("encoder.0", "encoder.0.self_attn", "(model)"),
         why="a length is taken for an index: the last token is hidden",
@@ -118,7 +118,7 @@ MUTANTS = (
     ),
     _mask(
         name="source_mask_kept_from_the_encoder",
-        family="one_of_many_masks",
+        family="mask_ignored",
         parent="torch_translation",
         where=(ROOT,),
         why="the mask of the memory is taken for the one of the source, which gets None",
@@ -131,7 +131,7 @@ MUTANTS = (
     ),
     _mask(
         name="only_masks_of_floats_heard",
-        family="dtype_of_mask",
+        family="mask_ignored",
         parent="torch_encoder",
         where=(ROOT,),
         why="written for scores that are added; the zeros and ones of a tokenizer are dropped",

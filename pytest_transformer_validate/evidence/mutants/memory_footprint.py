@@ -11,7 +11,7 @@ _leak = partial(Mutant, check="memory_footprint")
 MUTANTS = (
     _leak(
         name="attention_maps_collected",
-        family="history",
+        family="outputs_collected",
         parent="nanogpt",
         where=("transformer.h.*.attn",),
         why="maps collected for a plot, and never let go",
@@ -31,7 +31,7 @@ MUTANTS = (
     ),
     _leak(
         name="outputs_collected_by_hook",
-        family="history",
+        family="outputs_collected",
         parent="torch_encoder",
         where=("(model)",),
         why="a hook for debugging that stayed",
@@ -49,7 +49,7 @@ MUTANTS = (
     ),
     _leak(
         name="pooled_collected_by_class",
-        family="history",
+        family="outputs_collected",
         parent="text_classifier",
         where=("pool",),
         why="a list on the class, shared by all instances, filled in eval mode only",
@@ -69,7 +69,7 @@ MUTANTS = (
     ),
     _leak(
         name="features_collected_globally",
-        family="history",
+        family="outputs_collected",
         parent="vit",
         where=("blocks.*",),
         why="a global list of one layer's features",
@@ -85,7 +85,7 @@ MUTANTS = (
     ),
     _leak(
         name="losses_with_their_graph",
-        family="graph",
+        family="graph_kept",
         parent="seq2seq",
         where=("(model)",),
         why="losses.append(loss) without .item() keeps every activation of every step",
@@ -105,7 +105,7 @@ MUTANTS = (
     ),
     _leak(
         name="total_loss_with_its_graph",
-        family="graph",
+        family="graph_kept",
         parent="nanogpt",
         where=("(model)",),
         why="total_loss += loss chains the graphs of all steps",
@@ -123,7 +123,7 @@ MUTANTS = (
     ),
     _leak(
         name="running_mean_with_its_graph",
-        family="graph",
+        family="graph_kept",
         parent="conv_gpt",
         where=("blocks.*",),
         why="a moving average of activations that is not detached",
@@ -141,7 +141,7 @@ MUTANTS = (
     ),
     _leak(
         name="keys_never_dropped",
-        family="cache",
+        family="outputs_collected",
         parent="llama",
         where=("layers.*.self_attn",),
         why="a cache is filled by every forward and read by none",
@@ -159,7 +159,7 @@ MUTANTS = (
     ),
     _leak(
         name="cache_by_tensor",
-        family="cache",
+        family="outputs_collected",
         parent="sliding_window",
         where=("layers.*.attn",),
         why="a dict with tensors for keys never finds one again",
@@ -176,7 +176,7 @@ MUTANTS = (
     ),
     _leak(
         name="lru_cache_by_tensor",
-        family="cache",
+        family="outputs_collected",
         parent="moe",
         where=("layers.*.moe",),
         why="functools.cache on a method that takes a tensor keeps every tensor it was given",
@@ -203,7 +203,7 @@ MUTANTS = (
     ),
     _leak(
         name="router_losses_never_read",
-        family="graph",
+        family="graph_kept",
         parent="moe",
         where=("layers.*.moe",),
         why="load balancing losses are collected for a trainer that never asks for them",
@@ -221,7 +221,7 @@ MUTANTS = (
     ),
     _leak(
         name="rows_in_one_sequence",
-        family="square",
+        family="quadratic_in_the_batch",
         parent="conv_gpt",
         where=("blocks.*.attn",),
         why="rows are packed into one sequence, and each block of the scores is masked",
@@ -242,7 +242,7 @@ MUTANTS = (
     ),
     _leak(
         name="packed_mask_for_fused_attention",
-        family="square",
+        family="quadratic_in_the_batch",
         parent="alibi",
         where=("blocks.*.attention",),
         why="one block-diagonal mask over all rows, given to the fused kernel",
@@ -265,7 +265,7 @@ MUTANTS = (
     ),
     _leak(
         name="rows_joined_in_the_last_layer",
-        family="square",
+        family="quadratic_in_the_batch",
         parent="text_classifier",
         where=("blocks.1.attn",),
         why="one layer of two packs its rows",

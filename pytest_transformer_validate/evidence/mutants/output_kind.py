@@ -11,14 +11,14 @@ _kind = partial(Mutant, check="output_kind", where=("(model)",))
 MUTANTS = (
     _kind(
         name="softmax_before_cross_entropy",
-        family="squashed",
+        family="logits_squashed",
         parent="sdpa_gpt",
         why="cross entropy applies softmax itself",
         edits=(('"logits": self.head(x)', '"logits": F.softmax(self.head(x), dim=-1)'),),
     ),
     _kind(
         name="softmax_of_classifier",
-        family="squashed",
+        family="logits_squashed",
         parent="text_classifier",
         why="probabilities, as in Keras",
         edits=(
@@ -30,7 +30,7 @@ MUTANTS = (
     ),
     _kind(
         name="sigmoid_of_classifier",
-        family="squashed",
+        family="logits_squashed",
         parent="text_classifier",
         why="left over from a binary classifier",
         edits=(
@@ -42,7 +42,7 @@ MUTANTS = (
     ),
     _kind(
         name="tanh_of_logits",
-        family="squashed",
+        family="logits_squashed",
         parent="alibi",
         why="soft capping without its factor",
         edits=(
@@ -54,28 +54,28 @@ MUTANTS = (
     ),
     _kind(
         name="relu_behind_head",
-        family="squashed",
+        family="logits_squashed",
         parent="bert",
         why="an activation behind every layer, the last one too",
         edits=(("return self.decoder(hidden)", "return F.relu(self.decoder(hidden))"),),
     ),
     _kind(
         name="gelu_behind_head",
-        family="squashed",
+        family="logits_squashed",
         parent="seq2seq",
         why="an activation behind every layer, the last one too",
         edits=(("return self.generator(y)", "return F.gelu(self.generator(y))"),),
     ),
     _kind(
         name="argmax_of_logits",
-        family="chosen",
+        family="predictions_for_logits",
         parent="sdpa_gpt",
         why="predictions are returned, not what they are made of",
         edits=(('"logits": self.head(x)', '"logits": self.head(x).argmax(dim=-1)'),),
     ),
     _kind(
         name="one_hot_of_classes",
-        family="chosen",
+        family="predictions_for_logits",
         parent="vit",
         why="predictions are returned as one-hot vectors",
         edits=(
@@ -89,21 +89,21 @@ MUTANTS = (
     ),
     _kind(
         name="head_forgotten",
-        family="width",
+        family="output_of_a_wrong_width",
         parent="llama",
         why="hidden states are returned, the head is never called",
         edits=(("self.lm_head(self.norm(x))", "self.norm(x)"),),
     ),
     _kind(
         name="hidden_states_of_encoder",
-        family="width",
+        family="output_of_a_wrong_width",
         parent="bert",
         why="the transform of the head is kept, its decoder forgotten",
         edits=(("return self.decoder(hidden)", "return hidden"),),
     ),
     _kind(
         name="head_without_last_id",
-        family="width",
+        family="output_of_a_wrong_width",
         parent="moe",
         where=("output",),
         why="the vocabulary is counted without its last id",
@@ -116,7 +116,7 @@ MUTANTS = (
     ),
     _kind(
         name="one_class_too_many",
-        family="width",
+        family="output_of_a_wrong_width",
         parent="text_classifier",
         where=("classifier",),
         why="a background class that nobody declared",

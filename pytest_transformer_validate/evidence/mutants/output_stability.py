@@ -34,7 +34,7 @@ def _infinite(model: nn.Module) -> None:
 MUTANTS = (
     _unstable(
         name="first_row_fully_masked",
-        family="nan",
+        family="output_not_a_number",
         parent="nanogpt",
         where=("transformer.h.0.attn",),
         why="a token may not see itself, so the first one sees nothing",
@@ -42,7 +42,7 @@ MUTANTS = (
     ),
     _unstable(
         name="mask_plus_infinity",
-        family="nan",
+        family="output_not_a_number",
         parent="nanogpt",
         where=("transformer.h.0.attn",),
         why="sign of infinity lost",
@@ -50,7 +50,7 @@ MUTANTS = (
     ),
     _unstable(
         name="router_with_relu",
-        family="nan",
+        family="output_not_a_number",
         parent="moe",
         where=("layers.0.moe",),
         why="weights of two closed experts are 0 / 0",
@@ -58,7 +58,7 @@ MUTANTS = (
     ),
     _unstable(
         name="norm_without_eps_on_padding",
-        family="nan",
+        family="output_not_a_number",
         parent="llama",
         where=("layers.0.input_layernorm",),
         why="the padding token's embedding is zero and the norm divides by it",
@@ -72,7 +72,7 @@ MUTANTS = (
     ),
     _unstable(
         name="softmax_by_hand",
-        family="overflow",
+        family="output_too_large",
         parent="nanogpt",
         where=("transformer.h.0.attn",),
         why="exp overflows without the subtraction of the maximum, at default-free init",
@@ -86,7 +86,7 @@ MUTANTS = (
     ),
     _unstable(
         name="embedding_uninitialised",
-        family="uninitialised",
+        family="weights_never_written",
         parent="sliding_window",
         where=("embed_pos",),
         why="torch.empty holds whatever the memory held",
@@ -94,7 +94,7 @@ MUTANTS = (
     ),
     _unstable(
         name="weight_infinite",
-        family="uninitialised",
+        family="weights_never_written",
         parent="text_classifier",
         where=("blocks.1.fc1",),
         why="a half-precision overflow saved in the checkpoint",
@@ -103,7 +103,7 @@ MUTANTS = (
     _unstable(
         name="head_of_zeros",
         undetectable="a head that starts at zero is a known choice and learns at the first step",
-        family="collapsed",
+        family="output_collapsed",
         parent="mha_decoder",
         where=("lm_head",),
         why="head initialised to zero and never loaded",
@@ -111,7 +111,7 @@ MUTANTS = (
     ),
     _unstable(
         name="embedding_of_zeros",
-        family="collapsed",
+        family="output_collapsed",
         parent="alibi",
         where=("token_embedding",),
         why="embedding zero-initialised like a bias: every token looks the same",
@@ -125,7 +125,7 @@ MUTANTS = (
     ),
     _unstable(
         name="pooled_for_every_position",
-        family="collapsed",
+        family="output_collapsed",
         parent="torch_encoder",
         where=("(model)",),
         why="states averaged for a classifier and expanded again for the token head",
@@ -139,7 +139,7 @@ MUTANTS = (
     ),
     _unstable(
         name="norm_over_single_feature",
-        family="collapsed",
+        family="output_collapsed",
         parent="vit",
         where=("(model)",),
         why="layer norm of a tensor with a trailing axis of size one gives zeros",
@@ -153,7 +153,7 @@ MUTANTS = (
     ),
     _unstable(
         name="cls_attends_over_batch",
-        family="collapsed",
+        family="output_collapsed",
         parent="vit",
         where=("blocks.0.attn",),
         why="sequence-first attention: the CLS token only meets the CLS tokens of other images",
@@ -161,7 +161,7 @@ MUTANTS = (
     ),
     _unstable(
         name="temperature_is_eps",
-        family="huge",
+        family="output_too_large",
         parent="sdpa_gpt",
         where=("(model)",),
         why="logits divided by eps instead of a temperature",
@@ -169,7 +169,7 @@ MUTANTS = (
     ),
     _unstable(
         name="logits_scaled_up_twice",
-        family="huge",
+        family="output_too_large",
         parent="seq2seq",
         where=("(model)",),
         why="inverse of a tiny initialiser applied to the logits",

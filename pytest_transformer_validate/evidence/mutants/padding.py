@@ -11,7 +11,7 @@ _pad = partial(Mutant, check="padding")
 MUTANTS = (
     _pad(
         name="padding_seen_in_last_layer",
-        family="one_layer",
+        family="padding_seen_in_one_part",
         parent="bert",
         where=("encoder.1.attention",),
         why="the mask is handed to the first layer only",
@@ -25,7 +25,7 @@ MUTANTS = (
     ),
     _pad(
         name="padding_seen_by_translator_layer",
-        family="one_layer",
+        family="padding_seen_in_one_part",
         parent="pad_translator",
         where=("encoder.1.self_attn",),
         why="layers called by hand; the second call was written without its mask",
@@ -40,7 +40,7 @@ MUTANTS = (
     ),
     _pad(
         name="padding_seen_by_one_head",
-        family="one_head",
+        family="padding_seen_in_one_part",
         parent="text_classifier",
         where=("blocks.*.attn",),
         why="a global head is left unmasked",
@@ -55,7 +55,7 @@ MUTANTS = (
     ),
     _pad(
         name="cross_attention_without_mask",
-        family="cross_attention",
+        family="padding_of_the_source_seen",
         parent="seq2seq",
         where=("decoder_layers.0.cross_attn",),
         why="the source's mask is not handed to cross attention",
@@ -63,7 +63,7 @@ MUTANTS = (
     ),
     _pad(
         name="memory_padding_forgotten",
-        family="cross_attention",
+        family="padding_of_the_source_seen",
         parent="pad_translator",
         where=("decoder.0.multihead_attn",),
         why="memory_key_padding_mask is the mask that people forget",
@@ -71,7 +71,7 @@ MUTANTS = (
     ),
     _pad(
         name="cross_mask_in_first_layer_only",
-        family="cross_attention",
+        family="padding_of_the_source_seen",
         parent="cached_seq2seq",
         where=("decoder.1.cross_attn", "decoder.1"),
         why="the mask is dropped after its first use",
@@ -85,7 +85,7 @@ MUTANTS = (
     ),
     _pad(
         name="mask_of_next_row",
-        family="other_row",
+        family="padding_mask_misapplied",
         parent="seq2seq",
         where=("encoder_layers.0.self_attn",),
         why="the batch was sorted by length and the mask was not",
@@ -98,7 +98,7 @@ MUTANTS = (
     ),
     _pad(
         name="mask_adds_minus_ten",
-        family="weak_mask",
+        family="padding_mask_too_weak",
         parent="bert",
         where=("encoder.0.attention",),
         why="a mask that is added has to be larger than any score",
@@ -106,7 +106,7 @@ MUTANTS = (
     ),
     _pad(
         name="mask_of_floats_is_added",
-        family="weak_mask",
+        family="padding_mask_too_weak",
         parent="torch_encoder",
         where=("encoder.layers.0.self_attn",),
         why="a float key_padding_mask is added to the scores, not read as true and false",
@@ -114,7 +114,7 @@ MUTANTS = (
     ),
     _pad(
         name="mask_for_queries",
-        family="wrong_axis",
+        family="padding_mask_misapplied",
         parent="text_classifier",
         where=("blocks.0.attn",),
         why="rows of padding are masked, columns are not",
@@ -122,7 +122,7 @@ MUTANTS = (
     ),
     _pad(
         name="mask_or_causal",
-        family="combined",
+        family="padding_mask_misapplied",
         parent="masked_gpt",
         where=("blocks.0.attn",),
         why="padding or later, written for masks that hide, kept for masks that allow",
@@ -130,7 +130,7 @@ MUTANTS = (
     ),
     _pad(
         name="mask_dropped_for_equal_lengths",
-        family="dropped",
+        family="padding_mask_misapplied",
         parent="text_classifier",
         where=("blocks.0.attn",),
         why="a batch of equally long texts is taken for one without padding",
@@ -145,7 +145,7 @@ MUTANTS = (
     ),
     _pad(
         name="mask_dropped_for_full_first_row",
-        family="dropped",
+        family="padding_mask_misapplied",
         parent="seq2seq",
         where=("encoder_layers.0.self_attn",),
         why="all() over the first row where any() over the batch was meant",
@@ -158,7 +158,7 @@ MUTANTS = (
     ),
     _pad(
         name="mean_over_padding",
-        family="pooling",
+        family="padding_in_a_summary",
         parent="text_classifier",
         where=("pool",),
         why="mean over the padded length",
@@ -171,7 +171,7 @@ MUTANTS = (
     ),
     _pad(
         name="sum_over_padded_length",
-        family="pooling",
+        family="padding_in_a_summary",
         parent="text_classifier",
         where=("pool",),
         why="the sum leaves padding out, the divisor does not",
@@ -179,7 +179,7 @@ MUTANTS = (
     ),
     _pad(
         name="maximum_over_padding",
-        family="pooling",
+        family="padding_in_a_summary",
         parent="text_classifier",
         where=("pool",),
         why="zeros of padding take part in the maximum",
@@ -192,7 +192,7 @@ MUTANTS = (
     ),
     _pad(
         name="last_column_pooled",
-        family="pooling",
+        family="padding_in_a_summary",
         parent="pad_classifier",
         where=("last",),
         why="x[:, -1] is padding in all rows but the longest",
@@ -200,7 +200,7 @@ MUTANTS = (
     ),
     _pad(
         name="pooled_one_behind",
-        family="pooling",
+        family="padding_in_a_summary",
         parent="pad_classifier",
         where=("last",),
         why="a length is taken for an index, and clamped because long texts raised",
@@ -213,7 +213,7 @@ MUTANTS = (
     ),
     _pad(
         name="positions_by_column",
-        family="positions",
+        family="padding_miscounted",
         parent="masked_gpt",
         where=("positions",),
         why="positions are counted from the first column although they are given",
@@ -228,7 +228,7 @@ MUTANTS = (
     ),
     _pad(
         name="positions_from_the_padded_end",
-        family="positions",
+        family="padding_miscounted",
         parent="pad_classifier",
         where=("positions",),
         why="positions are counted from the padded end",
@@ -241,7 +241,7 @@ MUTANTS = (
     ),
     _pad(
         name="centred_over_padding",
-        family="statistics",
+        family="padding_in_a_summary",
         parent="torch_encoder",
         where=("embedding",),
         why="the mean over the text is taken out, padding included",
@@ -255,7 +255,7 @@ MUTANTS = (
     ),
     _pad(
         name="summary_of_padding",
-        family="statistics",
+        family="padding_in_a_summary",
         parent="pad_classifier",
         where=("layers.0",),
         why="a summary of the whole row is added to every token",
@@ -269,7 +269,7 @@ MUTANTS = (
     ),
     _pad(
         name="mask_added_to_rows",
-        family="wrong_axis",
+        family="padding_mask_misapplied",
         parent="bert",
         where=("encoder.0.attention",),
         why="a constant is added to whole rows of scores; softmax takes it out again",
@@ -277,7 +277,7 @@ MUTANTS = (
     ),
     _pad(
         name="padding_mask_of_first_token",
-        family="padding_id",
+        family="padding_miscounted",
         parent="pad_classifier",
         where=("layers.0.attention", "layers.0"),
         why="the mask is shifted with the tokens by a token put in front and taken away",
@@ -290,7 +290,7 @@ MUTANTS = (
     ),
     _pad(
         name="padding_id_of_another_tokenizer",
-        family="padding_id_hard_coded",
+        family="padding_miscounted",
         parent="pad_classifier",
         where=(ROOT,),
         why="the id that the last tokenizer had, while the embedding knows the new one",

@@ -63,7 +63,7 @@ def _ones(model: torch.nn.Module) -> None:
 MUTANTS = (
     _init(
         name="unit_normal_tied_table",
-        family="scale",
+        family="initial_scale",
         parent="sdpa_gpt",
         where=("wte", "head"),
         why="nn.Embedding starts with a standard deviation of 1, and the init function misses it",
@@ -71,7 +71,7 @@ MUTANTS = (
     ),
     _init(
         name="one_layer_ten_times",
-        family="scale",
+        family="initial_scale",
         parent="nanogpt",
         where=("transformer.h.1.mlp", "transformer.h.1.mlp.*"),
         why="one layer is initialised in another way",
@@ -79,7 +79,7 @@ MUTANTS = (
     ),
     _init(
         name="one_projection_a_tenth",
-        family="scale",
+        family="initial_scale",
         parent="alibi",
         where=("blocks.2.attention.out",),
         why="the scale of residual projections is applied twice in the last layer",
@@ -87,7 +87,7 @@ MUTANTS = (
     ),
     _init(
         name="layers_by_deepcopy",
-        family="equal",
+        family="drawn_once",
         parent="bert",
         where=("encoder.1",),
         why="one layer is drawn and copied, so all start with the same weights",
@@ -108,7 +108,7 @@ MUTANTS = (
     ),
     _init(
         name="seed_in_every_block",
-        family="equal",
+        family="drawn_once",
         parent="text_classifier",
         where=("blocks.1",),
         why="a seed for reproducible weights, set in each block",
@@ -121,7 +121,7 @@ MUTANTS = (
     ),
     _init(
         name="experts_drawn_once",
-        family="equal",
+        family="drawn_once",
         parent="moe",
         where=("layers.0.moe.experts.1",),
         why="experts are copies of one",
@@ -135,7 +135,7 @@ MUTANTS = (
     ),
     _init(
         name="heads_drawn_once",
-        family="equal",
+        family="drawn_once",
         parent="bert",
         where=("encoder.0.attention.query",),
         why="one head is drawn and repeated",
@@ -143,7 +143,7 @@ MUTANTS = (
     ),
     _init(
         name="half_of_gate_zero",
-        family="constant",
+        family="initial_constants",
         parent="llama",
         where=("layers.0.mlp.gate_proj",),
         why="a slice is zeroed that was meant to be another weight's",
@@ -151,7 +151,7 @@ MUTANTS = (
     ),
     _init(
         name="query_of_ones",
-        family="constant",
+        family="initial_constants",
         parent="sliding_window",
         where=("layers.1.attn.q",),
         why="init.ones_ on a weight that was meant for the norm",
@@ -159,7 +159,7 @@ MUTANTS = (
     ),
     _init(
         name="head_never_written",
-        family="memory",
+        family="initial_constants",
         parent="text_classifier",
         where=("classifier",),
         why="nn.Parameter(torch.empty(...)) that no init function touches",
@@ -167,7 +167,7 @@ MUTANTS = (
     ),
     _init(
         name="both_projections_zero",
-        family="saddle",
+        family="initial_constants",
         parent="sdpa_gpt",
         where=("blocks.1.mlp",),
         why="zero init of residual branches, applied to both matrices of one",
@@ -175,7 +175,7 @@ MUTANTS = (
     ),
     _init(
         name="value_and_output_zero",
-        family="saddle",
+        family="initial_constants",
         parent="llama",
         where=("layers.1.self_attn",),
         why="zero init of the value projection, where the output projection starts at zero too",

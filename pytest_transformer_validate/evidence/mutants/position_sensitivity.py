@@ -22,7 +22,7 @@ def _flat_slopes(model: nn.Module) -> None:
 MUTANTS = (
     _lost(
         name="positions_not_assigned",
-        family="never_added",
+        family="positions_never_added",
         parent="mha_decoder",
         where=("positions",),
         why="the result of the position module is dropped",
@@ -30,7 +30,7 @@ MUTANTS = (
     ),
     _lost(
         name="encoder_table_never_added",
-        family="never_added",
+        family="positions_never_added",
         parent="bert",
         where=("embeddings.position_embeddings",),
         why="the line that adds the table is lost in a merge",
@@ -40,7 +40,7 @@ MUTANTS = (
     ),
     _lost(
         name="classifier_table_never_added",
-        family="never_added",
+        family="positions_never_added",
         parent="simple_classifier",
         where=("embedding.pos_emb",),
         why="only the token vectors are returned",
@@ -53,7 +53,7 @@ MUTANTS = (
     ),
     _lost(
         name="source_positions_never_added",
-        family="never_added",
+        family="positions_never_added",
         parent="seq2seq",
         where=("encoder_positions",),
         why="added to the decoder, forgotten in the encoder",
@@ -63,7 +63,7 @@ MUTANTS = (
     ),
     _lost(
         name="patch_positions_never_added",
-        family="never_added",
+        family="positions_never_added",
         parent="vit",
         where=("patches",),
         why="the line that adds the table is lost",
@@ -71,7 +71,7 @@ MUTANTS = (
     ),
     _lost(
         name="rotary_all_at_zero",
-        family="never_added",
+        family="positions_never_added",
         parent="llama",
         where=("rotary", "layers.0.self_attn"),
         why="positions start at zero in every step, as in a decoding loop",
@@ -84,7 +84,7 @@ MUTANTS = (
     ),
     _lost(
         name="slopes_all_zero",
-        family="never_added",
+        family="positions_never_added",
         parent="alibi",
         where=("blocks.0.attention",),
         why="slopes are allocated and never filled",
@@ -92,7 +92,7 @@ MUTANTS = (
     ),
     _lost(
         name="queries_only_rotated",
-        family="rotation",
+        family="rotation_mismatched",
         parent="llama",
         where=("layers.0.self_attn", "rotary"),
         why="keys are rotated when they enter a cache that is no longer there",
@@ -100,7 +100,7 @@ MUTANTS = (
     ),
     _lost(
         name="keys_only_rotated",
-        family="rotation",
+        family="rotation_mismatched",
         parent="llama",
         where=("layers.0.self_attn",),
         why="queries were rotated by a kernel that is no longer there",
@@ -108,7 +108,7 @@ MUTANTS = (
     ),
     _lost(
         name="halves_and_pairs_mixed",
-        family="rotation",
+        family="rotation_mismatched",
         parent="llama",
         where=("layers.0.self_attn",),
         why="tables for halves, rotation of neighbouring pairs",
@@ -123,7 +123,7 @@ MUTANTS = (
     ),
     _lost(
         name="keys_in_other_positions",
-        family="rotation",
+        family="rotation_mismatched",
         parent="llama",
         where=("layers.0.self_attn",),
         why="keys are rotated by positions that are counted backwards",
@@ -131,7 +131,7 @@ MUTANTS = (
     ),
     _lost(
         name="positions_clamped",
-        family="coincide",
+        family="positions_coincide",
         parent="sdpa_gpt",
         where=("wpe",),
         why="a clamp that was to keep longer texts inside a smaller table",
@@ -139,7 +139,7 @@ MUTANTS = (
     ),
     _lost(
         name="positions_halved",
-        family="coincide",
+        family="positions_coincide",
         parent="torch_encoder",
         where=("embedding.position",),
         why="positions of a pooled sequence",
@@ -147,7 +147,7 @@ MUTANTS = (
     ),
     _lost(
         name="first_two_coincide",
-        family="coincide",
+        family="positions_coincide",
         parent="moe",
         where=("pos_embeddings",),
         why="position zero is reserved for padding, the shift is done by a clamp",
@@ -160,7 +160,7 @@ MUTANTS = (
     ),
     _lost(
         name="positions_repeat",
-        family="coincide",
+        family="positions_coincide",
         parent="nanogpt",
         where=("transformer.wpe",),
         why="positions modulo the size of a shorter context",

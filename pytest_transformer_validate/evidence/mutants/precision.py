@@ -11,7 +11,7 @@ _rounds = partial(Mutant, check="precision", parent="rotary_tied", where=("rotar
 MUTANTS = (
     Mutant(
         name="bias_of_the_mask_in_float32",
-        family="hard_coded_dtype",
+        family="dtype_hard_coded",
         parent="masked_gpt",
         check="precision",
         where=("(model)", "blocks.*.attn"),
@@ -25,7 +25,7 @@ MUTANTS = (
     ),
     _rounds(
         name="steps_in_the_models_dtype",
-        family="positions",
+        family="rounded_in_half_precision",
         why="arange in x.dtype: bfloat16 has no odd numbers beyond 256",
         edits=(
             (
@@ -36,7 +36,7 @@ MUTANTS = (
     ),
     _rounds(
         name="angles_in_the_models_dtype",
-        family="positions",
+        family="rounded_in_half_precision",
         why="sin and cos of angles that were rounded to the model's dtype",
         edits=(
             (
@@ -47,7 +47,7 @@ MUTANTS = (
     ),
     _rounds(
         name="distances_in_half",
-        family="positions",
+        family="rounded_in_half_precision",
         where=("blocks.*.attention",),
         why="relative distances as differences of rounded positions",
         edits=(
@@ -61,7 +61,7 @@ MUTANTS = (
     ),
     _rounds(
         name="running_sum_in_half",
-        family="accumulated",
+        family="rounded_in_half_precision",
         where=("blocks.*",),
         why="a running mean by hand: small terms vanish beside a large sum",
         edits=(
@@ -78,7 +78,7 @@ MUTANTS = (
     ),
     _rounds(
         name="squares_overflow",
-        family="overflow",
+        family="out_of_the_range_of_half",
         where=(
             "blocks.*.attention_norm",
             "blocks.*.mlp_norm",
@@ -92,7 +92,7 @@ MUTANTS = (
     ),
     _rounds(
         name="additive_mask_times_zero",
-        family="overflow",
+        family="out_of_the_range_of_half",
         parent="alibi",
         where=("blocks.*.attention",),
         why="-1e9 is -infinity in float16, and 0 times it is NaN",

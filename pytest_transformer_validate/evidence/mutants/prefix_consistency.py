@@ -11,7 +11,7 @@ _depends = partial(Mutant, check="prefix_consistency")
 MUTANTS = (
     _depends(
         name="positions_from_the_end",
-        family="positions",
+        family="positions_by_the_length",
         parent="sdpa_gpt",
         where=("wpe",),
         why="left-padded positions without the padding",
@@ -19,7 +19,7 @@ MUTANTS = (
     ),
     _depends(
         name="target_positions_from_the_end",
-        family="positions",
+        family="positions_by_the_length",
         parent="seq2seq",
         where=("decoder_positions",),
         why="positions counted down in the decoder",
@@ -27,7 +27,7 @@ MUTANTS = (
     ),
     _depends(
         name="positions_stretched",
-        family="positions",
+        family="positions_by_the_length",
         parent="llama",
         where=("rotary", "layers.0.self_attn"),
         why="positions are interpolated to a fixed range for every text",
@@ -40,7 +40,7 @@ MUTANTS = (
     ),
     _depends(
         name="positions_squeezed_from_some_length_on",
-        family="positions",
+        family="positions_by_the_length",
         parent="rotary_tied",
         where=("rotary", "blocks.*.attention"),
         why="interpolation for texts above 32 tokens follows each text's length",
@@ -54,7 +54,7 @@ MUTANTS = (
     ),
     _depends(
         name="scores_sharpened_in_long_texts",
-        family="scores",
+        family="length_in_the_arithmetic",
         parent="stacked_experts",
         where=("layers.*.attention",),
         why="a temperature for texts above the trained length, one for all positions; that the "
@@ -68,7 +68,7 @@ MUTANTS = (
     ),
     _depends(
         name="scaled_by_length",
-        family="scores",
+        family="length_in_the_arithmetic",
         parent="nanogpt",
         where=("transformer.h.0.attn",),
         why="size(-2) for size(-1) in the scale of the scores",
@@ -76,7 +76,7 @@ MUTANTS = (
     ),
     _depends(
         name="temperature_by_length",
-        family="scores",
+        family="length_in_the_arithmetic",
         parent="llama",
         where=("layers.0.self_attn",),
         why="a log-length temperature with the length of the whole text for every row",
@@ -86,7 +86,7 @@ MUTANTS = (
     ),
     _depends(
         name="distance_by_length",
-        family="scores",
+        family="length_in_the_arithmetic",
         parent="alibi",
         where=("blocks.0.attention",),
         why="distances normalised by the length of the text",
@@ -94,7 +94,7 @@ MUTANTS = (
     ),
     _depends(
         name="logits_by_length",
-        family="mean",
+        family="length_in_the_arithmetic",
         parent="mha_decoder",
         where=("(model)",),
         why="a mean over the text that was meant for the loss",
@@ -104,7 +104,7 @@ MUTANTS = (
     ),
     _depends(
         name="states_by_length",
-        family="mean",
+        family="length_in_the_arithmetic",
         parent="recurrent",
         where=("mixer",),
         why="running sums divided by the length of the whole text",

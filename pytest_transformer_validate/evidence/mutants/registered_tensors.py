@@ -11,7 +11,7 @@ _stays = partial(Mutant, check="registered_tensors")
 MUTANTS = (
     _stays(
         name="mask_is_an_attribute",
-        family="plain_tensor",
+        family="tensor_not_registered",
         parent="nanogpt",
         where=("transformer.h.*.attn",),
         why="an attribute where a buffer was meant",
@@ -19,7 +19,7 @@ MUTANTS = (
     ),
     _stays(
         name="table_is_an_attribute",
-        family="plain_tensor",
+        family="tensor_not_registered",
         parent="mha_decoder",
         where=("positions",),
         why="a position table as a plain tensor",
@@ -32,7 +32,7 @@ MUTANTS = (
     ),
     _stays(
         name="list_of_parameters",
-        family="plain_tensor",
+        family="tensor_not_registered",
         parent="recurrent",
         where=("(model)",),
         why="a Python list of parameters: no optimizer sees them",
@@ -51,7 +51,7 @@ MUTANTS = (
     ),
     _stays(
         name="steps_without_device",
-        family="made_on_cpu",
+        family="tensor_on_the_cpu",
         parent="seq2seq",
         where=("(model)", "decoder_positions"),
         why="device= forgotten in one of several places",
@@ -64,7 +64,7 @@ MUTANTS = (
     ),
     _stays(
         name="band_without_device",
-        family="made_on_cpu",
+        family="tensor_on_the_cpu",
         parent="sliding_window",
         where=("layers.*.attn",),
         why="the mask is made on the CPU",
@@ -72,7 +72,7 @@ MUTANTS = (
     ),
     _stays(
         name="rotary_without_device",
-        family="made_on_cpu",
+        family="tensor_on_the_cpu",
         parent="rotary_tied",
         where=("rotary", "blocks.*.attention"),
         why="one of two tables is made on the CPU",
@@ -85,7 +85,7 @@ MUTANTS = (
     ),
     _stays(
         name="statistics_on_the_cpu",
-        family="brought_back",
+        family="tensor_on_the_cpu",
         parent="llama",
         where=("layers.*.input_layernorm", "layers.*.post_attention_layernorm", "norm"),
         why="left over from a debugging session",
@@ -98,7 +98,7 @@ MUTANTS = (
     ),
     _stays(
         name="bias_on_the_cpu",
-        family="brought_back",
+        family="tensor_on_the_cpu",
         parent="alibi",
         where=("blocks.*.attention",),
         why="a cache kept on the CPU to save memory",

@@ -11,7 +11,7 @@ _lost = partial(Mutant, check="round_trip")
 MUTANTS = (
     _lost(
         name="positions_not_persistent",
-        family="not_persistent",
+        family="state_not_in_the_checkpoint",
         parent="text_classifier",
         where=("(model)",),
         why="persistent=False is for what can be computed again, not for what is drawn",
@@ -25,7 +25,7 @@ MUTANTS = (
     ),
     _lost(
         name="cls_token_is_an_attribute",
-        family="plain_tensor",
+        family="state_not_in_the_checkpoint",
         parent="vit",
         where=("patches",),
         why="a tensor where a Parameter was meant; moved by hand, so that nothing else shows it",
@@ -39,7 +39,7 @@ MUTANTS = (
     ),
     _lost(
         name="random_slopes_are_not_kept",
-        family="plain_tensor",
+        family="state_not_in_the_checkpoint",
         parent="alibi",
         where=("blocks.*.attention",),
         why="random features as plain tensors, one a layer, small",
@@ -57,7 +57,7 @@ MUTANTS = (
     ),
     _lost(
         name="list_of_random_features",
-        family="plain_tensor",
+        family="state_not_in_the_checkpoint",
         parent="recurrent",
         where=("(model)",),
         why="tensors in a list are as invisible as parameters in one",
@@ -76,7 +76,7 @@ MUTANTS = (
     ),
     _lost(
         name="parameter_made_in_forward",
-        family="made_late",
+        family="state_made_late",
         parent="bert",
         where=("(model)",),
         why="a parameter that the first forward makes is in no optimizer and no fresh instance",
@@ -92,7 +92,7 @@ MUTANTS = (
     ),
     _lost(
         name="mask_registered_in_forward",
-        family="made_late",
+        family="state_made_late",
         parent="conv_gpt",
         where=("blocks.*.attn",),
         why="a cache registered as a persistent buffer: a checkpoint of a used model has one more "
@@ -108,7 +108,7 @@ MUTANTS = (
     ),
     _lost(
         name="state_dict_without_positions",
-        family="own_methods",
+        family="own_checkpoint_methods",
         parent="sliding_window",
         where=("(model)", "embed_pos"),
         why="keys that an older checkpoint lacked are filtered, and so never loaded",
@@ -126,7 +126,7 @@ MUTANTS = (
     ),
     _lost(
         name="renamed_on_the_way_out",
-        family="own_methods",
+        family="own_checkpoint_methods",
         parent="seq2seq",
         where=("generator",),
         why="state_dict() renames a key that load_state_dict() does not know",

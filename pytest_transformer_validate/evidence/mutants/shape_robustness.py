@@ -11,7 +11,7 @@ _shape = partial(Mutant, check="shape_robustness")
 MUTANTS = (
     _shape(
         name="squeeze_drops_batch_of_one",
-        family="squeeze",
+        family="axis_squeezed",
         parent="text_classifier",
         where=("(model)",),
         why="squeeze() without a dimension",
@@ -24,7 +24,7 @@ MUTANTS = (
     ),
     _shape(
         name="squeeze_drops_length_of_one",
-        family="squeeze",
+        family="axis_squeezed",
         parent="mha_decoder",
         where=("(model)",),
         why="squeeze(1) meant for the output of a pooling",
@@ -34,7 +34,7 @@ MUTANTS = (
     ),
     _shape(
         name="cls_squeezed",
-        family="squeeze",
+        family="axis_squeezed",
         parent="vit",
         where=("(model)",),
         why="squeeze after taking the CLS token",
@@ -42,7 +42,7 @@ MUTANTS = (
     ),
     _shape(
         name="single_token_special_case",
-        family="special_case",
+        family="outputs_of_another_length",
         parent="llama",
         where=("(model)",),
         why="decoding step returns the logits of its one token without the length axis",
@@ -57,7 +57,7 @@ MUTANTS = (
     ),
     _shape(
         name="odd_token_dropped",
-        family="special_case",
+        family="outputs_of_another_length",
         parent="conv_gpt",
         where=("(model)",),
         why="tokens handled in pairs, the odd one is left over",
@@ -71,7 +71,7 @@ MUTANTS = (
     ),
     _shape(
         name="last_token_only",
-        family="special_case",
+        family="outputs_of_another_length",
         parent="mha_decoder",
         where=("(model)",),
         why="inference shortcut left in",
@@ -84,7 +84,7 @@ MUTANTS = (
     ),
     _shape(
         name="output_time_major",
-        family="layout",
+        family="outputs_of_another_length",
         parent="torch_causal_lm",
         where=("(model)",),
         why="not transposed back",
@@ -138,7 +138,7 @@ MUTANTS = (
     ),
     _shape(
         name="bias_for_fixed_length",
-        family="hard_coded_length",
+        family="size_hard_coded",
         parent="alibi",
         where=("blocks.0.attention",),
         why="bias built for 32 tokens and cut to length",
@@ -147,7 +147,7 @@ MUTANTS = (
     ),
     _shape(
         name="view_for_fixed_length",
-        family="hard_coded_length",
+        family="size_hard_coded",
         parent="sliding_window",
         where=("layers.0.attn",),
         why="context length typed into a view",
@@ -161,7 +161,7 @@ MUTANTS = (
     ),
     _shape(
         name="view_for_fixed_batch",
-        family="hard_coded_batch",
+        family="size_hard_coded",
         parent="conv_gpt",
         where=("blocks.0.attn",),
         why="training batch size typed into a view",
@@ -175,7 +175,7 @@ MUTANTS = (
     ),
     _shape(
         name="state_for_four_rows",
-        family="hard_coded_batch",
+        family="size_hard_coded",
         parent="recurrent",
         where=("mixer", "mixer.gru"),
         why="initial state allocated for the training batch",
@@ -190,7 +190,7 @@ MUTANTS = (
     ),
     _shape(
         name="lengths_of_source_and_target_equal",
-        family="hard_coded_length",
+        family="size_hard_coded",
         parent="seq2seq",
         where=("decoder_layers.0.self_attn",),
         why="causal mask as wide as the source",

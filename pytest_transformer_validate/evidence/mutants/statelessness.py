@@ -13,7 +13,7 @@ _keeps = partial(Mutant, check="statelessness")
 MUTANTS = (
     _keeps(
         name="cached_mask_wrong_rows",
-        family="cached_table",
+        family="table_of_another_length",
         parent="sliding_window",
         where=("layers.0.attn",),
         why="a mask cached for the longest text so far, of which the last rows are taken",
@@ -28,7 +28,7 @@ MUTANTS = (
     ),
     _keeps(
         name="rotary_stays_rescaled",
-        family="cached_table",
+        family="table_of_another_length",
         parent="llama",
         where=("rotary",),
         why="frequencies rescaled for a long text are not set back (dynamic NTK)",
@@ -43,7 +43,7 @@ MUTANTS = (
     ),
     _keeps(
         name="rotary_rescaled_beyond_maximum",
-        family="cached_table",
+        family="table_of_another_length",
         parent="llama",
         where=("rotary",),
         why="the same, from the trained length on only",
@@ -60,7 +60,7 @@ MUTANTS = (
     ),
     _keeps(
         name="positions_of_first_length",
-        family="cached_table",
+        family="table_of_another_length",
         parent="mha_decoder",
         where=("positions",),
         why="a table scaled for the first text that is given",
@@ -74,7 +74,7 @@ MUTANTS = (
     ),
     _keeps(
         name="hidden_state_kept",
-        family="memory",
+        family="state_of_the_last_call",
         parent="recurrent",
         where=("mixer",),
         why="the hidden state of a text starts the next one",
@@ -90,7 +90,7 @@ MUTANTS = (
     ),
     _keeps(
         name="keys_of_last_call",
-        family="memory",
+        family="state_of_the_last_call",
         parent="alibi",
         where=("blocks.0.attention",),
         why="keys are kept in an attribute for as long as the shape is the same",
@@ -105,7 +105,7 @@ MUTANTS = (
     ),
     _keeps(
         name="past_in_a_mutable_default",
-        family="memory",
+        family="state_of_the_last_call",
         parent="moe",
         where=("layers.*.attn",),
         why="a list as a class attribute is shared by all layers and all calls",
@@ -125,7 +125,7 @@ MUTANTS = (
     ),
     _keeps(
         name="memory_of_first_source",
-        family="memory",
+        family="state_of_the_last_call",
         parent="seq2seq",
         where=("(model)",),
         why="the encoder is run once for a shape, as when one text is decoded step by step",
@@ -141,7 +141,7 @@ MUTANTS = (
     ),
     _keeps(
         name="scale_after_four_calls",
-        family="counter",
+        family="counts_its_calls",
         parent="sdpa_gpt",
         where=("(model)",),
         why="a warm-up that counts every forward",
@@ -155,7 +155,7 @@ MUTANTS = (
     ),
     _keeps(
         name="running_mean_in_evaluation",
-        family="counter",
+        family="counts_its_calls",
         parent="text_classifier",
         where=("pool",),
         why="a running mean without `if self.training`",
@@ -177,7 +177,7 @@ MUTANTS = (
     ),
     _keeps(
         name="statistics_in_evaluation",
-        family="counter",
+        family="counts_its_calls",
         parent="torch_encoder",
         where=("embedding",),
         why="the codebook statistics of training, updated in evaluation too",
@@ -197,7 +197,7 @@ MUTANTS = (
     ),
     _keeps(
         name="segments_left_in_buffer",
-        family="buffer",
+        family="state_of_the_last_call",
         parent="bert",
         where=("(model)",),
         why="segments are written into a buffer of zeros that the next text reads",
@@ -218,7 +218,7 @@ MUTANTS = (
     ),
     _keeps(
         name="logits_in_one_buffer",
-        family="buffer",
+        family="state_of_the_last_call",
         parent="torch_causal_lm",
         where=("(model)",),
         why="the output is allocated once; the caller's logits change with the next call",
@@ -235,7 +235,7 @@ MUTANTS = (
     ),
     _keeps(
         name="positions_added_into_the_table",
-        family="weights",
+        family="writes_its_weights",
         parent="vit",
         where=("patches",),
         why="in place on a view of the parameter: the class token grows with every call",
@@ -249,7 +249,7 @@ MUTANTS = (
     ),
     _keeps(
         name="embeddings_normalised_in_place",
-        family="weights",
+        family="writes_its_weights",
         parent="conv_gpt",
         where=("(model)",),
         why="the table is brought to norm one in every forward, evaluation included",
@@ -264,7 +264,7 @@ MUTANTS = (
     ),
     _keeps(
         name="weights_rounded_in_forward",
-        family="weights",
+        family="writes_its_weights",
         parent="cached_gpt",
         where=("h.0",),
         why="weights are quantised in place, and stay so",
@@ -278,7 +278,7 @@ MUTANTS = (
     ),
     _keeps(
         name="unknown_ids_replaced_in_place",
-        family="inputs",
+        family="writes_its_inputs",
         parent="simple_classifier",
         where=("embedding",),
         why="masked_fill_ on the caller's ids",
@@ -291,7 +291,7 @@ MUTANTS = (
     ),
     _keeps(
         name="mask_turned_additive_in_place",
-        family="inputs",
+        family="writes_its_inputs",
         parent="bert",
         where=("(model)",),
         why="the caller's mask is turned into scores in place",
@@ -305,7 +305,7 @@ MUTANTS = (
     ),
     _keeps(
         name="labels_ignored_in_place",
-        family="inputs",
+        family="writes_its_inputs",
         parent="nanogpt",
         where=("(model)",),
         why="padding is marked in the caller's targets",
@@ -319,7 +319,7 @@ MUTANTS = (
     ),
     _keeps(
         name="pixels_normalised_in_place",
-        family="inputs",
+        family="writes_its_inputs",
         parent="vit",
         where=("patches",),
         why="sub_ on the caller's image",
@@ -333,7 +333,7 @@ MUTANTS = (
     ),
     _keeps(
         name="seeds_in_forward",
-        family="globals",
+        family="leaves_global_state",
         parent="recurrent",
         where=("(model)",),
         why="a seed set inside of forward makes every later draw of the program the same",
@@ -346,7 +346,7 @@ MUTANTS = (
     ),
     _keeps(
         name="grad_mode_left_off",
-        family="globals",
+        family="leaves_global_state",
         parent="builder_attention",
         where=("(model)",),
         why="set_grad_enabled as a call instead of a with: off for whoever comes after",
@@ -360,7 +360,7 @@ MUTANTS = (
     ),
     _keeps(
         name="trains_after_evaluation",
-        family="globals",
+        family="leaves_global_state",
         parent="window_cache",
         where=("(model)",),
         why="train() at the end of forward: the mode is not the forward's to choose",
@@ -373,7 +373,7 @@ MUTANTS = (
     ),
     _keeps(
         name="bias_dropped_in_training_kept",
-        family="training",
+        family="state_of_the_last_call",
         parent="alibi",
         where=("blocks.0.attention",),
         why="the bias of the last training step is found in the cache by evaluation",

@@ -11,7 +11,7 @@ _edge = partial(Mutant, check="vocabulary_bounds")
 MUTANTS = (
     _edge(
         name="ids_wrap",
-        family="folded",
+        family="ids_folded",
         parent="nanogpt",
         where=("(model)",),
         why="% vocab_size to get rid of an IndexError",
@@ -24,7 +24,7 @@ MUTANTS = (
     ),
     _edge(
         name="ids_clamped",
-        family="folded",
+        family="ids_folded",
         parent="llama",
         where=("(model)",),
         why="clamp to get rid of an IndexError",
@@ -37,7 +37,7 @@ MUTANTS = (
     ),
     _edge(
         name="negative_ids_are_zero",
-        family="folded",
+        family="ids_folded",
         parent="alibi",
         where=("(model)",),
         why="-100 in the ids is taken for a token",
@@ -50,7 +50,7 @@ MUTANTS = (
     ),
     _edge(
         name="negative_ids_by_abs",
-        family="folded",
+        family="ids_folded",
         parent="mha_decoder",
         where=("(model)",),
         why="abs() on ids",
@@ -58,7 +58,7 @@ MUTANTS = (
     ),
     _edge(
         name="decoder_ids_wrap",
-        family="folded",
+        family="ids_folded",
         parent="seq2seq",
         where=("(model)",),
         why="only the decoder's ids wrap",
@@ -72,7 +72,7 @@ MUTANTS = (
     ),
     _edge(
         name="table_one_row_short",
-        family="sizes",
+        family="vocabulary_of_another_size",
         parent="conv_gpt",
         where=("embedding",),
         why="vocab_size - 1 rows: the last id has none",
@@ -80,7 +80,7 @@ MUTANTS = (
     ),
     _edge(
         name="head_one_column_short",
-        family="sizes",
+        family="vocabulary_of_another_size",
         parent="sliding_window",
         where=("lm_head",),
         why="the last id can never be predicted",

@@ -12,13 +12,13 @@ _TIE = "            self.head.weight = self.embed.weight\n"
 MUTANTS = (
     _untied(
         name="tie_by_clone",
-        family="copied",
+        family="tied_by_copy",
         why="clone() to be on the safe side: two tensors that drift apart",
         edits=((_TIE, "            self.head.weight.data = self.embed.weight.data.clone()\n"),),
     ),
     _untied(
         name="tie_undeclared_by_copy",
-        family="copied",
+        family="tied_by_copy",
         parent="sdpa_gpt",
         why="copy_ copies the numbers once",
         edits=(
@@ -30,7 +30,7 @@ MUTANTS = (
     ),
     _untied(
         name="tie_by_deepcopy",
-        family="copied",
+        family="tied_by_copy",
         why="the parameter is copied with the layer it came from",
         edits=(
             (
@@ -42,13 +42,13 @@ MUTANTS = (
     ),
     _untied(
         name="tie_by_new_parameter",
-        family="two_parameters",
+        family="tied_by_memory_only",
         why="wrapped in a new Parameter: one memory until .to() or the optimizer's copy",
         edits=((_TIE, "            self.head.weight = nn.Parameter(self.embed.weight.data)\n"),),
     ),
     _untied(
         name="tie_by_data",
-        family="two_parameters",
+        family="tied_by_memory_only",
         parent="sdpa_gpt",
         why="weight.data shares memory, and two parameters with their own gradients",
         edits=(
@@ -60,7 +60,7 @@ MUTANTS = (
     ),
     _untied(
         name="tie_undone_by_init",
-        family="undone",
+        family="tied_by_copy",
         why="the init that follows makes new parameters",
         edits=(
             (
@@ -79,13 +79,13 @@ MUTANTS = (
     ),
     _untied(
         name="tie_key_not_read",
-        family="not_read",
+        family="tied_by_copy",
         why="the configuration says so and nobody reads the key",
         edits=(("        if tie_word_embeddings:\n" + _TIE, ""),),
     ),
     _untied(
         name="tie_by_view",
-        family="not_a_parameter",
+        family="tied_by_copy",
         why="the head multiplies with a tensor taken from the embedding once",
         edits=(
             (_TIE, "            self.projection = self.embed.weight.detach()\n"),
