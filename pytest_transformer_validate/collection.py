@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pytest_transformer_validate.models import Run, RunModel
 
 TIER3_HINT = "tier 3 trains the model; add --tb-train"
+SLOW_HINT = "slow checks run when asked for: -m slow, or by name"
 
 
 class _Node(pytest.Collector):
@@ -87,6 +88,8 @@ class Tier(_Node, pytest.Module):
                 callspec=getattr(made, "callspec", None),
             )
             item.model, item.check, item.tier = self.model, check, self.tier
+            if check.slow:
+                item.add_marker("slow")
             _limit_time(item)
             yield item
 
@@ -167,32 +170,50 @@ def entry_of(item: pytest.Item) -> RunModel | None:
     return None if spec is None else spec.params.get(ENTRY)
 
 
-def hold_back_tier3(config: pytest.Config, items: list[pytest.Item], run: Run) -> int:
-    """Deselect tier 3, or skip what was asked for by name; the number of deselected checks."""
-    if run.settings.train:
-        return 0
+def hold_back(config: pytest.Config, items: list[pytest.Item], run: Run) -> dict[str, int]:
+    """Deselect tier 3 and slow checks that were not asked for; how many, by what to do about it.
+
+    Tier 3 that was asked for, without leave to train, is skipped with the hint.
+    """
     kept: list[pytest.Item] = []
     held: list[pytest.Item] = []
+    hints: dict[str, int] = {}
     for item in items:
-        if not (isinstance(item, CheckItem) and item.tier == 3):
+        hint = _hint(item, run) if isinstance(item, CheckItem) else None
+        if hint is None:
             kept.append(item)
-        elif run.asks_by_id(item.model, 3) or _asked_by_word(config, item):
-            item.add_marker(pytest.mark.skip(reason=TIER3_HINT))
+        elif isinstance(item, CheckItem) and _asked_for(config, item, run, hint):
+            if hint == TIER3_HINT:
+                item.add_marker(pytest.mark.skip(reason=TIER3_HINT))
             kept.append(item)
         else:
+            hints[hint] = hints.get(hint, 0) + 1
             held.append(item)
     if held:
         config.hook.pytest_deselected(items=held)
         items[:] = kept
-    return len(held)
+    return hints
 
 
-def _asked_by_word(config: pytest.Config, item: CheckItem) -> bool:
-    """Whether ``-m`` names tier 3, or a word of ``-k`` the tier or the check."""
+def _hint(item: CheckItem, run: Run) -> str | None:
+    """What a check waits for; ``None`` for one that runs anyway."""
+    if item.tier == 3:
+        return None if run.settings.train else TIER3_HINT
+    return SLOW_HINT if item.check.slow else None
+
+
+def _asked_for(config: pytest.Config, item: CheckItem, run: Run, hint: str) -> bool:
+    """Whether the id, ``-m`` or a word of ``-k`` names the check or what it waits for."""
+    trains = hint == TIER3_HINT
+    mark, node = ("tier3", "tier3") if trains else ("slow", f"tier{item.tier}::{item.check.name}")
     words = set(re.findall(r"[^\s()]+", config.getoption("keyword").lower()))
     words -= {"and", "or", "not"}
-    name = f"tier3 {item.name}".lower()
-    return "tier3" in config.getoption("markexpr") or any(word in name for word in words)
+    name = f"{mark} {item.name}".lower()
+    return (
+        run.asks_by_id(item.model, node)
+        or mark in config.getoption("markexpr")
+        or any(word in name for word in words)
+    )
 
 
 def _function(check: Check) -> Callable[..., None]:

@@ -236,10 +236,10 @@ class Run:
             return check.ids()
         return [name for name in check.ids() if f"tier{check.tier}::{name}" in typed]
 
-    def asks_by_id(self, model: RunModel, tier: int) -> bool:
-        """Whether an id of this tier was typed."""
+    def asks_by_id(self, model: RunModel, node: str) -> bool:
+        """Whether the id of ``node`` (``tier3``, ``tier2::export``) or of one below it was typed."""
         typed = self.selected.get(model.id, frozenset())
-        return any(name.partition("::")[0] == f"tier{tier}" for name in typed)
+        return any(name.partition("[")[0] == node or name.startswith(f"{node}::") for name in typed)
 
 
 def pick_device(name: str) -> torch.device:

@@ -15,6 +15,7 @@ MARKS = (
     "tier1: validation of a transformer: is it built right?",
     "tier2: validation of a transformer: does it behave?",
     "tier3: validation of a transformer: does it learn? (needs --tb-train)",
+    "slow: takes more than a few seconds",
 )
 
 

@@ -41,7 +41,7 @@ class Models:
     def __init__(self, config: pytest.Config, run: Run) -> None:
         self.config = config
         self.run = run
-        self.held_back = 0
+        self.held_back: dict[str, int] = {}
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_make_collect_report(
@@ -59,7 +59,7 @@ class Models:
     def pytest_collection_modifyitems(
         self, config: pytest.Config, items: list[pytest.Item]
     ) -> None:
-        self.held_back = collection.hold_back_tier3(config, items, self.run)
+        self.held_back = collection.hold_back(config, items, self.run)
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         for item in session.items:
@@ -115,7 +115,7 @@ class Results:
         self.models = models
         self.records: dict[str, Record] = {}
         self.remarks: list[str] = []
-        self.held_back = 0
+        self.held_back: dict[str, int] = {}
 
     def pytest_report_header(self) -> str:
         settings = self.run.settings
@@ -134,7 +134,7 @@ class Results:
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
         output = getattr(node, "workeroutput", None) or {}
-        self.held_back = max(self.held_back, output.get(_DESELECTED, 0))
+        self.held_back.update(output.get(_DESELECTED, {}))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
@@ -159,12 +159,10 @@ class Results:
             session.exitstatus = pytest.ExitCode.USAGE_ERROR
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        held_back = max(self.held_back, self.models.held_back)
         quiet = self.config.get_verbosity() < 0 or self.config.getoption("no_summary")
         lines = [] if quiet else terminal.summary(list(self.records.values()))
-        if held_back:
-            noun = "check" if held_back == 1 else "checks"
-            lines.append(f"{collection.TIER3_HINT} ({held_back} {noun} not run)")
+        for hint, count in {**self.held_back, **self.models.held_back}.items():
+            lines.append(f"{hint} ({count} check{'s'[: count != 1]} not run)")
         lines += self.remarks
         if lines:
             terminalreporter.section("transformer validation")

@@ -101,8 +101,8 @@ def validate(
 
     ``model_or_spec`` is a model, or what is typed after ``--tb-model=``. ``config`` is the
     model's configuration (a dict or any object), for a spec the path of a config.json; ``tier``
-    1, 2, 3 or several of them; ``checks`` names checks to run instead of whole tiers; ``task``
-    says what the model is for. The model is left as it was. Raises SpecError for arguments that
+    1, 2, 3 or several of them, without slow checks; ``checks`` names checks to run instead of
+    whole tiers; ``task`` says what the model is for. The model is left as it was. Raises SpecError for arguments that
     name nothing; what is wrong with the model is in the records.
     """
     known = all_checks()
@@ -128,7 +128,7 @@ def _choose(
     for number in tiers:
         if number not in (1, 2, 3):
             raise SpecError(f"tier must be 1, 2 or 3, given {number!r}")
-    return [check for check in known if check.tier in tiers]
+    return [check for check in known if check.tier in tiers and not check.slow]
 
 
 def _source(model_or_spec: Any, config: Any) -> tuple[Source, LoadOptions]:

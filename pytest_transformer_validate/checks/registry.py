@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     CheckFunction = Callable[..., Measurement]
 
 ENTRY_POINTS = "pytest_transformer_validate.checks"
-_BUNDLED = ("pytest_transformer_validate.checks.tier1",)
+_BUNDLED = (
+    "pytest_transformer_validate.checks.tier1",
+    "pytest_transformer_validate.checks.tier2",
+)
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,8 @@ class Check:
 
     ``function(probe, *, **limits)`` or, for a check with cases, ``function(probe, case, *,
     **limits)``. It returns a Measurement, or raises CheckFailed or NotApplicable. ``limits``
-    holds the keyword-only parameters with their defaults; ini ``tb_limits`` overrides them.
+    holds the keyword-only parameters with their defaults; ini ``tb_limits`` overrides them. A
+    ``slow`` check runs where it is asked for: by its id, its name, or the mark ``slow``.
     """
 
     name: str
@@ -41,6 +45,7 @@ class Check:
     tasks: frozenset[str] | None = None
     cases: tuple[str, ...] = ()
     limits: Mapping[str, Any] = field(default_factory=dict)
+    slow: bool = False
 
     @property
     def summary(self) -> str:
@@ -57,13 +62,18 @@ _registry: dict[str, Check] = {}
 
 
 def check(
-    *, tier: int, tasks: Iterable[str] | None = None, cases: Iterable[str] = ()
+    *,
+    tier: int,
+    tasks: Iterable[str] | None = None,
+    cases: Iterable[str] = (),
+    slow: bool = False,
 ) -> Callable[[CheckFunction], CheckFunction]:
     """Register a function as a check under its own name.
 
     ``tier`` is 1 (structure), 2 (behaviour) or 3 (training); ``tasks`` the tasks that it applies
-    to (default: all); ``cases`` words that become ``name[case]``. Raises SpecError for a taken
-    name, an unknown task or a tier other than 1 to 3.
+    to (default: all); ``cases`` words that become ``name[case]``; ``slow`` whether it runs only
+    where it is asked for. Raises SpecError for a taken name, an unknown task or a tier other than
+    1 to 3.
     """
 
     def register(function: CheckFunction) -> CheckFunction:
@@ -81,6 +91,7 @@ def check(
             tasks=None if tasks is None else frozenset(map(canonical_task, tasks)),
             cases=tuple(cases),
             limits={p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY},
+            slow=slow,
         )
         return function
 

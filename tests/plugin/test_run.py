@@ -186,6 +186,45 @@ class TestTier3:
         healthy.runpytest_inprocess(MODEL, "--tb-train").assert_outcomes(passed=5, skipped=1)
 
 
+class TestSlow:
+    @pytest.fixture
+    def patient(self, healthy: pytest.Pytester) -> pytest.Pytester:
+        slow = """
+@check(tier=2, slow=True)
+def patient(probe):
+    "Takes long."
+    return Measurement(value=2.0)
+"""
+        healthy.makeconftest((healthy.path / "conftest.py").read_text() + slow)
+        return healthy
+
+    def test_is_deselected_with_one_line(self, patient: pytest.Pytester) -> None:
+        result = patient.runpytest_inprocess(MODEL, "-m", "tier2", "--tb-allow-skipped")
+        result.stdout.fnmatch_lines(["slow checks run when asked for: *(1 check not run)"])
+        result.assert_outcomes(skipped=1, deselected=6)
+
+    @pytest.mark.parametrize(
+        "args",
+        [("-m", "tier2 and slow"), ("-k", "patient"), ("model.py::tier2::patient",)],
+    )
+    def test_runs_when_asked_for(self, patient: pytest.Pytester, args: tuple[str, ...]) -> None:
+        result = patient.runpytest_inprocess(MODEL, *args)
+        assert result.parseoutcomes()["passed"] == 1
+
+    def test_runs_when_it_is_named_to_validate(self, patient: pytest.Pytester) -> None:
+        patient.makepyfile(
+            """
+            from pytest_transformer_validate import validate
+
+            def test_it():
+                assert [record.check for record in validate("model.py", tier=2)] == ["unpromised"]
+                assert validate("model.py", checks="patient").passed
+            """
+        )
+        result = patient.runpytest_inprocess("-p", "no:cacheprovider")
+        result.assert_outcomes(passed=1)
+
+
 class TestDeclaredDeviations:
     def declare(self, project: pytest.Pytester, line: str) -> None:
         project.makeini(f"[pytest]\nstrict = true\ntb_expect_fail =\n    {line}\n")
