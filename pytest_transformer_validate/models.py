@@ -237,9 +237,9 @@ class Run:
         return [name for name in check.ids() if f"tier{check.tier}::{name}" in typed]
 
     def asks_by_id(self, model: RunModel, node: str) -> bool:
-        """Whether the id of ``node`` (``tier3``, ``tier2::export``) or of one below it was typed."""
+        """Whether the id of ``node`` (``tier3``, ``tier2::export``) or one below it was typed."""
         typed = self.selected.get(model.id, frozenset())
-        return any(name.partition("[")[0] == node or name.startswith(f"{node}::") for name in typed)
+        return any(f"{name.partition('[')[0]}::".startswith(f"{node}::") for name in typed)
 
 
 def pick_device(name: str) -> torch.device:

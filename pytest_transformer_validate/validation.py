@@ -102,8 +102,8 @@ def validate(
     ``model_or_spec`` is a model, or what is typed after ``--tb-model=``. ``config`` is the
     model's configuration (a dict or any object), for a spec the path of a config.json; ``tier``
     1, 2, 3 or several of them, without slow checks; ``checks`` names checks to run instead of
-    whole tiers; ``task`` says what the model is for. The model is left as it was. Raises SpecError for arguments that
-    name nothing; what is wrong with the model is in the records.
+    whole tiers; ``task`` says what the model is for. The model is left as it was. Raises
+    SpecError for arguments that name nothing; what is wrong with the model is in the records.
     """
     known = all_checks()
     chosen = _choose(known, tier, checks)
