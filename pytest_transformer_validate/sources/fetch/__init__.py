@@ -1,0 +1,1 @@
+"""What comes from another machine: fetched once, hashed, accepted by hash, kept privately."""
