@@ -15,8 +15,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pytest_transformer_validate.redaction import redact
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pytest_transformer_validate.measures.measurement import Measurement
+
+# Credentials are looked for a bit past a cut, so that no half of one is left before it.
+MARGIN = 8 * 1024
 
 
 class TransformerValidateError(Exception):
@@ -79,4 +86,18 @@ class Blocked(TransformerValidateError):
 
 def error_line(error: BaseException, most: int = 200) -> str:
     """The class of an exception and the first line of its text, cut to ``most`` characters."""
-    return f"{type(error).__name__}: {error}".partition("\n")[0][:most]
+    return f"{type(error).__name__}: {first_line(error, most)}"[:most]
+
+
+def first_line(error: object, most: int = 200) -> str:
+    """The first line of a foreign text, without credentials, cut to ``most`` characters."""
+    return redact(text_of(error)[: most + MARGIN]).partition("\n")[0][:most]
+
+
+def text_of(value: object, make: Callable[[object], str] = str) -> str:
+    """What ``make`` (``str`` or ``repr``) says of a foreign object; ``<unprintable>`` where the
+    object's own code raises."""
+    try:
+        return str.__str__(make(value))
+    except (Exception, SystemExit, KeyboardInterrupt):  # noqa: BLE001 - a foreign __str__
+        return "<unprintable>"

@@ -18,7 +18,12 @@ import functools
 import statistics
 from typing import TYPE_CHECKING, Any, ParamSpec
 
-from pytest_transformer_validate.errors import CheckFailed, MissingDependency, NotApplicable
+from pytest_transformer_validate.errors import (
+    CheckFailed,
+    MissingDependency,
+    NotApplicable,
+    first_line,
+)
 from pytest_transformer_validate.optional import require
 from pytest_transformer_validate.validation import Result, validate
 
@@ -286,7 +291,7 @@ def _frame(rows: Iterable[Mapping[str, Any]]) -> Any:
 
 def _words(error: BaseException) -> str:
     """An exception as one line."""
-    text = str(error).partition("\n")[0]
+    text = first_line(error, 500)
     own = type(error).__module__.startswith(__package__)
     return text if own else f"{type(error).__name__}: {text}"
 

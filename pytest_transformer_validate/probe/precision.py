@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pytest_transformer_validate.errors import NotApplicable
+from pytest_transformer_validate.errors import NotApplicable, error_line, first_line
 from pytest_transformer_validate.probe.forwards import padded_halves
 from pytest_transformer_validate.probe.passes import Passes, remembered
 from pytest_transformer_validate.probe.storage import duplicate, probe_beside, twin_of
@@ -183,8 +183,8 @@ class Precision(Passes):
             return _run(self.probe, self._narrowed(dtype, as_it_is=as_it_is), batch)
         except Exception as error:
             name = str(dtype).removeprefix("torch.")
-            text = f"does not run in {name}: {type(error).__name__}: {error}"
-            raise NotApplicable(text.partition("\n")[0][:200]) from error
+            text = f"does not run in {name}: {error_line(error, 160)}"
+            raise NotApplicable(text) from error
 
     @remembered
     def mixed(self) -> tuple[str | None, str] | None:
@@ -200,7 +200,7 @@ class Precision(Passes):
             _run(self.probe, twin, self.batch(0))
         except RuntimeError as error:
             if any(words in str(error) for words in _MIXED):
-                line = str(error).partition("\n")[0][:160]
+                line = first_line(error, 160)
                 return where_raised(twin.model, error), line
         except Exception:  # noqa: BLE001 - a model need not run in half precision
             return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pytest_transformer_validate.errors import Blocked
+from pytest_transformer_validate.errors import Blocked, first_line
 from pytest_transformer_validate.probe.compare import (
     batch_axis,
     difference,
@@ -87,7 +87,7 @@ class Resizing(Passes):
                 whole = text_logits(probe, batch, length)
                 part = text_logits(probe, self._cut(batch, size), size)
             except Exception as error:
-                raise Blocked(f"a text of {length} tokens raises: {error}"[:200]) from error
+                raise Blocked(f"a text of {length} tokens raises: {first_line(error)}") from error
         apart = difference(whole[:, :size], part).amax((0, 2))
         moved, place = {size: float(apart.max())}, {size: int(apart.argmax())}
         return Resized(condition, moved, place, whole)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pytest_transformer_validate.errors import NotApplicable
+from pytest_transformer_validate.errors import NotApplicable, first_line
 from pytest_transformer_validate.probe.ledger import Ledger, Saved, Work, keeping, places
 from pytest_transformer_validate.probe.passes import Passes, remembered
 from pytest_transformer_validate.probe.trace import ROOT
@@ -151,9 +151,11 @@ class Resources(Passes):
         except Exception as error:
             with contextlib.suppress(Exception):  # torch.func bears no hooks on what is kept
                 counts = self._counted(rows, length, located=located, grad=False)
-                return replace(counts, unseen=str(error).partition("\n")[0][:200])
+                return replace(counts, unseen=first_line(error))
             self.probe.forward(self._batch(rows, length))
-            raise NotApplicable(f"the model cannot be watched while it runs: {error}") from error
+            raise NotApplicable(
+                f"the model cannot be watched while it runs: {first_line(error)}"
+            ) from error
 
     def _counted(self, rows: int, length: int, *, located: bool, grad: bool = True) -> Counts:
         batch = self._batch(rows, length)
@@ -192,7 +194,7 @@ class Resources(Passes):
             longest = self.probe.subject.max_length or length
             with contextlib.suppress(Exception):
                 return self._growth(mode, rows, longest)
-            return Growth(mode, unseen=str(error).partition("\n")[0][:200])
+            return Growth(mode, unseen=first_line(error))
 
     def _growth(self, mode: str, rows: int, length: int) -> Growth:
         probe = self.probe

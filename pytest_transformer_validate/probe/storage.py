@@ -252,7 +252,7 @@ class Storage(Passes):
             except Exception as error:
                 if way != STATE:
                     raise
-                return f"{type(error).__name__}: {error}", how
+                return error_line(error), how
         return twin_of(probe.subject, model), how
 
     def _remade_agree(self) -> bool:

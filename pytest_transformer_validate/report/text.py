@@ -1,20 +1,50 @@
-"""Text that came from a model, made fit for a terminal."""
+"""Text that came from a model, made fit for every sink: redacted, escaped, of bounded length."""
 
 from __future__ import annotations
 
 import unicodedata
 from typing import Any
 
+from pytest_transformer_validate.errors import MARGIN, text_of
+from pytest_transformer_validate.redaction import redact
+
+LONGEST = 8 * 1024
+LONGEST_TEXT = 2 * LONGEST
+LONGEST_OUTPUT = 64 * 1024
+CUT = "\n... (cut)"
+
 _KEPT = frozenset("\n\t")
-_UNPRINTABLE = frozenset({"Cc", "Cs", "Co"})
-_BIDI = frozenset("\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+# Control, format (bidirectional marks among them), surrogate, private, no characters; separators
+# of lines and paragraphs.
+_UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 
 
 def printable(text: str) -> str:
-    """``text`` with control, bidi and surrogate characters written as escapes."""
-    if text.isascii() and text.isprintable():
+    """``text`` fit to be shown: without credentials, at most 16 KiB, and with control, format
+    and surrogate characters written as escapes."""
+    return escaped(capped(text, LONGEST_TEXT))
+
+
+def escaped(text: str) -> str:
+    """``text`` with control, format and surrogate characters written as escapes."""
+    if text.replace("\n", "").replace("\t", "").isprintable():
         return text
-    return "".join(_escaped(character) for character in text.replace("\r\n", "\n"))
+    return "".join(map(_escaped, text.replace("\r\n", "\n")))
+
+
+def capped(text: str, longest: int = LONGEST) -> str:
+    """The beginning of ``text`` without credentials, with a word where it was cut."""
+    shown = redact(text[: longest + MARGIN])
+    return shown if len(shown) <= longest else shown[:longest] + CUT
+
+
+def tail(text: str) -> str:
+    """The last 64 KiB of a captured output without credentials, and how much is not there."""
+    dropped = len(text) - LONGEST_OUTPUT
+    if dropped <= 0:
+        return redact(text)
+    kept = redact(text[-LONGEST_OUTPUT - MARGIN :])[-LONGEST_OUTPUT:]
+    return f"({dropped} characters dropped)\n{kept}"
 
 
 def plain(value: Any) -> Any:
@@ -22,17 +52,15 @@ def plain(value: Any) -> Any:
     if value is None or type(value) in {bool, int, float}:
         return value
     if isinstance(value, str):
-        return printable(str(value))
+        return printable(text_of(value, str.__str__))
     if isinstance(value, dict):
-        return {printable(str(key)): plain(item) for key, item in value.items()}
+        return {printable(text_of(key)): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [plain(item) for item in value]
-    return printable(repr(value))
+    return printable(text_of(value, repr))
 
 
 def _escaped(character: str) -> str:
-    if character in _KEPT:
+    if character in _KEPT or unicodedata.category(character) not in _UNPRINTABLE:
         return character
-    if character in _BIDI or unicodedata.category(character) in _UNPRINTABLE:
-        return character.encode("unicode_escape").decode("ascii")
-    return character
+    return character.encode("unicode_escape").decode("ascii")

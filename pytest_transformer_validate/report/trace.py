@@ -5,9 +5,11 @@ from __future__ import annotations
 import traceback
 from pathlib import Path
 
+from pytest_transformer_validate.errors import text_of
+from pytest_transformer_validate.report.text import capped
+
 _PACKAGE = str(Path(__file__).parent.parent)
 _EVIDENCE = str(Path(_PACKAGE) / "evidence")
-_LONGEST = 8 * 1024
 _FRAMES = 12
 _LAST_RESORT = 3
 _LIBRARIES = frozenset(
@@ -23,18 +25,13 @@ def model_traceback(error: BaseException) -> str:
     every = traceback.extract_tb(error.__traceback__)
     frames = [frame for frame in every if not _is_machinery(frame.filename)]
     frames = frames or list(every[-_LAST_RESORT:])
-    text = "".join(traceback.format_list(frames[-_FRAMES:])) + exception_line(error)
-    return text if len(text) <= _LONGEST else text[:_LONGEST] + "\n... (cut)"
+    return capped("".join(traceback.format_list(frames[-_FRAMES:])) + exception_line(error))
 
 
 def exception_line(error: BaseException) -> str:
     """``RuntimeError: message``, capped at 8 KiB."""
-    try:
-        text = str(error)
-    except Exception:  # noqa: BLE001 - __str__ of a foreign exception
-        text = "<unprintable>"
-    name = type(error).__qualname__
-    return f"{name}: {text}"[:_LONGEST] if text else name
+    name, text = type(error).__qualname__, text_of(error)
+    return capped(f"{name}: {text}" if text else name)
 
 
 def _is_machinery(filename: str) -> bool:

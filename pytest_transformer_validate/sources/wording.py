@@ -6,6 +6,9 @@ import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pytest_transformer_validate.errors import MARGIN, text_of
+from pytest_transformer_validate.redaction import redact
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
@@ -35,7 +38,7 @@ def shown(path: Path) -> str:
 
 def clipped(text: object, limit: int = 200) -> str:
     """The first line of a foreign text, shortened and without control characters."""
-    first = next(iter(str(text).strip().splitlines()), "")
+    first = next(iter(redact(text_of(text)[: limit + MARGIN]).strip().splitlines()), "")
     clean = "".join(char if char.isprintable() else "?" for char in first)
     return clean if len(clean) <= limit else f"{clean[:limit]}..."
 

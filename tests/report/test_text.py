@@ -6,7 +6,18 @@ import json
 
 import pytest
 
-from pytest_transformer_validate.report.text import plain, printable
+from pytest_transformer_validate.errors import error_line, first_line, text_of
+from pytest_transformer_validate.report.text import (
+    LONGEST,
+    LONGEST_OUTPUT,
+    capped,
+    plain,
+    printable,
+    tail,
+)
+from pytest_transformer_validate.report.trace import exception_line, model_traceback
+
+TOKEN = "hf_" + "Ab3" * 12
 
 
 @pytest.mark.parametrize(
@@ -17,10 +28,12 @@ from pytest_transformer_validate.report.text import plain, printable
         ("\x1b[31mred", "\\x1b[31mred"),
         ("bell\x07 nul\x00 del\x7f csi\x9b", "bell\\x07 nul\\x00 del\\x7f csi\\x9b"),
         ("left\u202eright", "left\\u202eright"),
+        ("line\u2028next", "line\\u2028next"),
+        ("no\u200bspace \ufffe", "no\\u200bspace \\ufffe"),
         ("half \udc80", "half \\udc80"),
         ("carriage\rreturn", "carriage\\rreturn"),
         ("windows\r\nline", "windows\nline"),
-        ("modèle 模型 😀", "modèle 模型 😀"),
+        ("modèle\xa0模型 😀", "modèle\xa0模型 😀"),
     ],
 )
 def test_control_characters_are_escaped(text: str, shown: str) -> None:
@@ -37,3 +50,66 @@ def test_anything_becomes_plain_json() -> None:
     shown = plain(given)
     assert shown == {"1": [2, [3.5]], "a\\x1b": "odd\\x1b", "n": None, "b": True}
     json.dumps(shown)
+
+
+def test_credentials_are_redacted() -> None:
+    assert TOKEN not in printable(f"a {TOKEN}")
+    assert TOKEN not in json.dumps(plain({TOKEN: [TOKEN, {TOKEN}]}))
+
+
+@pytest.mark.parametrize("before", [0, LONGEST - 20, LONGEST])
+def test_no_half_of_a_credential_is_left_before_a_cut(before: int) -> None:
+    shown = capped("." * before + TOKEN + "." * LONGEST)
+    assert "hf_" not in shown
+    assert len(shown) < LONGEST + 100
+    assert "hf_" not in first_line("." * (before % 190) + TOKEN, 200)
+
+
+def test_no_half_of_a_credential_is_left_after_a_cut() -> None:
+    shown = tail("x " * 500_000 + TOKEN + "." * (LONGEST_OUTPUT - 20))
+    assert TOKEN[20:] not in shown
+    assert shown.startswith("(1000019 characters dropped)")
+    assert len(shown) < LONGEST_OUTPUT + 100
+
+
+class Hostile(Exception):
+    """Raises wherever text is made of it."""
+
+    def __str__(self) -> str:
+        raise SystemExit(0)
+
+    __repr__ = __str__
+
+
+class Loud(str):
+    """Text that raises when it is used."""
+
+    def __str__(self) -> str:
+        raise ValueError
+
+    __len__ = __getitem__ = partition = __str__  # type: ignore[assignment]
+
+
+def test_what_raises_when_it_is_asked_for_its_text() -> None:
+    assert text_of(Hostile()) == "<unprintable>"
+    assert error_line(Hostile()) == "Hostile: <unprintable>"
+    assert exception_line(Hostile()) == "Hostile: <unprintable>"
+    assert model_traceback(Hostile()).endswith("Hostile: <unprintable>")
+    assert plain(["a", Hostile()]) == ["a", "<unprintable>"]
+
+
+def test_texts_that_are_objects_of_their_own_kind() -> None:
+    class Says(Exception):
+        def __str__(self) -> str:
+            return Loud("words")
+
+    assert type(text_of(Says())) is str
+    assert exception_line(Says()).endswith("Says: words")
+    assert plain(Loud("words")) == "words"
+
+
+def test_a_text_of_50_megabytes_is_cut() -> None:
+    error = RuntimeError("x" * 50_000_000)
+    assert len(exception_line(error)) < LONGEST + 100
+    assert len(model_traceback(error)) < LONGEST + 100
+    assert len(error_line(error)) == 200

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pytest_transformer_validate.checks.registry import check
 from pytest_transformer_validate.checks.tier1.causality import require_repeatable
-from pytest_transformer_validate.errors import CheckFailed
+from pytest_transformer_validate.errors import CheckFailed, first_line
 from pytest_transformer_validate.measures.dependency import (
     BatchIndependence,
     other_row_leak,
@@ -64,7 +64,7 @@ def _judge_gradient(
     try:
         matrix = probe.row_gradients()
     except Exception as error:  # noqa: BLE001 - a model need not support a backward in eval mode
-        notes.append(f"no gradient could be read (decided by replacing rows): {error}"[:200])
+        notes.append(f"no gradient could be read (decided by replacing rows): {first_line(error)}")
         matrix = None
     if matrix is None:
         return BatchIndependence(**{**vars(measured), "notes": tuple(notes)})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pytest_transformer_validate.checks.registry import check
-from pytest_transformer_validate.errors import Blocked, CheckFailed, NotApplicable
+from pytest_transformer_validate.errors import Blocked, CheckFailed, NotApplicable, first_line
 from pytest_transformer_validate.measures.dependency import (
     Causality,
     Leak,
@@ -123,7 +123,7 @@ def _judge_gradient(
         try:
             matrix = probe.position_gradients(mode)
         except Exception as error:  # noqa: BLE001 - a model need not support a backward here
-            notes.append(f"no gradient could be read in {mode} mode: {error}"[:200])
+            notes.append(f"no gradient could be read in {mode} mode: {first_line(error)}")
             continue
         if matrix is None:
             continue

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pytest_transformer_validate.checks.registry import check
-from pytest_transformer_validate.errors import CheckFailed, NotApplicable
+from pytest_transformer_validate.errors import CheckFailed, NotApplicable, first_line
 from pytest_transformer_validate.measures import context
 from pytest_transformer_validate.measures.context import Context, Pattern
 from pytest_transformer_validate.measures.measurement import Limit
@@ -488,7 +488,7 @@ def _patches(probe: Probe, size: int, condition: str) -> torch.Tensor:
     try:
         pixels = probe.mixing.pixels(condition)
     except Exception as error:
-        raise NotApplicable(f"no gradient could be read: {error}"[:200]) from error
+        raise NotApplicable(f"no gradient could be read: {first_line(error)}") from error
     tiles = pixels.unfold(0, size, size).unfold(1, size, size).amax((2, 3))
     return context.relative(tiles.flatten()).reshape(tiles.shape)
 
@@ -586,7 +586,7 @@ def _source(probe: Probe, condition: str) -> torch.Tensor:
     try:
         matrix = probe.mixing.source(condition)
     except Exception as error:
-        raise NotApplicable(f"no gradient could be read: {error}"[:200]) from error
+        raise NotApplicable(f"no gradient could be read: {first_line(error)}") from error
     if matrix is None:
         raise NotApplicable("the encoder's token vectors cannot be seen")
     return context.relative(matrix)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pytest_transformer_validate.checks.registry import check
-from pytest_transformer_validate.errors import CheckFailed, NotApplicable
+from pytest_transformer_validate.errors import CheckFailed, NotApplicable, first_line
 from pytest_transformer_validate.measures import context
 from pytest_transformer_validate.measures.invariance import (
     PositionSensitivity,
@@ -145,7 +145,7 @@ def _judge_positions(
     try:
         constant = probe.order.constant(side, modules[0], "eval")
     except Exception as error:  # noqa: BLE001 - a text of one token may be refused
-        note = f"a text that repeats one token could not be run: {error}"[:200]
+        note = f"a text that repeats one token could not be run: {first_line(error)}"
         return replace(measured, notes=(*measured.notes, note))
     if constant is None:
         return measured
@@ -220,7 +220,7 @@ def _shift(probe: Probe, measured: PositionSensitivity) -> PositionSensitivity:
     try:
         value, reference = probe.order.shifted(_SHIFT)
     except Exception as error:  # noqa: BLE001 - a model need not take positions like these
-        note = f"position_ids could not be given: {error}"[:200]
+        note = f"position_ids could not be given: {first_line(error)}"
         return replace(measured, notes=(*measured.notes, note))
     measured = replace(measured, shift=value)
     limit = two_shapes_limit(reference, probe.noise())

@@ -5,7 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pytest_transformer_validate.checks.registry import check
-from pytest_transformer_validate.errors import CheckFailed, NotApplicable, SubjectError, TaskError
+from pytest_transformer_validate.errors import (
+    CheckFailed,
+    NotApplicable,
+    SubjectError,
+    TaskError,
+    error_line,
+    first_line,
+)
 from pytest_transformer_validate.measures.outputs import ShapeOf
 
 if TYPE_CHECKING:
@@ -53,14 +60,14 @@ def _run(probe: Probe, case: str) -> list[Shape]:
         if case == "full_length" and probe.subject.max_length is None:
             raise CheckFailed(
                 f"{RULE}, at any length where no limit is declared\n"
-                f"{type(error).__name__} at 63 or 64 tokens: {error}\n"
+                f"{type(error).__name__} at 63 or 64 tokens: {first_line(error)}\n"
                 'a shorter limit? declare it: "max_seq_len" in config.json',
                 where=probe.where_raised(error),
             ) from error
         if case == "single_token" and probe.shortens():
             raise NotApplicable(
                 "the model pools its sequence to a shorter one, and cannot pool a single token: "
-                f"{type(error).__name__}: {error}"
+                f"{error_line(error)}"
             ) from error
         raise
 

@@ -5,7 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pytest_transformer_validate.checks.registry import check
-from pytest_transformer_validate.errors import Blocked, CheckFailed, NotApplicable, error_line
+from pytest_transformer_validate.errors import (
+    Blocked,
+    CheckFailed,
+    NotApplicable,
+    error_line,
+    first_line,
+)
 from pytest_transformer_validate.measures.measurement import Limit
 from pytest_transformer_validate.measures.states import Determinism, DropoutUse, Statelessness
 from pytest_transformer_validate.measures.tolerance import same_shape_limit, settle, unit
@@ -40,7 +46,7 @@ def determinism(probe: Probe, *, accelerator: float = 64.0) -> Determinism:
         except Exception as error:
             if way == "plain":
                 raise
-            notes.append(f"not judged {_WAYS[way]}: {error}".partition("\n")[0][:200])
+            notes.append(f"not judged {_WAYS[way]}: {first_line(error)}")
             continue
         worst = max(worst, twice.moved)
         if twice.moved:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pytest_transformer_validate.checks.registry import check
-from pytest_transformer_validate.errors import CheckFailed, NotApplicable
+from pytest_transformer_validate.errors import CheckFailed, NotApplicable, error_line
 from pytest_transformer_validate.measures.storage import (
     Registered,
     RoundTrip,
@@ -119,7 +119,7 @@ def round_trip(probe: Probe) -> RoundTrip:
         except Exception as error:
             if way == "state_dict":
                 raise
-            notes.append(f"{way} was not tried: {type(error).__name__}: {error}"[:200])
+            notes.append(f"{way} was not tried: {error_line(error)}")
             continue
         _judge_trip(trip)
         done.append(way)
