@@ -54,7 +54,12 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     from pytest_transformer_validate.start import start
 
-    run = start(config)
+    try:
+        run = start(config)
+    except pytest.UsageError as error:
+        from pytest_transformer_validate.report.text import printable
+
+        raise pytest.UsageError(*(printable(str(text)) for text in error.args)) from error
     if run is not None:
         from pytest_transformer_validate.session import register
 

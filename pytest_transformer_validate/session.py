@@ -12,6 +12,7 @@ from pytest_transformer_validate.report import html, terminal
 from pytest_transformer_validate.report import json as json_report
 from pytest_transformer_validate.report.record import Record
 from pytest_transformer_validate.report.text import printable
+from pytest_transformer_validate.sinks import Sinks
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -28,6 +29,7 @@ def register(config: pytest.Config, run: Run) -> None:
     manager.register(OwnReports(), "transformer_validate_reports")
     models = Models(config, run)
     manager.register(models, "transformer_validate_models")
+    manager.register(Sinks(run), "transformer_validate_sinks")
     if hasattr(config, "workerinput"):
         return
     manager.register(Results(config, run, models), "transformer_validate_results")
@@ -167,7 +169,7 @@ class Results:
         if lines:
             terminalreporter.section("transformer validation")
             for line in lines:
-                terminalreporter.write_line(line)
+                terminalreporter.write_line(printable(line))
 
 
 class HtmlColumns:

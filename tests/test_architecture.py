@@ -38,6 +38,7 @@ FLOORS = (
     ("models",),
     ("fixtures", "outcome"),
     ("collection",),
+    ("sinks",),
     ("start", "session"),
     ("plugin", "__main__"),
 )
@@ -47,7 +48,7 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 TORCH_FREE = ("checks", "collection", "errors", "fixtures", "hookspec", "measures", "models")
 TORCH_FREE += ("optional", "options", "outcome", "plugin", "report", "runner", "session")
 TORCH_FREE += ("sources", "start", "task", "test_functions", "tier1_critical_validation")
-TORCH_FREE += ("redaction", "validation", "__main__")
+TORCH_FREE += ("redaction", "sinks", "validation", "__main__")
 
 HEAVY = ("torch", "numpy", "transformers", "pandas", "safetensors", "matplotlib", "captum")
 DEFERRED = set(HEAVY) - {"torch"}

@@ -1,0 +1,110 @@
+"""What every reporter of pytest gets to see: no credential, and nothing raw of a model."""
+
+from __future__ import annotations
+
+import linecache
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_transformer_validate.collection import entry_of
+from pytest_transformer_validate.errors import text_of
+from pytest_transformer_validate.redaction import redact
+from pytest_transformer_validate.report.text import (
+    LONGEST_OUTPUT,
+    capped,
+    escaped,
+    printable,
+    tail,
+)
+
+if TYPE_CHECKING:
+    import warnings
+    from collections.abc import Callable, Generator
+
+    from pytest_transformer_validate.models import Run
+
+
+class Sinks:
+    """Cleans reports and warnings before terminal, JUnit, pytest-html and others read them.
+
+    Reports of tests about a model are redacted, escaped and cut, others redacted only. A worker
+    does not know the credentials that were withheld from it: its reports are redacted once more
+    where the run is controlled.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.heads = tuple(f"{model.id}::" for model in run.models)
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        report = yield
+        if entry_of(item) is not None:
+            clean(report, _text_of_model, _output_of_model)
+        return report
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.nodeid.startswith(self.heads):
+            clean(report, _text_of_model, _output_of_model)
+        else:
+            clean(report, redact, redact)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        clean(report, redact, redact)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_warning_recorded(self, warning_message: warnings.WarningMessage) -> None:
+        shown: Any = warning_message
+        shown.message = printable(text_of(shown.message))
+        line = shown.line or linecache.getline(shown.filename, shown.lineno)
+        shown.line = printable(line.strip())
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionstart(self, session: pytest.Session) -> None:
+        """pytest-metadata keeps variables of CI machines, URLs among them."""
+        if session.config.pluginmanager.hasplugin("metadata"):
+            from pytest_metadata.plugin import metadata_key
+
+            known = session.config.stash.get(metadata_key, {})
+            known.update({key: _mapped(value, redact) for key, value in known.items()})
+
+
+def _text_of_model(text: str) -> str:
+    return escaped(capped(text, LONGEST_OUTPUT))
+
+
+def _output_of_model(text: str) -> str:
+    return escaped(tail(text))
+
+
+def clean(
+    report: pytest.TestReport | pytest.CollectReport,
+    text: Callable[[str], str],
+    output: Callable[[str], str],
+) -> None:
+    """Put every text of a report through ``text``, captured output through ``output``."""
+    report.sections = [(text(title), output(content)) for title, content in report.sections]
+    for name in ("longrepr", "wasxfail", "user_properties", "tb_record"):
+        if hasattr(report, name):
+            setattr(report, name, _mapped(getattr(report, name), text))
+
+
+def _mapped(value: Any, change: Callable[[str], str]) -> Any:
+    """``value`` with its texts changed; lines of text as the one text that they are."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, list) and value and all(isinstance(line, str) for line in value):
+        whole = "\n".join(value)
+        changed = change(whole)
+        return value if changed == whole else changed.split("\n")
+    if isinstance(value, list | tuple):
+        return type(value)(_mapped(item, change) for item in value)
+    if isinstance(value, dict):
+        return {_mapped(key, change): _mapped(item, change) for key, item in value.items()}
+    if hasattr(value, "toterminal"):  # what pytest keeps of an exception
+        vars(value).update({name: _mapped(item, change) for name, item in vars(value).items()})
+    return value
