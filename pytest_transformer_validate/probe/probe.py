@@ -32,7 +32,7 @@ from pytest_transformer_validate.probe.tables import Tables
 from pytest_transformer_validate.probe.trace import ROOT, where_raised
 from pytest_transformer_validate.probe.weights import Weights
 from pytest_transformer_validate.subject import promises
-from pytest_transformer_validate.subject.guard import derive_seed, guard
+from pytest_transformer_validate.subject.guard import Keeper, derive_seed
 from pytest_transformer_validate.subject.source import reads_module, reads_parameter
 from pytest_transformer_validate.subject.subject import Subject
 
@@ -79,6 +79,7 @@ class Probe:
         self._failures: dict[tuple[object, ...], str] = {}
         self._training = False
         self._copied = False
+        self._keeper = Keeper(subject.model)
 
     def context(self) -> dict[str, Any]:
         """What is in force: task, parameters, device, dtype, seed, weights, and what is given
@@ -147,11 +148,11 @@ class Probe:
 
         In eval mode, or inside ``under("training")`` in training mode with batch norms in eval.
         """
-        model = self.subject.model
         mended = MaskDtype() if self._copied else contextlib.nullcontext()
-        with guard(model, self.seed_for(*words)), torch.set_grad_enabled(grad), mended:
-            model.train(self._training)
-            for norm in _batch_norms(model):
+        guard = self._keeper.guard(self.seed_for(*words))
+        with guard as kept, torch.set_grad_enabled(grad), mended:
+            kept.train(self._training)
+            for norm in kept.batch_norms:
                 norm.eval()
             yield self.subject
 

@@ -7,6 +7,7 @@ are small: a model of a billion parameters costs as much as a small one.
 
 from __future__ import annotations
 
+import itertools
 import operator
 import sys
 import types
@@ -37,6 +38,44 @@ _OPAQUE = (
 )
 
 
+class Holders:
+    """Dicts, and the very objects that they hold."""
+
+    def __init__(self) -> None:
+        self._empty: list[dict[Any, Any]] = []  # most are: no copies of those
+        self._filled: list[dict[Any, Any]] = []
+        self._copies: list[dict[Any, Any]] = []
+        self._values: list[Any] = []
+
+    def __len__(self) -> int:
+        return len(self._empty) + len(self._filled)
+
+    def take(self, holder: dict[Any, Any]) -> dict[Any, Any]:
+        """Keep what a dict holds now, and give it."""
+        if not holder:
+            self._empty.append(holder)
+            return {}
+        kept = dict(holder)
+        self._filled.append(holder)
+        self._copies.append(kept)
+        self._values.extend(kept.values())
+        return kept
+
+    def same(self) -> bool:
+        """Whether each dict still holds the same objects; all of them in one comparison."""
+        if any(self._empty) or list(map(len, self._filled)) != list(map(len, self._copies)):
+            return False
+        now = itertools.chain.from_iterable(map(dict.values, self._filled))
+        return all(map(operator.is_, now, self._values))
+
+    def give_back(self) -> None:
+        """Put back what each of them held."""
+        for holder in filter(None, self._empty):
+            holder.clear()
+        for holder, kept in zip(self._filled, self._copies, strict=True):
+            _restore(holder, kept)
+
+
 class Attributes:
     """The plain attributes of every module of a model, and everything they hold, as they are.
 
@@ -46,9 +85,9 @@ class Attributes:
     def __init__(self, model: nn.Module, modules: list[nn.Module] | None = None) -> None:
         """``modules`` are all modules of the model, where they are known."""
         modules = modules or list(model.modules())
-        self._dicts: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
+        self._dicts = Holders()
         self._lists: list[tuple[Any, list[Any]]] = []
-        self._classes: list[tuple[type, dict[str, Any]]] = []
+        self._classes: list[tuple[type, dict[str, Any], list[Any]]] = []
         self._tensors: list[tuple[torch.Tensor, int, torch.Tensor | None]] = []
         self._left = _MOST
         registered = (*modules, *members(modules, "_parameters"), *members(modules, "_buffers"))
@@ -69,15 +108,23 @@ class Attributes:
         """Tensors of which only the version is known."""
         return [tensor for tensor, _, value in self._tensors if value is None]
 
+    def same(self) -> bool:
+        """Whether nothing has changed since, as far as it would be given back."""
+        return (
+            self._dicts.same()
+            and all(_same(sequence, entries) for sequence, entries in self._lists)
+            and all(_same(vars(cls).values(), every) for cls, _, every in self._classes)
+            and all(version_of(tensor) == version for tensor, version, _ in self._tensors)
+        )
+
     def give_back(self) -> None:
         """Put everything back that is not as it was."""
-        for holder, kept in self._dicts:
-            restore(holder, kept)
+        self._dicts.give_back()
         for sequence, entries in self._lists:
             if not _same(sequence, entries):
                 sequence.clear()
                 (sequence.update if isinstance(sequence, set) else sequence.extend)(entries)
-        for cls, kept in self._classes:
+        for cls, kept, _ in self._classes:
             _restore_class(cls, kept)
         with torch.no_grad():
             for tensor, version, value in self._tensors:
@@ -111,15 +158,13 @@ class Attributes:
     def _take_dict(self, holder: dict[Any, Any], depth: int) -> None:
         if len(holder) > _ENTRIES:
             return
-        kept = dict(holder)
-        self._dicts.append((holder, kept))
-        for key, value in kept.items():
+        for key, value in self._dicts.take(holder).items():
             if type(value) not in _PLAIN and not (depth == 0 and key in _INTERNAL):
                 self._take(value, depth + 1)
 
     def _take_class(self, cls: type) -> None:
-        kept = {name: value for name, value in vars(cls).items() if _is_data(name, value)}
-        self._classes.append((cls, kept))
+        kept = _data(cls)
+        self._classes.append((cls, kept, list(vars(cls).values())))
         self._take_all(kept.values(), 0)
 
     def _take_tensor(self, tensor: torch.Tensor) -> None:
@@ -152,7 +197,7 @@ def give_value_back(tensor: torch.Tensor, value: torch.Tensor) -> None:
             tensor.data = value.clone()
 
 
-def restore(holder: dict[Any, Any], kept: dict[Any, Any]) -> None:
+def _restore(holder: dict[Any, Any], kept: dict[Any, Any]) -> None:
     """Make ``holder`` hold what ``kept`` does, the very same objects."""
     if len(holder) == len(kept) and all(map(operator.is_, holder.values(), kept.values())):
         return
@@ -162,12 +207,16 @@ def restore(holder: dict[Any, Any], kept: dict[Any, Any]) -> None:
 
 
 def _restore_class(cls: type, kept: dict[str, Any]) -> None:
-    now = {name: value for name, value in vars(cls).items() if _is_data(name, value)}
+    now = _data(cls)
     for name in now.keys() - kept.keys():
         delattr(cls, name)
     for name, value in kept.items():
         if now.get(name, kept) is not value:
             setattr(cls, name, value)
+
+
+def _data(cls: type) -> dict[str, Any]:
+    return {name: value for name, value in vars(cls).items() if _is_data(name, value)}
 
 
 def _same(sequence: Any, entries: list[Any]) -> bool:

@@ -10,28 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pytest_transformer_validate.subject.attributes import (
-    Attributes,
-    give_value_back,
-    members,
-    restore,
-    version_of,
-)
+from pytest_transformer_validate.subject.attributes import Attributes, version_of
+from pytest_transformer_validate.subject.keeping import HOOKS, Kept
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_pre_hooks",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_pre_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-)
-_REGISTRIES = ("_modules", "_parameters", "_buffers", *_HOOKS)
-_NOTHING: dict[Any, Any] = {}
 
 
 def derive_seed(seed: int, *words: object) -> int:
@@ -72,7 +55,7 @@ def fingerprint(model: torch.nn.Module) -> tuple[Any, ...]:
         *((id(tensor), version_of(tensor)) for tensor in attributes.large),
     )
     modules = tuple(
-        (name, module.training, tuple(len(getattr(module, hooks, ())) for hooks in _HOOKS))
+        (name, module.training, tuple(len(getattr(module, hooks, ())) for hooks in HOOKS))
         for name, module in model.named_modules()
     )
     return tensors, modules
@@ -82,6 +65,26 @@ def state_tensors(model: torch.nn.Module) -> list[torch.Tensor]:
     """Tensors that ``guard`` gives back by value: buffers, and small ones in plain attributes."""
     buffers = [buffer for buffer in model.buffers() if not buffer.is_meta]
     return buffers + Attributes(model).small
+
+
+class Keeper:
+    """Guards one model, again and again: what it holds is read anew only where it has changed."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._model = model
+        self._kept: Kept | None = None
+
+    @contextlib.contextmanager
+    def guard(self, seed: int = 0) -> Iterator[Kept]:
+        """See ``guard``; gives what is known of the model's modules."""
+        kept = self._kept
+        if kept is None or not kept.same():
+            kept = Kept(self._model)
+        self._kept = None  # not known while the model runs
+        with _globals_kept(), kept.given_back():
+            seed_all(seed)
+            yield kept
+        self._kept = kept if kept.intact else None
 
 
 @contextlib.contextmanager
@@ -95,8 +98,7 @@ def guard(model: torch.nn.Module, seed: int = 0) -> Iterator[None]:
     parameter that is exchanged comes back; one that is written to does not, unless its module
     overrides ``train()``, which may fold an adapter into it.
     """
-    with _globals_kept(), _model_kept(model):
-        seed_all(seed)
+    with Keeper(model).guard(seed):
         yield
 
 
@@ -129,61 +131,3 @@ def _globals_kept() -> Iterator[None]:
             torch.set_num_threads(threads)
         if torch.are_deterministic_algorithms_enabled() != deterministic:
             torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
-
-
-@contextlib.contextmanager
-def _model_kept(model: torch.nn.Module) -> Iterator[None]:
-    modules = list(model.modules())
-    registries = _registries(modules)
-    attributes = Attributes(model, modules)
-    parameters = [
-        (p, None if torch.nn.parameter.is_lazy(p) else p.data, p.requires_grad, p.grad)
-        for p in members(modules, "_parameters")
-    ]
-    folded = [(p.data, p.detach().clone()) for p in _folding(modules) if not p.is_meta]
-    buffers = [
-        (b, b.data_ptr(), version_of(b), b.detach().clone())
-        for b in members(modules, "_buffers")
-        if not b.is_meta
-    ]
-    for parameter, *_ in parameters:
-        parameter.grad = None  # a backward would add to the one that is there
-    try:
-        yield
-    finally:
-        for held, entries in registries:
-            if held or entries:  # most are empty
-                restore(held, entries)
-        attributes.give_back()
-        for parameter, data, requires_grad, grad in parameters:
-            if data is not None and parameter.data_ptr() != data.data_ptr():
-                parameter.data = data
-            parameter.requires_grad_(requires_grad)
-            parameter.grad = grad
-        for data, value in folded:
-            if not data.equal(value):
-                data.copy_(value)
-        for buffer, place, version, value in buffers:
-            if version_of(buffer) != version or buffer.data_ptr() != place:
-                give_value_back(buffer, value)
-
-
-def _registries(
-    modules: list[torch.nn.Module],
-) -> list[tuple[dict[Any, Any], dict[Any, Any]]]:
-    """Submodules, parameters, buffers and hooks of modules, where they are plain dicts, and what
-    they hold. Most are empty, and every pass comes here: no copies of those."""
-    found = []
-    for module in modules:
-        named = vars(module)
-        for name in _REGISTRIES:
-            held = named.get(name)
-            if isinstance(held, dict):
-                found.append((held, dict(held) if held else _NOTHING))
-    return found
-
-
-def _folding(modules: list[torch.nn.Module]) -> list[torch.Tensor]:
-    """Parameters of modules that do something of their own when the mode changes."""
-    own = torch.nn.Module
-    return members([m for m in modules if type(m).train is not own.train], "_parameters")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import weakref
 from typing import ClassVar
 
 import numpy
@@ -8,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_transformer_validate.subject.guard import derive_seed, fingerprint, guard
+from pytest_transformer_validate.subject.guard import Keeper, derive_seed, fingerprint, guard
 from tests.models import Decoder
 
 
@@ -148,6 +149,63 @@ def test_what_folds_at_a_change_of_mode_comes_back():
         model.eval()
         assert model.weight.tolist() != before
     assert model.weight.tolist() == before
+
+
+def test_a_keeper_gives_back_what_was_there_when_it_was_entered():
+    model = Keeps()
+    keeper = Keeper(model)
+    with keeper.guard():
+        write_everywhere(model)
+    model.count, model.extra, model.mask = 7, [torch.ones(1)], torch.full((2,), 5.0)
+    model.seen.data = torch.full((2,), 3.0)
+    model.hidden.append(nn.Linear(1, 1))
+    model.linear = nn.Linear(3, 3)
+    before, linear = model.state(), model.linear
+    for _ in range(3):
+        with keeper.guard():
+            write_everywhere(model)
+            model.seen.add_(1)
+            model.extra[0] += 1
+            model.linear = nn.Linear(2, 2)
+            linear.weight.data = torch.ones(3, 3)
+        assert model.state() == before
+        assert model.extra[0].tolist() == [1]
+    assert model.linear is linear
+
+
+def test_a_keeper_holds_no_weights():
+    model = nn.Linear(2, 2)
+    keeper = Keeper(model)
+    original, model.weight.data = model.weight.data, torch.ones(2, 2)
+    with keeper.guard():
+        model(torch.zeros(1, 2))
+    moved = weakref.ref(model.weight.data.untyped_storage())
+    model.weight.data = original
+    with keeper.guard():
+        assert model.weight.data_ptr() == original.data_ptr()
+    del original
+    assert moved() is None
+
+
+def test_a_mode_reaches_all_modules_and_is_given_back():
+    model = nn.Sequential(nn.Dropout(), nn.ModuleDict({"a": nn.BatchNorm1d(2)})).train()
+    model[1].eval()
+    modes = [m.training for m in model.modules()]
+    with Keeper(model).guard() as kept:
+        for mode in (True, False):
+            kept.train(mode)
+            assert {m.training for m in model.modules()} == {mode}
+    assert [m.training for m in model.modules()] == modes
+
+
+def test_a_train_method_of_a_models_own_is_called():
+    model = nn.Sequential(Folds(2, 2)).train()
+    before = model[0].weight.tolist()
+    with Keeper(model).guard() as kept:
+        kept.train(False)
+        assert model[0].weight.tolist() != before
+    assert model[0].weight.tolist() == before
+    assert model[0].training
 
 
 CHANGES = {
