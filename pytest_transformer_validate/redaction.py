@@ -49,7 +49,12 @@ def secret_variables(environ: Mapping[str, str] | None = None) -> dict[str, str]
     """The variables that hold credentials (``*_TOKEN``, ``*_KEY``, ``*_SECRET``, ``*_PASSWORD``,
     ``AWS_*``), of ``os.environ`` by default."""
     environ = os.environ if environ is None else environ
-    return {name: value for name, value in environ.items() if _NAMES.fullmatch(name)}
+    return {name: environ[name] for name in environ if _is_named_so(name)}
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_named_so(name: str) -> bool:
+    return _NAMES.fullmatch(name) is not None
 
 
 def remember(values: Iterable[str]) -> None:
@@ -60,6 +65,8 @@ def remember(values: Iterable[str]) -> None:
 def redact(text: str) -> str:
     """``text`` without credentials: neither values of variables (of 8 characters or more) nor
     anything that has the form of a token, a private key or a password in a URL."""
+    if len(text) < SHORTEST:
+        return text
     values = {value for value in secret_variables().values() if len(value) >= SHORTEST}
     values |= _remembered
     if values:

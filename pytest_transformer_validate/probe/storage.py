@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pytest_transformer_validate.errors import error_line
+from pytest_transformer_validate.errors import error_line, text_of
 from pytest_transformer_validate.optional import find
 from pytest_transformer_validate.probe.compare import difference, trace
 from pytest_transformer_validate.probe.elsewhere import (
@@ -252,7 +252,7 @@ class Storage(Passes):
             except Exception as error:
                 if way != STATE:
                     raise
-                return error_line(error), how
+                return f"{type(error).__name__}: {text_of(error)}", how
         return twin_of(probe.subject, model), how
 
     def _remade_agree(self) -> bool:
