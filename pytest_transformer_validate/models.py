@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pytest_transformer_validate.checks.registry import Check
     from pytest_transformer_validate.options import Settings
     from pytest_transformer_validate.probe.probe import Probe, Rebuild
+    from pytest_transformer_validate.probe.reference import Reference
     from pytest_transformer_validate.runner import ModelRun
     from pytest_transformer_validate.sources.base import Loaded, LoadOptions, Source
     from pytest_transformer_validate.subject.subject import Subject
@@ -40,6 +41,7 @@ class Shared:
     task: str | None = None
     weights: str = "as given"
     rebuild: Rebuild | None = None
+    reference: Reference | None = None
     _model: torch.nn.Module | None = None
     _subject: Subject | None = None
     _probe: Probe | None = None
@@ -72,12 +74,16 @@ class Shared:
             from pytest_transformer_validate.probe.probe import Probe
 
             self._probe = Probe(
-                subject, seed=self.settings.seed, weights=self.weights, rebuild=self.rebuild
+                subject,
+                seed=self.settings.seed,
+                weights=self.weights,
+                rebuild=self.rebuild,
+                reference=self.reference,
             )
         return self._probe
 
     def clear(self) -> None:
-        self._model = self._subject = self._probe = None
+        self._model = self._subject = self._probe = self.reference = None
 
 
 class AsLoaded:
@@ -105,7 +111,8 @@ class RunModel:
     """One model of the run.
 
     ``path`` is where it lies (the root folder for one that is no file), ``origin`` who named it,
-    ``typed`` the arguments that name it on a command line; ``excuse`` is off under ``--runxfail``.
+    ``typed`` the arguments that name it on a command line; ``excuse`` is off under ``--runxfail``;
+    ``compared`` is the source of the model that it is compared with.
 
     It is loaded when first asked for and again after a test that changed it; a load that failed
     is not tried again.
@@ -121,6 +128,7 @@ class RunModel:
     task: str | None = None
     typed: tuple[str, ...] = ()
     excuse: bool = True
+    compared: Source | None = None
     shared: Shared = field(init=False)
     waiting: int = 0
     _loaded: Loaded | None = None
@@ -161,6 +169,8 @@ class RunModel:
         if loaded is not None and loaded.model is model:
             self.shared.weights = loaded.weights
             self.shared.rebuild = functools.partial(self.source.rebuild, self.options)
+        if self.compared is not None and self.shared.reference is None:
+            self.shared.reference = self._reference(self.compared)
         subject = self.shared.subject(model, config, tokenizer, device)
         self._take_print()
         return subject
@@ -196,6 +206,12 @@ class RunModel:
         self._loaded = loaded
         self._take_print()
         return loaded
+
+    def _reference(self, source: Source) -> Reference:
+        from pytest_transformer_validate.probe.reference import Reference
+        from pytest_transformer_validate.sources.base import LoadOptions
+
+        return Reference(source, LoadOptions(seed=self.settings.seed), self.settings.dtype)
 
     def _take_print(self) -> None:
         if self._loaded is not None:

@@ -60,6 +60,7 @@ OPTIONS = (
     Option("tb_timeout", "float", "SECONDS", "time limit of a check; default 300, 0: none"),
     Option("tb_allow_skipped", "bool", "", "a model of which nothing could be judged is no error"),
     Option("tb_json", "string", "PATH", "write the records as JSON to this file"),
+    Option("tb_reference", "string", "SPEC", f"model to compare with ({_SPECS})"),
     Option("tb_train", "bool", "", "run checks of tier 3, which train (this version has none)"),
     Option("tier3", "bool", "", "short for -m tier3 --tb-train"),
 )

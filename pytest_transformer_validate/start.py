@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pytest_transformer_validate.models import Run, RunModel
     from pytest_transformer_validate.sources.base import Source
 
-_GLOBAL = ("tb_device", "tb_dtype", "tb_seed", "tb_timeout")
+_GLOBAL = ("tb_device", "tb_dtype", "tb_seed", "tb_timeout", "tb_reference")
 _IN_FILE = "[tb_model in the ini file]"
 _IN_HOOK = "[pytest_tb_models]"
 
@@ -44,13 +44,14 @@ def start(config: pytest.Config) -> Run | None:
         sources = list(_sources(config))
         if not sources:
             return None
+        reference = _reference(config)
         checks = tuple(all_checks())
         settings = _with_check_options(config, settings, checks)
     except SpecError as error:
         raise pytest.UsageError(str(error)) from error
     if not is_worker(config):
         options.check_device(settings.device)
-    models = tuple(_models(config, settings, sources, checks))
+    models = tuple(_models(config, settings, sources, checks, reference))
     typed = config.args_source is pytest.Config.ArgsSource.ARGS
     args, selected = _take_ids(config, models, checks) if typed else (config.args, {})
     from_command_line = config.getoption("tb_model") is not None
@@ -106,6 +107,19 @@ def _sources(config: pytest.Config) -> Iterator[tuple[Source, str]]:
             yield _live(entry), f"{entry[0]} {_IN_HOOK}"
 
 
+def _reference(config: pytest.Config) -> Source | None:
+    """The model that the others are compared with. Raises SpecError."""
+    from pytest_transformer_validate.sources.parse import parse
+
+    spec = options.value(config, "tb_reference")
+    if spec is None:
+        return None
+    try:
+        return parse(spec, rootdir=config.rootpath, cwd=options.base(config, "tb_reference"))
+    except SpecError as error:
+        raise SpecError(f"--tb-reference: {error}") from error
+
+
 def _of_hook(config: pytest.Config) -> list[Any]:
     try:
         answers = config.hook.pytest_tb_models(config=config)
@@ -132,6 +146,7 @@ def _models(
     settings: Settings,
     sources: list[tuple[Source, str]],
     checks: tuple[Check, ...],
+    reference: Source | None,
 ) -> Iterator[RunModel]:
     from pytest_transformer_validate.models import STOPS, RunModel
     from pytest_transformer_validate.runner import ModelRun
@@ -156,6 +171,7 @@ def _models(
             run=ModelRun(source.id, limits=settings.limits, again=again, stops=STOPS),
             task=options.task(row["tb_task"]),
             excuse=not config.getoption("runxfail"),
+            compared=reference,
         )
 
 

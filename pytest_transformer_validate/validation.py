@@ -96,21 +96,24 @@ def validate(
     tier: int | Iterable[int] = 1,
     checks: str | Iterable[str] | None = None,
     task: str | None = None,
+    reference: torch.nn.Module | str | Path | None = None,
 ) -> Result:
     """Judge a model and return the records.
 
     ``model_or_spec`` is a model, or what is typed after ``--tb-model=``. ``config`` is the
     model's configuration (a dict or any object), for a spec the path of a config.json; ``tier``
     1, 2, 3 or several of them, without slow checks; ``checks`` names checks to run instead of
-    whole tiers; ``task`` says what the model is for. The model is left as it was. Raises
-    SpecError for arguments that name nothing; what is wrong with the model is in the records.
+    whole tiers; ``task`` says what the model is for; ``reference`` is a model, or a spec of one,
+    that it is compared with. Both are left as they were. Raises SpecError for arguments that name
+    nothing; what is wrong with the model is in the records.
     """
     known = all_checks()
     chosen = _choose(known, tier, checks)
     task = None if task is None else canonical_task(task)
     source, options = _source(model_or_spec, config)
     run = ModelRun(source.id)
-    with _Model(source, options, task, run, known) as model:
+    compared = None if reference is None else _source(reference, None)
+    with _Model(source, options, task, run, known, compared) as model:
         return Result(
             run.judge(check, case, model.probe).record
             for check in chosen
@@ -168,12 +171,14 @@ class _Model:
         task: str | None,
         run: ModelRun,
         checks: Sequence[Check],
+        compared: tuple[Source, LoadOptions] | None = None,
     ) -> None:
         self._source = source
         self._options = options
         self._task = task
         self._run = run
         self._checks = checks
+        self._compared = compared
         self._held = contextlib.ExitStack()
         self._probe: Probe | None = None
 
@@ -191,6 +196,7 @@ class _Model:
 
     def _make(self) -> Probe:
         from pytest_transformer_validate.probe.probe import Probe
+        from pytest_transformer_validate.probe.reference import Reference
         from pytest_transformer_validate.subject.guard import guard
         from pytest_transformer_validate.subject.subject import Subject
 
@@ -207,7 +213,10 @@ class _Model:
             seed=SEED,
         )
         rebuild = functools.partial(self._source.rebuild, self._options)
-        return Probe(subject, seed=SEED, weights=loaded.weights, rebuild=rebuild)
+        reference = None if self._compared is None else Reference(*self._compared)
+        return Probe(
+            subject, seed=SEED, weights=loaded.weights, rebuild=rebuild, reference=reference
+        )
 
     def _declared(self, loaded: Loaded) -> dict[str, str]:
         try:

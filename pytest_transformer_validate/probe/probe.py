@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from pytest_transformer_validate.probe.forwards import Samples, Shape
     from pytest_transformer_validate.probe.gradients import Gradients
     from pytest_transformer_validate.probe.positions import Swaps
+    from pytest_transformer_validate.probe.reference import Reference
     from pytest_transformer_validate.probe.rows import RowSwaps
     from pytest_transformer_validate.subject.batch import Batch
     from pytest_transformer_validate.subject.outputs import Output
@@ -60,7 +61,8 @@ class Probe:
 
     ``seed`` decides every draw of every pass, together with the pass's name; ``weights`` says for
     reports where the weights are from; ``rebuild`` makes the model once more, with weights drawn
-    from another seed, or gives ``None`` or the same object where it cannot.
+    from another seed, or gives ``None`` or the same object where it cannot; ``reference`` is the
+    model that this one is compared with.
     """
 
     def __init__(
@@ -70,11 +72,13 @@ class Probe:
         seed: int = 0,
         weights: str = "as given",
         rebuild: Rebuild | None = None,
+        reference: Reference | None = None,
     ) -> None:
         self.subject = subject
         self.seed = seed
         self.weights = weights
         self.rebuild = rebuild
+        self.reference = reference
         self._results: dict[tuple[object, ...], Any] = {}
         self._failures: dict[tuple[object, ...], str] = {}
         self._training = False

@@ -125,6 +125,7 @@ def test_the_options_are_the_closed_list() -> None:
         "--tb-timeout",
         "--tb-allow-skipped",
         "--tb-json",
+        "--tb-reference",
         "--tb-train",
         "--tier3",
     ]
