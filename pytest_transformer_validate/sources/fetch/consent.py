@@ -24,13 +24,15 @@ _MOST = 6
 class Terms:
     """What the options and the environment say about trust.
 
-    ``trust`` holds ``new`` and hashes of trees; ``ci`` whether the lock is read-only; ``offline``
+    ``trust`` holds ``new`` and hashes of trees; ``typed`` whether it is of this command, so that
+    each hash has to be met; ``ci`` whether the lock is read-only; ``offline``
     whether nothing may be fetched; ``lists`` whether nothing will run (``--co``), so that nothing
     is fetched and nothing recorded; ``recorded`` whether consent can be recorded at all
     (``validate()`` records none).
     """
 
     trust: frozenset[str] = field(default_factory=frozenset)
+    typed: bool = True
     ci: bool = False
     offline: bool = False
     lists: bool = False
@@ -41,6 +43,7 @@ class Terms:
         cls,
         trust: Iterable[str],
         *,
+        typed: bool = True,
         ci: bool = False,
         offline: bool = False,
         lists: bool = False,
@@ -55,6 +58,11 @@ class Terms:
                     f"{clipped(repr(value), 80)}\n"
                     "  a run without --tb-trust prints the hash of a model that is not accepted"
                 )
+        if NEW in values and not typed:
+            raise SpecError(
+                "tb_trust in the ini file must be hashes: new would accept every change that "
+                "anybody makes\n  type --tb-trust=new once, and tb.lock records what was accepted"
+            )
         if NEW in values and offline:
             raise SpecError(
                 "--tb-offline and --tb-trust=new contradict each other: what is new has to be "
@@ -67,7 +75,9 @@ class Terms:
                 f"  run it once on your machine and commit {LOCK_FILE}, or accept one content "
                 "by its hash: --tb-trust=SHA256"
             )
-        return cls(trust=values, ci=ci, offline=offline, lists=lists, recorded=recorded)
+        return cls(
+            trust=values, typed=typed, ci=ci, offline=offline, lists=lists, recorded=recorded
+        )
 
     @property
     def new(self) -> bool:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
 import shutil
 import stat
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pytest_transformer_validate.errors import SpecError
+from pytest_transformer_validate.errors import SourceError, SpecError
 from pytest_transformer_validate.optional import find, require
 from pytest_transformer_validate.sources.fetch.tree import File, Tree
+from pytest_transformer_validate.sources.jsonfile import read_object
 from pytest_transformer_validate.sources.wording import shown
 
 if TYPE_CHECKING:
@@ -37,8 +40,8 @@ class Store:
     def __init__(self, root: Path) -> None:
         """Make the folder, or refuse one that others can write to. Raises SpecError."""
         self.root = root
-        self._trees = root / "trees"
-        for folder in (root, self._trees):
+        self._trees, self._notes = root / "trees", root / "notes"
+        for folder in (root, self._trees, self._notes):
             try:
                 folder.mkdir(parents=True, exist_ok=True, mode=0o700)
                 why = _not_private(folder)
@@ -78,6 +81,21 @@ class Store:
         finally:
             _remove(made)
 
+    def note(self, place: str, value: Any) -> None:
+        """Keep a JSON value under ``place``, any text. What cannot be written is not kept."""
+        with contextlib.suppress(OSError):
+            handle, name = tempfile.mkstemp(prefix=_HALF_WRITTEN, dir=self._notes)
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                json.dump(value, file)
+            Path(name).replace(self._note(place))
+
+    def noted(self, place: str) -> Any:
+        """What was kept under ``place``, else ``None``. Nobody vouches for it."""
+        try:
+            return read_object(self._note(place))
+        except SourceError:
+            return None
+
     @contextlib.contextmanager
     def locked(self, name: str) -> Iterator[None]:
         """Hold the lock called ``name`` (a plain file name). The system frees that of a process
@@ -95,6 +113,9 @@ class Store:
     def _folder(self, tree: Tree) -> Path:
         return self._trees / tree.sha256
 
+    def _note(self, place: str) -> Path:
+        return self._notes / hashlib.sha256(place.encode()).hexdigest()
+
     def _place(self, made: Path, tree: Tree) -> Path:
         """Move what was written to its place, unless somebody else was faster."""
         folder = self._folder(tree)
@@ -110,7 +131,7 @@ class Store:
 
     def _sweep(self) -> None:
         """Remove what processes that were killed left behind."""
-        for left in self._trees.glob(f"{_HALF_WRITTEN}*"):
+        for left in self.root.glob(f"*/{_HALF_WRITTEN}*"):
             with contextlib.suppress(OSError):
                 if time.time() - left.lstat().st_mtime > _STALE_SECONDS:
                     _remove(left)
