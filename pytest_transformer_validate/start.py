@@ -188,7 +188,7 @@ def _refuse_twins(sources: list[tuple[Source, str]]) -> None:
 
 def _place(config: pytest.Config, source: Source) -> Path:
     """Where the model lies; the root folder for one that is no file here."""
-    path = Path(os.path.normpath(config.rootpath / source.id.partition("::")[0]))
+    path = Path(os.path.normpath(config.rootpath / source.short.partition("::")[0]))
     try:
         return path if path.exists() else config.rootpath
     except (OSError, ValueError):
@@ -226,7 +226,8 @@ class _Again:
 
 def _where(config: pytest.Config, source: Source) -> Iterator[str]:
     """Arguments that keep the root folder what it is, where the id alone would move it."""
-    outside = source.id.startswith("..") or Path(source.id.partition("::")[0]).is_absolute()
+    short = source.short
+    outside = short.startswith("..") or Path(short.partition("::")[0]).is_absolute()
     if config.getoption("inifilename") or (outside and config.inipath is not None):
         yield f"--config-file={config.getoption('inifilename') or config.inipath}"
     if config.getoption("rootdir") or outside:
@@ -255,21 +256,27 @@ def _split(
     """The model that ``arg`` names and the rest of the id.
 
     As an id is printed it is relative to the root folder; one typed relative to the current
-    folder, as pytest's own ids are typed, means the same.
+    folder, as pytest's own ids are typed, means the same, and so does the short form of a spec
+    that is no plain id.
     """
     head, colons, tail = arg.partition("::")
     place = Path(os.path.normpath(config.invocation_params.dir / head))
     forms = [arg]
     forms += [
-        model.id.partition("::")[0] + colons + tail
+        model.source.short.partition("::")[0] + colons + tail
         for model in models
         if place == model.path and place != config.rootpath
     ]
     for form in forms:
-        hits = [m for m in models if form == m.id or form.startswith(f"{m.id}::")]
+        hits = [
+            (name, model)
+            for model in models
+            for name in (model.id, model.source.short)
+            if form == name or form.startswith(f"{name}::")
+        ]
         if hits:
-            model = max(hits, key=lambda m: len(m.id))
-            return model, form[len(model.id) + 2 :]
+            name, model = max(hits, key=lambda hit: len(hit[0]))
+            return model, form[len(name) + 2 :]
     return None, ""
 
 

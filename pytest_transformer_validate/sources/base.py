@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
+
+from pytest_transformer_validate.redaction import redact
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,6 +19,10 @@ if TYPE_CHECKING:
     import torch
 
     from pytest_transformer_validate.sources.config import ModelConfig
+
+
+_LONGEST_ID = 120
+_ODD = re.compile(r"[^A-Za-z0-9._:/@=-]+")
 
 
 class SourceWarning(UserWarning):
@@ -59,18 +67,30 @@ class Loaded:
 class Source(ABC):
     """A model that can be loaded, named by a spec.
 
-    ``spec`` is what was typed and ``id`` the short form that heads node ids; ``fetched`` whether
-    its code comes from another machine: such a model runs in a worker, with recorded consent.
+    ``spec`` is what was typed, ``short`` its short form, and ``id``, which heads node ids, the
+    short form fit for every report (see ``node_id``); ``fetched`` says whether its code comes
+    from another machine: such a model runs in a worker, with recorded consent.
     """
 
     spec: str
     id: str
+    short: str
     fetched: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        """Keep the id that was given as ``short``."""
+        object.__setattr__(self, "short", self.id)
+        object.__setattr__(self, "id", node_id(self.id))
 
     @abstractmethod
     def load(self, options: LoadOptions) -> Loaded:
         """Load the model. Raises SourceError where there is none to load; what the model's own
         code raises comes through unchanged."""
+
+    def provenance(self) -> str:
+        """Lines for the header of a run: which revision of a fetched model runs and who accepted
+        it. Empty for a model of the user's own."""
+        return ""
 
     def rebuild(self, options: LoadOptions, seed: int) -> torch.nn.Module | None:
         """The model once more, its random parts drawn from another seed; ``None`` where that
@@ -79,3 +99,13 @@ class Source(ABC):
             return self.load(replace(options, seed=seed)).model
         except Exception:  # noqa: BLE001 - it has been loaded once: nothing is wrong with it
             return None
+
+
+def node_id(short: str) -> str:
+    """``short`` where it is plain, of 1 to 120 letters, digits and ``._:/@=-``; else what is
+    plain of its end, and a hash that tells it from others."""
+    if 0 < len(short) <= _LONGEST_ID and not _ODD.search(short) and redact(short) == short:
+        return short
+    digest = hashlib.sha256(short.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    end = _ODD.sub("_", redact(short))[-_LONGEST_ID:].lstrip("-")
+    return f"{end}-{digest}"

@@ -29,8 +29,8 @@ class LiveSource(Source):
 
     @property
     def spec(self) -> str:  # type: ignore[override]
-        """The id: nothing was typed."""
-        return self.id
+        """The name: nothing was typed."""
+        return self.short
 
     def load(self, options: LoadOptions) -> Loaded:
         """The object, or what the class or the factory gives."""

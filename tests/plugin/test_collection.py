@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_transformer_validate.sources.base import node_id
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -158,10 +160,12 @@ def test_the_class_is_part_of_the_id(project: pytest.Pytester) -> None:
 @pytest.mark.parametrize("name", ["my model.py", "modèle 模型.py", "a[1].py", "it's.py"])
 def test_names_with_spaces_unicode_and_brackets(project: pytest.Pytester, name: str) -> None:
     (project.path / "model.py").rename(project.path / name)
-    assert listed(project, f"--tb-model={name}") == [i.replace("model.py", name) for i in ALL]
-    for typed in (f"{name}::tier1::load", f"{name}::tier1::cased[good]"):
-        result = project.runpytest_inprocess(f"--tb-model={name}", typed)
-        result.assert_outcomes(passed=1)
+    shown = node_id(name)
+    assert listed(project, f"--tb-model={name}") == [i.replace("model.py", shown) for i in ALL]
+    for head in (name, shown):
+        for typed in (f"{head}::tier1::load", f"{head}::tier1::cased[good]"):
+            result = project.runpytest_inprocess(f"--tb-model={name}", typed)
+            result.assert_outcomes(passed=1)
 
 
 def test_a_model_outside_rootdir(
@@ -283,4 +287,8 @@ def test_a_shell_repeats_an_id_with_odd_characters(project: pytest.Pytester) -> 
     (project.path / "model.py").rename(project.path / name)
     result = project.runpytest_inprocess(f"--tb-model={name}")
     again = next(line for line in result.outlines if "again: " in line).partition("again: ")[2]
-    assert shlex.split(again) == ["pytest", f"--tb-model={name}", f"{name}::tier1::cased[bad]"]
+    assert shlex.split(again) == [
+        "pytest",
+        f"--tb-model={name}",
+        f"{node_id(name)}::tier1::cased[bad]",
+    ]

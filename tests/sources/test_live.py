@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -80,3 +81,15 @@ def test_what_is_no_model():
 
 def test_sources_of_objects_can_be_keys():
     assert len({LiveSource("net", Net(), {"width": 3}), LiveSource("net", Net())}) == 2
+
+
+@pytest.mark.parametrize(
+    "name", ["x" * 3000, "<script>", "a\x1b\x00\u202e", "hf_" + "Ab3" * 12, "é"]
+)
+def test_an_odd_name_becomes_a_plain_id(name):
+    source = LiveSource(name, Net())
+    assert source.short == name
+    assert re.fullmatch(r"[A-Za-z0-9._:/@=-]{1,120}-[0-9a-f]{8}", source.id)
+    assert "Ab3" not in source.id
+    assert source.id != LiveSource(f"{name}'", Net()).id
+    assert LiveSource("a/b.py::C@1=2-3", Net()).id == "a/b.py::C@1=2-3"

@@ -55,7 +55,7 @@ def test_ids_are_relative_to_the_root_directory(tmp_path, write, spec, id):
     write("model.py", "")
     write("odd::name.py", "")
     write("runs/a b[é]/model.py", "")
-    assert parse_in(tmp_path, spec).id == id
+    assert parse_in(tmp_path, spec).short == id
 
 
 def test_a_path_is_relative_to_the_working_directory(tmp_path, write):
