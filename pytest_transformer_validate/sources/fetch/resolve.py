@@ -46,7 +46,8 @@ def resolve_all(
 
 def _listed(source: FetchedSource, terms: Terms, lock: Lock) -> FetchedSource:
     entry = lock.find(source.name, source.revision)
-    require_any(source.spec, entry, terms)
+    if source.always_code:
+        require_any(source.spec, entry, terms)
     pin = None if terms.new and source.revision is None else entry
     return source.resolved(Resolution(pin=pin))
 
@@ -68,17 +69,26 @@ class _Resolver:
         except SourceError as error:
             return Resolution(pin=entry, error=_no_files(error, source))
         known = entry or self.lock.find(source.name)
-        page = source.page(got.pin.revision)
-        if decide(source.spec, got.pin, known, self.terms, page=page):
-            self._additions.append((source.name, got.pin, source.revision is not None))
-        same = known is not None and known.tree == got.pin.tree
+        accepted = self._accept(source, got.pin, known)
+        try:
+            source.complete(got.pin, offline=self.terms.offline)
+        except SourceError as error:
+            return Resolution(pin=got.pin, error=_no_files(error, source))
         return Resolution(
             pin=got.pin,
             folder=str(got.folder),
-            accepted=self._how(same),
+            accepted=accepted,
             cached=got.cached,
             remarks=tuple(_remarks(got, known)),
         )
+
+    def _accept(self, source: FetchedSource, pin: Pin, known: Pin | None) -> str:
+        """How it comes that ``pin`` may run. Raises SpecError where it may not."""
+        if not source.needs_consent(pin):
+            return "data without code"
+        if decide(source.spec, pin, known, self.terms, page=source.page(pin.revision)):
+            self._additions.append((source.name, pin, source.revision is not None))
+        return self._how(known is not None and known.tree == pin.tree)
 
     def record(self) -> None:
         """Write what was accepted into the lock, beside what others wrote since it was read."""
@@ -117,12 +127,16 @@ class _Resolver:
         if pin is not None and folder is not None:
             return Fetched(pin=pin, folder=folder, cached=True)
         if self.terms.offline:
-            require_any(source.spec, entry, self.terms)
+            if source.always_code:
+                require_any(source.spec, entry, self.terms)
+            found = source.find_offline(pinned, self.store)
+            if found is not None:
+                return found
             raise SourceError(
                 f"not in the cache ({shown(self.store.root)}), and --tb-offline forbids to fetch "
                 "it; run once without --tb-offline"
             )
-        return self._fetch(source, pinned)
+        return self._fetch(source, pinned, pin)
 
     def _typed(self, source: FetchedSource) -> Iterator[Pin]:
         """Revisions of this model whose hash was typed and that were fetched before."""
@@ -135,9 +149,14 @@ class _Resolver:
         recorded = {pin.tree.sha256 for pin in self.lock.pins.values()}
         return not self.terms.offline and (self.terms.new or bool(self.terms.hashes - recorded))
 
-    def _fetch(self, source: FetchedSource, revision: str | None) -> Fetched:
+    def _fetch(
+        self, source: FetchedSource, revision: str | None, pin: Pin | None = None
+    ) -> Fetched:
         with self.store.locked(f"fetch-{_digest(source.name)}"):
-            got = source.fetch(revision, self.store)
+            if pin is None:
+                got = source.fetch(revision, self.store)
+            else:
+                got = source.fetch_again(pin, self.store)
         for word in (got.pin.revision, got.pin.tree.sha256):
             self.store.note(_place(source, word), got.pin.to_json())
         return got

@@ -63,10 +63,12 @@ class FetchedSource(Source):
     fields ``spec``, ``id`` and ``resolution``.
 
     ``name`` is what tb.lock calls it (``gist:ID``); ``revision`` the one that was typed, 40 hex
-    digits, or ``None`` for whatever is accepted or newest.
+    digits, or ``None`` for whatever is accepted or newest; ``always_code`` whether there is code
+    to accept in any case, or only where a file of it is Python.
     """
 
     fetched: ClassVar[bool] = True
+    always_code: ClassVar[bool] = True
     name: str
     revision: str | None
     resolution: Resolution | None
@@ -83,6 +85,22 @@ class FetchedSource(Source):
     @abstractmethod
     def id_at(self, revision: str | None) -> str:
         """The id with the first 12 digits of ``revision``."""
+
+    def fetch_again(self, pin: Pin, store: Store) -> Fetched:
+        """The files of a revision that is known, see ``fetch``."""
+        return self.fetch(pin.revision, store)
+
+    def find_offline(self, revision: str | None, store: Store) -> Fetched | None:
+        """What another cache of this machine has of a revision; nothing is asked of the host."""
+        return None
+
+    def complete(self, pin: Pin, *, offline: bool) -> None:
+        """Fetch what is not part of ``pin`` because nothing of it is ever run, once that may
+        run. Raises SourceError."""
+
+    def needs_consent(self, pin: Pin) -> bool:
+        """Whether there is code to accept."""
+        return self.always_code or any(path.endswith(".py") for path in pin.tree.files)
 
     def page(self, revision: str) -> str:
         """Where people can read the code of a revision; empty where there is no such page."""
