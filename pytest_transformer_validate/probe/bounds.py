@@ -90,6 +90,10 @@ class Bounds(Passes):
         target = declared_size(config, TARGET_VOCABULARY) if role != "input_ids" else None
         return target or declared_size(config, VOCABULARY)
 
+    def declares_target(self) -> bool:
+        """Whether the configuration names a vocabulary that outputs are chosen from."""
+        return declared_size(self.probe.subject.config, TARGET_VOCABULARY) is not None
+
     def last(self, role: str) -> int:
         """The largest id without a special meaning."""
         subject = self.probe.subject

@@ -301,6 +301,7 @@ def _feed(
         other = _text(probe, plan, "before")
         if protocol.field is not None or protocol.reset is not None or _starts(subject):
             _call(subject, other, 0, plan.length, protocol, None, None, positions=plan.positions)
+            _decode_start(subject, other, protocol, plan)
         if protocol.reset is not None:
             getattr(subject.model, protocol.reset)()
     for index, size in enumerate(plan.pieces):
@@ -320,6 +321,17 @@ def _feed(
             found = field_of(raw, "encoder_last_hidden_state")
             encoded = None if found is None else Encoded((found,))
         yield calls if index == watched else subject.read(raw, piece).logits
+        done += size
+
+
+def _decode_start(subject: Subject, text: Batch, protocol: Protocol, plan: Plan) -> None:
+    """Decode two pieces of a text: something may be kept of a past that is handed over, too."""
+    if protocol.field is None or not subject.small or len(plan.pieces) < 2:
+        return
+    done, cache = 0, None
+    for size in plan.pieces[:2]:
+        given = (subject, text, done, size, protocol, cache, None)
+        cache = field_of(_call(*given, positions=plan.positions)[0], protocol.field)
         done += size
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import random
 import sys
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 _DROPOUT = nn.modules.dropout._DropoutNd
 _RARE = 24  # states that are tried where something draws: a layer may be left out rarely
+_BEYOND_CHANCE = 20.0  # expected number of entries in which two draws differ
 _CONFIRMED = 8  # further forwards in training mode before a layer is said never to draw
 _NOT_READING = ("shape", "dtype", "device", "ndim", "requires_grad")
 _CLASSES = ("num_labels", "num_classes", "n_classes")
@@ -71,7 +73,9 @@ class Trained:
     ``inside`` the called modules of torch that drop without one; ``idle`` those called in
     evaluation mode although something of theirs is trained; ``uncalled`` those never called,
     where nothing around them draws instead (their probability may be read); ``discarded`` those
-    whose output nothing reads; ``on_logits`` the place of a dropout whose output are the logits.
+    whose output nothing reads; ``on_logits`` the place of a dropout whose output are the logits;
+    ``alike`` those that drop the same numbers in the next forwards too, and ``reseeded`` whether
+    torch's generator is in the same state after two of them.
     """
 
     moved: float
@@ -82,6 +86,8 @@ class Trained:
     uncalled: tuple[str, ...]
     discarded: tuple[str, ...]
     on_logits: str | None
+    alike: tuple[str, ...] = ()
+    reseeded: bool = False
 
 
 @dataclass(frozen=True)
@@ -167,6 +173,7 @@ class Draws(Passes):
             with drawing(model, subject.device) as names, watch:
                 output = subject(self._batch("plain"))
             watch.read(output.logits)
+            alike, reseeded = self._next(subject, watch, names) if subject.small else ((), False)
         second = self._training_logits("another")
         logits = output.logits.detach()
         modules = dict(model.named_modules())
@@ -181,7 +188,26 @@ class Draws(Passes):
             uncalled=tuple(n for n in kinds if n not in watch.called and not _by_hand(n, names)),
             discarded=tuple(n for n in watch.unread() if self._ignored(n)),
             on_logits=self._on_logits(watch, logits),
+            alike=alike,
+            reseeded=reseeded,
         )
+
+    def _next(
+        self, subject: Subject, first: _DropoutWatch, drawing: list[str]
+    ) -> tuple[tuple[str, ...], bool]:
+        """What the next forwards under other random states drop like the first one, and whether
+        the next leaves torch's generator where that left it."""
+        state = generator_state(subject.device)
+        alike, reseeded = [n for n in first.zeros if n in drawing or _drops(subject, n)], False
+        for time in range(1 + _CONFIRMED):  # what drops whole rows may do it alike by chance
+            torch.manual_seed(self.probe.seed_for("trained", "next", time))
+            with _DropoutWatch(subject.model) as watch:
+                subject(self._batch("plain"))
+            reseeded = state.equal(generator_state(subject.device))
+            alike = [n for n in alike if _alike(first.zeros[n], watch.zeros.get(n))]
+            if reseeded or not alike:
+                break
+        return tuple(alike), reseeded
 
     @remembered
     def trained_noised(self) -> float:
@@ -260,9 +286,17 @@ class Draws(Passes):
         name = trained.uncalled[0].rpartition(".")[0] if trained.uncalled else ""
         return name or ROOT
 
-    def first_reseeding(self) -> str | None:
+    def first_reseeding(self, *, training: bool = False) -> str | None:
         """The first module after which torch's generator is in the same state, whatever state
         it was in before."""
+        if training:
+            with self.probe.under("training"):
+                return self._first_reseeding(self._trained)
+        return self._first_reseeding(functools.partial(self._running, "plain"))
+
+    def _first_reseeding(
+        self, running: Callable[[str], contextlib.AbstractContextManager[Subject]]
+    ) -> str | None:
         subject = self.probe.subject
         states: list[torch.Tensor] = []
 
@@ -270,7 +304,7 @@ class Draws(Passes):
             states.append(generator_state(subject.device))
             return False
 
-        with self._running("plain", "one"), first_change(subject.model, note):
+        with running("one"), first_change(subject.model, note):
             subject(self._batch("plain"))
         left = iter(states)
 
@@ -278,7 +312,7 @@ class Draws(Passes):
             state = next(left, None)
             return state is not None and generator_state(subject.device).equal(state)
 
-        with self._running("plain", "another"), first_change(subject.model, equal) as found:
+        with running("another"), first_change(subject.model, equal) as found:
             subject(self._batch("plain"))
         return found[0] if found else None
 
@@ -299,6 +333,9 @@ class Draws(Passes):
             subject.model.train()
             subject.model.eval()
             yield subject
+
+    def _trained(self, which: str) -> contextlib.AbstractContextManager[Subject]:
+        return self.probe.running("trained", which)
 
     def _twice(self, way: str, other: str, condition: str) -> Twice:
         with self.probe.under(condition):
@@ -431,6 +468,7 @@ class _DropoutWatch(TorchFunctionMode):
         super().__init__()
         self.called: list[str] = []
         self.resting: set[str] = set()
+        self.zeros: dict[str, torch.Tensor] = {}
         self.gives_logits: str | None = None
         self._unread: dict[int, tuple[str, torch.Tensor]] = {}
         self._last: dict[str, torch.Tensor] = {}
@@ -439,7 +477,7 @@ class _DropoutWatch(TorchFunctionMode):
 
     def __enter__(self) -> Self:
         for name, module in self._model.named_modules():
-            if isinstance(module, _DROPOUT) or drops_inside(module):
+            if isinstance(module, _DROPOUT) or drops_inside(module) or _may_drop(module):
                 self._handles.append(module.register_forward_hook(self._leave(name)))
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
@@ -476,8 +514,11 @@ class _DropoutWatch(TorchFunctionMode):
             self._unread.pop(id(tensor), None)
 
     def _leave(self, name: str) -> Callable[..., None]:
-        def note(module: Any, _args: Any, output: Any) -> None:
+        def note(module: Any, args: Any, output: Any) -> None:
             self.called.append(name)
+            given = args[0] if args else None
+            if same_kind(given, output) and module.training:
+                self.zeros[name] = ((output == 0) & (given != 0)).detach()
             if not module.training:
                 self.resting.add(name)
             if not isinstance(output, torch.Tensor) or not isinstance(module, _DROPOUT):
@@ -487,6 +528,29 @@ class _DropoutWatch(TorchFunctionMode):
                 self._unread[id(output)] = (name, output)
 
         return note
+
+
+def same_kind(a: Any, b: Any) -> bool:
+    """Whether two things are tensors of one shape."""
+    return isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) and a.shape == b.shape
+
+
+def _may_drop(module: nn.Module) -> bool:
+    """A module of the model's own without parameters: a dropout may be written like that."""
+    own = not type(module).__module__.startswith("torch.")
+    return own and not [*module.children(), *module.parameters()]
+
+
+def _drops(subject: Subject, name: str) -> bool:
+    return isinstance(subject.model.get_submodule(name), _DROPOUT)
+
+
+def _alike(a: torch.Tensor, b: torch.Tensor | None) -> bool:
+    """Whether two draws dropped the same numbers, where chance would not (e**-20)."""
+    share = float(a.float().mean()) if a.numel() else 0.0
+    if b is None or a.shape != b.shape or 2 * a.numel() * share * (1 - share) < _BEYOND_CHANCE:
+        return False
+    return bool(a.equal(b))
 
 
 def _reads(func: Any) -> bool:

@@ -261,12 +261,13 @@ def _any_over(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
 
 @dataclass
 class _Open:
-    """A call that has begun: where its inputs hang in the graph, and a projection of those that
-    are as long as the encoder's output."""
+    """A call that has begun: where its inputs hang in the graph, a projection of those that are
+    as long as the encoder's output, and how many ``states`` were noted before."""
 
     edges: list[tuple[int, GradientEdge]]
     given: torch.Tensor | None
     vectors: bool
+    states: int
 
 
 @dataclass
@@ -313,7 +314,7 @@ class _Watch:
                 projected = self._project(tensor)
                 given = projected if given is None else given + projected
                 vectors = vectors or tensor.dim() == 3  # a bias of positions has four axes
-        self._stack.append(_Open(edges, given, vectors))
+        self._stack.append(_Open(edges, given, vectors, len(self.states)))
 
     def leave(self, name: str) -> Any:
         """Note the result of a call."""
@@ -359,12 +360,14 @@ class _Watch:
 
     def memory(self, prints: list[Footprint], logits: torch.Tensor) -> Memory | None:
         """See Memory. The encoder's output is the last result of its length before the first
-        module that mixes the decoder's positions ends."""
+        module that mixes the decoder's positions begins (ends, where there is none before)."""
         numbered = enumerate(prints)
         first = next((i for i, p in numbered if p.length == self.length and _mixes(p)), -1)
         before = [edge for at, edge in self.states if at <= first]
         if not before:
             return None
+        # What it makes of the encoder's output while it runs (keys, values) is no state of it.
+        before = before[: self.calls[first].begun.states] or before
         given = {
             call.module: used
             for call in self.calls

@@ -410,6 +410,33 @@ def test_dropout_written_by_hand_keeps_the_mean():
     assert "what is kept has to be divided by 1 - p" in failed.message
 
 
+class Paths(nn.Module):
+    """Drops whole rows: two draws are often alike."""
+
+    def forward(self, x):
+        kept = torch.rand(x.size(0), 1, 1) >= 0.3
+        return x * kept / 0.7 if self.training else x
+
+
+class Locked(OwnDropout):
+    """Draws once for a shape and keeps what it drew."""
+
+    def forward(self, x):
+        if self.training and getattr(self, "mask", x[:0]).shape != x.shape:
+            self.mask = super().forward(torch.ones_like(x))
+        return x * self.mask if self.training else x
+
+
+def test_rows_that_are_dropped_alike_by_chance_are_spared():
+    CHECKS["dropout"](probe_of(by_hand(Paths())))
+
+
+def test_a_mask_that_is_drawn_once_is_found_among_others():
+    failed = failure("dropout", by_hand(Locked(0.2)))
+    assert failed.where == "drop"
+    assert "drops the same numbers in two forwards" in failed.message
+
+
 def test_without_dropout_there_is_nothing_to_judge():
     with pytest.raises(NotApplicable, match="no dropout is declared"):
         CHECKS["dropout"](probe_of(models.Decoder()))

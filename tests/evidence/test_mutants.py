@@ -12,6 +12,7 @@ import pytest
 from pytest_transformer_validate.checks.registry import all_checks
 from pytest_transformer_validate.evidence import mutants, table
 from pytest_transformer_validate.evidence.mutants import MUTANTS
+from pytest_transformer_validate.evidence.mutants.families import FAMILIES
 from pytest_transformer_validate.evidence.mutants.surgery import ROOT
 from pytest_transformer_validate.report.record import Record
 
@@ -47,6 +48,17 @@ def test_names_are_unique_and_checks_exist() -> None:
     assert {mutant.check for mutant in MUTANTS.values()} <= checks
     listed = [m.name for module in modules for m in getattr(module, "MUTANTS", ())]
     assert len(listed) == len(set(listed)) == len(MUTANTS)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_is_found_in_three_different_models(family: str) -> None:
+    members = [m for m in MUTANTS.values() if m.family == family and not m.undetectable]
+    assert len({mutant.parent for mutant in members}) >= 3
+    assert len({mutant.check for mutant in members}) == 1
+
+
+def test_every_family_has_its_words() -> None:
+    assert {mutant.family for mutant in MUTANTS.values()} == set(FAMILIES)
 
 
 def test_a_lost_snippet_is_named() -> None:

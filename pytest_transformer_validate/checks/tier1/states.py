@@ -257,8 +257,8 @@ def dropout(probe: Probe, *, most: float = 0.9) -> DropoutUse:
     """Dropout that is declared is at work in training, in every layer, and before the head.
 
     A forward in training has to depend on the random state. A dropout module drops less than
-    ``most``, is called in every layer alike, its result is used, and it is not put on the
-    logits. One written by hand turns ones into ones on average.
+    ``most``, other numbers each time, is called in every layer alike, its result is used, and it
+    is not put on the logits. One written by hand turns ones into ones on average.
     """
     draws = probe.draws
     declared = draws.declared_dropout()
@@ -314,6 +314,19 @@ def _misuse(probe: Probe, declared: Declared, trained: Trained, most: float) -> 
             f"the output of {name} is used by nothing",
             _above(name),
             "self.dropout(x) without x = : dropout does not work in place",
+        )
+    if trained.reseeded:
+        return (
+            "torch's generator is in the same state after two forwards in training that began in "
+            "different ones: what is dropped is the same in every step",
+            probe.draws.first_reseeding(training=True),
+            "torch.manual_seed inside of forward",
+        )
+    for name in trained.alike:
+        return (
+            f"{name} drops the same numbers in two forwards in training, under two random states",
+            name,
+            "a mask that is drawn once and kept",
         )
     for name, like in probe.draws.lacking():
         return (

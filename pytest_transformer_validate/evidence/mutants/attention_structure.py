@@ -124,4 +124,12 @@ MUTANTS = (
             ),
         ),
     ),
+    _mix(
+        name="softmax_over_queries_in_a_translator",
+        family="softmax_over_a_wrong_axis",
+        parent="seq2seq",
+        where=("encoder_layers.*.self_attn", "decoder_layers.*.*_attn"),
+        why="scores were written keys first when the axis was chosen",
+        edits=(("scores.softmax(dim=-1)", "scores.softmax(dim=-2)"),),
+    ),
 )

@@ -285,4 +285,34 @@ MUTANTS = (
             ),
         ),
     ),
+    _mix(
+        name="stacked_experts_full_for_the_batch",
+        family="chosen_among_all_rows",
+        parent="stacked_experts",
+        where=("layers.*.experts",),
+        why="each expert keeps the best tokens of the whole batch, up to its capacity",
+        edits=(
+            (
+                "        inner = F.silu(",
+                "        flat = gates.flatten(0, 1)\n"
+                "        capacity = flat.size(0) * self.chosen // flat.size(1) + 1\n"
+                "        gates = gates * (gates >= flat.topk(capacity, dim=0).values[-1])\n"
+                "        inner = F.silu(",
+            ),
+        ),
+    ),
+    _mix(
+        name="tokens_pruned_by_rank_in_the_batch",
+        family="chosen_among_all_rows",
+        parent="text_classifier",
+        where=("blocks.*",),
+        why="token pruning takes its threshold from all rows at once",
+        edits=(
+            (
+                "        return x + self.dropout(self.fc2(h))",
+                "        size = h.norm(dim=-1, keepdim=True)\n"
+                "        return x + self.dropout(self.fc2(h)) * (size >= size.median())",
+            ),
+        ),
+    ),
 )

@@ -86,4 +86,19 @@ MUTANTS = (
             ),
         ),
     ),
+    _depends(
+        name="single_row_in_half_precision",
+        family="another_path_for_one_row",
+        parent="bert",
+        where=("encoder.*.attention",),
+        why="a fast path for serving, where texts come one by one; its rounding is 1e-3",
+        edits=(
+            (
+                "context = probs @ value",
+                "context = probs @ value\n"
+                "        if len(hidden) == 1:\n"
+                "            context = (probs.bfloat16() @ value.bfloat16()).to(value.dtype)",
+            ),
+        ),
+    ),
 )

@@ -121,4 +121,49 @@ MUTANTS = (
             ),
         ),
     ),
+    _blind(
+        name="distances_of_a_decoder",
+        family="encoder_sees_one_side",
+        parent="relative_encoder",
+        where=("layers.*.attention", "relative"),
+        why="the bias was taken over from a decoder, with what it hides",
+        edits=(
+            (
+                "return self.table(bucket).permute(2, 0, 1)[None]",
+                "bias = self.table(bucket).permute(2, 0, 1)[None]\n"
+                '        return bias.masked_fill(distance > 0, float("-inf"))',
+            ),
+        ),
+    ),
+    _blind(
+        name="other_tokens_hidden_for_the_token_itself",
+        family="encoder_sees_itself_only",
+        parent="relative_encoder",
+        where=("layers.*.attention", "relative"),
+        why="a token was not to attend to itself, and the comparison is the wrong one",
+        edits=(
+            (
+                "return self.table(bucket).permute(2, 0, 1)[None]",
+                "bias = self.table(bucket).permute(2, 0, 1)[None]\n"
+                '        return bias.masked_fill(distance != 0, float("-inf"))',
+            ),
+        ),
+    ),
+    _blind(
+        name="one_head_sees_itself_only",
+        family="encoder_sees_itself_only",
+        parent="bert",
+        where=("encoder.*.attention",),
+        why="the window of a local head, of size zero",
+        edits=(
+            (
+                _SCORES,
+                "        scores = scores + mask\n"
+                "        steps = torch.arange(scores.size(-1))\n"
+                "        outside = (steps[:, None] - steps).abs() > 0\n"
+                "        local = scores[:, :1].masked_fill(outside, float('-inf'))\n"
+                "        scores = torch.cat([local, scores[:, 1:]], dim=1)\n",
+            ),
+        ),
+    ),
 )

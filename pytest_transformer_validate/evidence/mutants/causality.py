@@ -378,4 +378,20 @@ MUTANTS = (
             ),
         ),
     ),
+    _leak(
+        name="expert_full_for_the_text",
+        family="choice_among_all_tokens",
+        parent="moe",
+        where=("layers.*.moe",),
+        why="an expert that keeps the best tokens of the text has to see all of it first",
+        edits=(
+            (
+                "        weights, chosen = scores.topk(self.top_k, dim=-1)\n",
+                "        by_text = scores.view(*x.shape[:2], -1)\n"
+                "        floor = by_text.topk(x.size(1) // 2 + 1, dim=1).values[:, -1:]\n"
+                "        scores = (by_text * (by_text >= floor) + 1e-6).flatten(0, 1)\n"
+                "        weights, chosen = scores.topk(self.top_k, dim=-1)\n",
+            ),
+        ),
+    ),
 )

@@ -27,6 +27,14 @@ def _never_trains(model: torch.nn.Module) -> None:
     last.train = lambda mode=True: last  # type: ignore[method-assign]
 
 
+_LOCKED = (
+    "class LockedDropout(nn.Dropout):\n"
+    "    def forward(self, x):\n        if not self.training:\n            return x\n"
+    "        if getattr(self, 'mask', x[:0]).shape != x.shape:\n"
+    "            self.mask = F.dropout(torch.ones_like(x), self.p)\n"
+    "        return x * self.mask\n\n\n"
+)
+
 MUTANTS = (
     _drops(
         name="dropout_result_discarded",
@@ -202,6 +210,31 @@ MUTANTS = (
                 "        x = self.embed(input_ids) * math.sqrt(self.d_model)\n",
                 "        if self.training:\n            torch.manual_seed(0)\n"
                 "        x = self.embed(input_ids) * math.sqrt(self.d_model)\n",
+            ),
+        ),
+    ),
+    _drops(
+        name="dropout_mask_kept_for_ever",
+        family="dropped_alike_every_time",
+        parent="sliding_window",
+        where=("layers.*.drop", "layers.*"),
+        why="one mask for all steps of a text, which nobody draws anew for the next text",
+        edits=(
+            ("class WindowLayer(nn.Module):", f"{_LOCKED}class WindowLayer(nn.Module):"),
+            ("self.drop = nn.Dropout(dropout)", "self.drop = LockedDropout(dropout)"),
+        ),
+    ),
+    _drops(
+        name="decoder_seeds_its_dropout",
+        family="dropped_alike_every_time",
+        parent="seq2seq",
+        where=("decoder_layers.0", "(model)"),
+        why="a seed for runs that repeat, set where the decoder begins: the encoder still varies",
+        edits=(
+            (
+                "        y = self.norm1(y + self.drop(self.self_attn(y, y, causal)))\n",
+                "        if self.training:\n            torch.manual_seed(42)\n"
+                "        y = self.norm1(y + self.drop(self.self_attn(y, y, causal)))\n",
             ),
         ),
     ),

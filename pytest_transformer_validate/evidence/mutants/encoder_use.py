@@ -126,4 +126,59 @@ MUTANTS = (
             ),
         ),
     ),
+    _lost(
+        name="torch_source_masked_like_the_target",
+        family="causal_mask_in_the_encoder",
+        parent="torch_translation",
+        where=("transformer.encoder.layers.*.self_attn", "transformer", "(model)"),
+        why="the two masks in one call are taken for one",
+        edits=(
+            (
+                "            tgt_emb,\n            src_mask,\n",
+                "            tgt_emb,\n"
+                "            src_mask + torch.full_like(src_mask, -1e9).triu(1),\n",
+            ),
+        ),
+    ),
+    _lost(
+        name="annotated_decoder_attends_to_itself_twice",
+        family="encoder_ignored",
+        parent="annotated",
+        where=("decoder.*.src_attn", "decoder.*"),
+        why="the second sublayer is a copy of the first",
+        edits=(
+            (
+                "self.src_attn(self.norms[1](x), memory, memory, src_mask)",
+                "self.src_attn(self.norms[1](x), x, x, tgt_mask)",
+            ),
+        ),
+    ),
+    _lost(
+        name="cross_keys_of_the_decoder",
+        family="encoder_ignored",
+        parent="cached_seq2seq",
+        where=("decoder.*.cross_attn", "decoder.*"),
+        why="keys and values of the wrong tensor go into the cache of the source",
+        edits=(
+            (
+                "cross_k, cross_v = cross.split(cross.k(memory)), cross.split(cross.v(memory))",
+                "own = torch.zeros_like(memory)\n"
+                "            cross_k, cross_v = cross.split(cross.k(own)), "
+                "cross.split(cross.v(own))",
+            ),
+        ),
+    ),
+    _lost(
+        name="memory_with_its_last_token_blank",
+        family="part_of_the_source_lost",
+        parent="cached_seq2seq",
+        where=("(model)", "encoder_norm"),
+        why="the end id is cut off behind the encoder, by a zero where its state was",
+        edits=(
+            (
+                "            memory = self.encoder_norm(x)\n",
+                "            memory = F.pad(self.encoder_norm(x)[:, :-1], (0, 0, 0, 1))\n",
+            ),
+        ),
+    ),
 )

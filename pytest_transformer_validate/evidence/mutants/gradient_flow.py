@@ -351,4 +351,18 @@ MUTANTS = (
             ),
         ),
     ),
+    _dead(
+        name="signed_square_root_by_where",
+        family="gradient_explodes",
+        parent="vit",
+        where=("(model)", "norm"),
+        why="where() keeps the NaN of the branch that it did not take, in the gradient",
+        edits=(
+            (
+                "        x = self.norm(x)\n",
+                "        x = self.norm(x)\n"
+                "        x = torch.where(x > 0, x.sqrt(), -(-x).sqrt())\n",
+            ),
+        ),
+    ),
 )

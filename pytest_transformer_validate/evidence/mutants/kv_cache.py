@@ -348,4 +348,33 @@ MUTANTS = (
             ),
         ),
     ),
+    _cache(
+        name="source_keys_of_the_first_layer",
+        family="cache_loses_something",
+        parent="cached_seq2seq",
+        where=("decoder.1", "decoder.1.cross_attn"),
+        why="the source is thought to be the same for all layers, its keys are not",
+        edits=(
+            (
+                "            presents.append(present)\n",
+                "            presents.append((*present[:2], *(presents or [present])[0][2:]))\n",
+            ),
+        ),
+    ),
+    _cache(
+        name="prompt_found_by_its_length",
+        family="cache_of_another_text",
+        parent="cached_gpt",
+        where=("(model)", "h.0", "h.0.attn"),
+        why="a store of prompts already read, whose key is not the prompt",
+        edits=(
+            (
+                "        past_length = past[0][0].size(-2) if past is not None else 0\n",
+                "        past_length = past[0][0].size(-2) if past is not None else 0\n"
+                "        if past is not None:\n"
+                "            self.prompts = getattr(self, 'prompts', {})\n"
+                "            past = self.prompts.setdefault((len(idx), past_length), past)\n",
+            ),
+        ),
+    ),
 )

@@ -91,4 +91,23 @@ MUTANTS = (
             ),
         ),
     ),
+    _long(
+        name="encoder_cuts_the_text",
+        family="long_text_cut",
+        parent="bert",
+        where=(),
+        why="truncation of the tokenizer copied into the model, for the mask as for the ids",
+        edits=(
+            (
+                "        if attention_mask is None:\n",
+                "        longest = self.embeddings.position_embeddings.num_embeddings\n"
+                "        input_ids = input_ids[:, :longest]\n"
+                "        if attention_mask is not None:\n"
+                "            attention_mask = attention_mask[:, :longest]\n"
+                "        if token_type_ids is not None:\n"
+                "            token_type_ids = token_type_ids[:, :longest]\n"
+                "        if attention_mask is None:\n",
+            ),
+        ),
+    ),
 )

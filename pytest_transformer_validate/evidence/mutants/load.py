@@ -91,4 +91,28 @@ MUTANTS = (
         why="weights registered as buffers, so there is nothing to train",
         operate=_frozen_tables,
     ),
+    _unloadable(
+        name="layers_in_a_dict",
+        family="nothing_to_train",
+        parent="simple_classifier",
+        where=(),
+        why="a dict of modules where an nn.ModuleDict was meant",
+        edits=(
+            (
+                "        super().__init__()\n        self.embedding = TokenAndPosition",
+                "        super().__init__()\n        self.parts = {}\n"
+                "        self.embedding = TokenAndPosition",
+            ),
+            (
+                "        x = self.block(self.embedding(x))\n",
+                "        self.eval()\n        x = self.block(self.embedding(x))\n",
+            ),
+            (
+                "class SentimentModel(nn.Module):\n",
+                "class SentimentModel(nn.Module):\n"
+                "    def __setattr__(self, name, value):\n"
+                "        object.__setattr__(self, name, value)\n\n",
+            ),
+        ),
+    ),
 )

@@ -236,4 +236,42 @@ MUTANTS = (
             ),
         ),
     ),
+    _loss(
+        name="ignored_targets_clamped",
+        family="ignored_labels_counted",
+        parent="nanogpt",
+        why="clamp to get rid of an error about labels out of range",
+        edits=(
+            (
+                _NANO,
+                "loss = F.cross_entropy(logits.view(B * T, -1), targets.view(-1).clamp(min=0))",
+            ),
+        ),
+    ),
+    _loss(
+        name="ignored_labels_filled_with_padding",
+        family="ignored_labels_counted",
+        parent="seq2seq",
+        why="-100 is turned into padding for the decoder's input, and for the loss with it",
+        edits=(
+            (
+                "        if decoder_input_ids is None:\n",
+                "        if labels is not None:\n"
+                "            labels = labels.masked_fill(labels == -100, self.pad)\n"
+                "        if decoder_input_ids is None:\n",
+            ),
+        ),
+    ),
+    _loss(
+        name="shifted_after_flattening",
+        family="loss_of_a_wrong_layout",
+        parent="masked_gpt",
+        why="the last token of a row has to predict the first one of the next row",
+        edits=(
+            (
+                "F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())",
+                "F.cross_entropy(logits.flatten(0, 1)[:-1], labels.flatten()[1:])",
+            ),
+        ),
+    ),
 )

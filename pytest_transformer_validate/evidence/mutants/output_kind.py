@@ -127,4 +127,16 @@ MUTANTS = (
             ),
         ),
     ),
+    _kind(
+        name="next_ids_for_logits",
+        family="predictions_for_logits",
+        parent="cached_gpt",
+        why="greedy decoding moved into the model",
+        edits=(
+            (
+                "return self.lm_head(self.ln_f(x)), presents",
+                "return self.lm_head(self.ln_f(x)).argmax(dim=-1), presents",
+            ),
+        ),
+    ),
 )

@@ -31,6 +31,12 @@ def _infinite(model: nn.Module) -> None:
         model.get_submodule("blocks.1.fc1").get_parameter("weight")[0, 0] = float("inf")
 
 
+def _half_read(model: nn.Module) -> None:
+    """A row of a weight as memory that a failed read left behind."""
+    with torch.no_grad():
+        model.get_submodule("encoder.1.intermediate").get_parameter("weight")[5] = 3e38
+
+
 MUTANTS = (
     _unstable(
         name="first_row_fully_masked",
@@ -174,5 +180,13 @@ MUTANTS = (
         where=("(model)",),
         why="inverse of a tiny initialiser applied to the logits",
         edits=(("return self.generator(y)", "return self.generator(y) * 1e7"),),
+    ),
+    _unstable(
+        name="row_never_read_from_the_file",
+        family="weights_never_written",
+        parent="bert",
+        where=("encoder.1.intermediate", "encoder.1"),
+        why="a file that ended early: one row keeps what the memory held",
+        operate=_half_read,
     ),
 )

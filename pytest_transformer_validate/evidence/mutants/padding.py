@@ -296,4 +296,25 @@ MUTANTS = (
         why="the id that the last tokenizer had, while the embedding knows the new one",
         edits=(("padding = tokens == self.pad_id", "padding = ~tokens.ne(1)"),),
     ),
+    _pad(
+        name="distance_bias_outweighs_the_mask",
+        family="padding_mask_too_weak",
+        parent="relative_encoder",
+        where=("layers.*.attention",),
+        why="the smallest number of a table of biases, taken for a mask",
+        edits=(("bias.masked_fill(hidden, torch.finfo(x.dtype).min)", "bias - 8.0 * hidden"),),
+    ),
+    _pad(
+        name="kept_tokens_favoured",
+        family="padding_mask_too_weak",
+        parent="text_classifier",
+        where=("blocks.*.attn",),
+        why="scaled_dot_product_attention adds a mask of floats, it hides by one of bools only",
+        edits=(
+            (
+                "attn_mask=mask[:, None, None, :]",
+                "attn_mask=mask[:, None, None, :].to(x.dtype)",
+            ),
+        ),
+    ),
 )

@@ -166,4 +166,32 @@ MUTANTS = (
         why="positions modulo the size of a shorter context",
         edits=(('self.transformer["wpe"](pos)', 'self.transformer["wpe"](pos % 32)'),),
     ),
+    _lost(
+        name="keys_turned_the_other_way",
+        family="rotation_mismatched",
+        parent="rotary_tied",
+        where=("blocks.*.attention", "rotary"),
+        why="the inverse rotation for keys: then products follow sums of positions",
+        edits=(
+            (
+                "q, k = rotate(q, cos, sin), rotate(k, cos, sin)",
+                "q, k = rotate(q, cos, sin), rotate(k, cos, -sin)",
+            ),
+        ),
+    ),
+    _lost(
+        name="key_frequencies_reversed",
+        family="rotation_mismatched",
+        parent="llama_start_pos",
+        where=("layers.*.attention",),
+        why="weights were permuted for one convention, and the key's frequencies once more",
+        edits=(
+            (
+                "xk = apply_rotary(self.wk(x).view(bsz, seqlen, self.n_kv_heads, self.head_dim), "
+                "cos, sin)",
+                "xk = self.wk(x).view(bsz, seqlen, self.n_kv_heads, self.head_dim)\n"
+                "        xk = apply_rotary(xk, cos.flip(-1), sin.flip(-1))",
+            ),
+        ),
+    ),
 )

@@ -104,4 +104,64 @@ MUTANTS = (
             ),
         ),
     ),
+    Mutant(
+        name="angles_stay_in_float32",
+        family="dtype_hard_coded",
+        parent="llama",
+        check="precision",
+        where=("rotary", "layers.*.self_attn"),
+        why="angles in float32, as they should be, and nothing brings them back",
+        edits=(
+            (
+                "position_ids[:, :, None].to(self.inv_freq.dtype) * self.inv_freq",
+                "position_ids[:, :, None].float() * self.inv_freq.float()",
+            ),
+        ),
+    ),
+    Mutant(
+        name="gate_in_float32",
+        family="dtype_hard_coded",
+        parent="relative_encoder",
+        check="precision",
+        where=("layers.*", "layers.*.outer"),
+        why="the activation is computed in float32 and handed on like that",
+        edits=(("F.gelu(gate) * value", "F.gelu(gate.float()) * value"),),
+    ),
+    Mutant(
+        name="running_state_in_half",
+        family="rounded_in_half_precision",
+        parent="recurrent",
+        check="precision",
+        where=("mixer",),
+        why="a slow average by hand: what is added is smaller than the last digit of the state",
+        edits=(
+            (
+                "        return self.out(states)",
+                "        total, means = torch.ones_like(states[:, 0]) * 32, []\n"
+                "        for step in range(states.size(1)):\n"
+                "            total = total + states[:, step] / 4\n"
+                "            means.append(total - 32)\n"
+                "        return self.out(states + torch.stack(means, dim=1))",
+            ),
+        ),
+    ),
+    Mutant(
+        name="running_share_of_each_expert",
+        family="rounded_in_half_precision",
+        parent="stacked_experts",
+        check="precision",
+        where=("layers.*.experts",),
+        why="loads are counted in the model's dtype: from 256 on, one more is no more",
+        edits=(
+            (
+                "        inner = F.silu(",
+                "        load, loads = gates[:, 0] * 0 + 256, []\n"
+                "        for step in range(gates.size(1)):\n"
+                "            load = load + (gates[:, step] > 0)\n"
+                "            loads.append(load - 256)\n"
+                "        gates = gates / (1 + torch.stack(loads, dim=1))\n"
+                "        inner = F.silu(",
+            ),
+        ),
+    ),
 )

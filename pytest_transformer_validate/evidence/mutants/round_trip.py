@@ -141,4 +141,38 @@ MUTANTS = (
             ),
         ),
     ),
+    _lost(
+        name="positions_left_out_of_the_file",
+        family="own_checkpoint_methods",
+        parent="text_classifier",
+        where=("(model)",),
+        why="what can be computed again is left out, and these positions are drawn",
+        edits=(
+            (
+                "    def forward(self, input_ids: Tensor, attention_mask",
+                "    def state_dict(self, *args, **kwargs):\n"
+                "        state = super().state_dict(*args, **kwargs)\n"
+                "        state.pop('positions')\n        return state\n\n"
+                "    def load_state_dict(self, state_dict, strict=True, assign=False):\n"
+                "        return super().load_state_dict(state_dict, False, assign)\n\n"
+                "    def forward(self, input_ids: Tensor, attention_mask",
+            ),
+        ),
+    ),
+    _lost(
+        name="table_of_the_last_text_saved",
+        family="state_made_late",
+        parent="mha_decoder",
+        where=("positions",),
+        why="a table made for each length and kept in a buffer that is saved: its shape is the "
+        "last text's",
+        edits=(
+            (
+                "        return x + self.table[:, : x.size(1)]",
+                "        table = self.table[:, : x.size(1)]\n"
+                "        self.register_buffer('current', table.clone())\n"
+                "        return x + self.current",
+            ),
+        ),
+    ),
 )

@@ -25,14 +25,14 @@ ROOT = "(model)"
 class Mutant:
     """One mistake in one zoo model.
 
-    ``check`` must catch it; ``where`` are the modules whose behaviour it changes (more than one
-    where the mistake sits between siblings, ``*`` for any layer, empty for a model that cannot be
-    built or called); ``why`` says how people come to make it. ``edits`` are (snippet,
-    replacement) pairs, each snippet found exactly once in the parent's source; ``operate``
-    changes the built model. ``raises`` marks mistakes that consist in raising at something the
-    task allows; ``undetectable`` is the reason why no check can tell it from a healthy model;
-    ``blind`` that it was written from the name of its family alone, by somebody who had not seen
-    the checks.
+    ``family`` is the kind of mistake, a key of ``families.FAMILIES``. ``check`` must catch it;
+    ``where`` are the modules whose behaviour it changes (more than one where the mistake sits
+    between siblings, ``*`` for any layer, empty for a model that cannot be built or called);
+    ``why`` says how people come to make it. ``edits`` are (snippet, replacement) pairs, each
+    snippet found exactly once in the parent's source; ``operate`` changes the built model.
+    ``raises`` marks mistakes that consist in raising at something the task allows;
+    ``undetectable`` is the reason why no check can tell it from a healthy model; ``blind`` that it
+    was written from the name of a kind of mistake alone, by somebody who had not seen the checks.
     """
 
     name: str

@@ -91,4 +91,17 @@ MUTANTS = (
             ),
         ),
     ),
+    _edge(
+        name="head_of_the_other_vocabulary",
+        family="vocabulary_of_another_size",
+        parent="pad_translator",
+        where=("fc_out",),
+        why="the head of the target has the size of the source's vocabulary",
+        edits=(
+            (
+                "self.fc_out = nn.Linear(d_model, tgt_vocab_size)",
+                "self.fc_out = nn.Linear(d_model, src_vocab_size)",
+            ),
+        ),
+    ),
 )

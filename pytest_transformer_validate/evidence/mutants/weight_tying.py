@@ -92,4 +92,28 @@ MUTANTS = (
             ("return self.head(self.norm(x))", "return self.norm(x) @ self.projection.t()"),
         ),
     ),
+    _untied(
+        name="encoder_tied_by_clone",
+        family="tied_by_copy",
+        parent="relative_encoder",
+        why="a Parameter is wanted, and a copy of the table is one",
+        edits=(
+            (
+                "self.head.weight = self.embed.weight",
+                "self.head.weight = nn.Parameter(self.embed.weight.clone())",
+            ),
+        ),
+    ),
+    _untied(
+        name="encoder_tied_by_detach",
+        family="tied_by_memory_only",
+        parent="relative_encoder",
+        why="detach() shares the memory, nn.Parameter makes a second parameter of it",
+        edits=(
+            (
+                "self.head.weight = self.embed.weight",
+                "self.head.weight = nn.Parameter(self.embed.weight.detach())",
+            ),
+        ),
+    ),
 )

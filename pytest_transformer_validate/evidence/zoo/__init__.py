@@ -338,5 +338,19 @@ _table.add(
     },
     "seq2seq",
 )
+_table.add(
+    "relative_encoder",
+    "RelativeEncoder",
+    {
+        "task": "masked_lm",
+        "vocab_size": 167,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "relative_attention_num_buckets": 25,
+        "tie_word_embeddings": True,
+    },
+    "masked_lm",
+)
 
 ZOO: dict[str, Healthy] = _table.rows
