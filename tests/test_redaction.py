@@ -1,7 +1,4 @@
-"""Credentials, planted in the forms that they have, do not survive redaction; other words do.
-
-They are put together here, so that no scanner finds one in this file.
-"""
+"""Credentials, planted in the forms that they have, do not survive redaction; other words do."""
 
 from __future__ import annotations
 
@@ -12,28 +9,9 @@ import pytest
 
 from pytest_transformer_validate import redaction
 from pytest_transformer_validate.redaction import REDACTED, redact, remember, secret_variables
+from tests.credentials import HEX, MIXED, NAMED, PEM, PEM_END, TOKENS
 
-HEX = "0a1b2c3d4e" * 4
-MIXED = "aB3dE6gH9j" * 4
-TOKENS = {
-    "hugging face": "hf_" + MIXED[:34],
-    "hugging face, old organisation": "api_org_" + MIXED[:34],
-    "openai": "sk-" + MIXED,
-    "openai, project": "sk-" + "proj-" + MIXED + "_x-y" + MIXED,
-    "anthropic": "sk-" + "ant-api03-" + MIXED + "-" + MIXED,
-    "github, personal": "ghp_" + MIXED[:36],
-    "github, oauth": "gho_" + MIXED[:36],
-    "github, user": "ghu_" + MIXED[:36],
-    "github, server": "ghs_" + MIXED[:36],
-    "github, refresh": "ghr_" + MIXED[:36],
-    "github, fine-grained": "github_pat_" + MIXED[:22] + "_" + MIXED,
-    "aws, long-lived": "AKIA" + "Q7" * 8,
-    "aws, session": "ASIA" + "Q7" * 8,
-    "weights & biases": "wandb_v1_" + MIXED + "_" + MIXED,
-}
 FORMS = ("{}", "token={}", '"token": "{}"', "({})", "x:{}!", "['{}']", "prefix_{}", "<b>{}</b>")
-PEM = "-----BEGIN RSA " + "PRIVATE KEY-----\n" + (MIXED + "\n") * 3
-PEM_END = "-----END RSA " + "PRIVATE KEY-----"
 
 
 @pytest.fixture(autouse=True)
@@ -48,16 +26,9 @@ def test_a_token_is_redacted_in_every_form(token):
         assert shown == form.format(REDACTED)
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["WANDB_API_KEY={}", '"wandb_api_key": "{}"', 'wandb.login(key="{}")', "WANDB_KEY='{}'"],
-)
-def test_an_old_key_of_weights_and_biases_is_known_by_its_name(text):
-    assert redact(text.format(HEX)) == text.format(REDACTED)
-
-
-def test_a_secret_key_of_aws_is_known_by_its_name():
-    assert redact("aws_secret_access_key = " + MIXED) == f"aws_secret_access_key = {REDACTED}"
+@pytest.mark.parametrize(("text", "value"), NAMED, ids=str)
+def test_a_value_without_a_form_of_its_own_is_known_by_its_name(text, value):
+    assert redact(text.format(value)) == text.format(REDACTED)
 
 
 @pytest.mark.parametrize("text", [PEM + PEM_END, repr(PEM + PEM_END)[1:-1], PEM], ids=str)
