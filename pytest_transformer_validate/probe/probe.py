@@ -14,6 +14,7 @@ from pytest_transformer_validate.errors import Blocked, NotApplicable, SubjectEr
 from pytest_transformer_validate.probe import compare, forwards, gradients, positions, rows
 from pytest_transformer_validate.probe.answers import NO_OUTPUT, Answers
 from pytest_transformer_validate.probe.attention import Attention
+from pytest_transformer_validate.probe.backends import Backends
 from pytest_transformer_validate.probe.bounds import Bounds
 from pytest_transformer_validate.probe.caches import Caches
 from pytest_transformer_validate.probe.draws import Draws
@@ -191,6 +192,7 @@ class Probe:
     order = functools.cached_property(Order)
     answers = functools.cached_property(Answers)
     attention = functools.cached_property(Attention)
+    backends = functools.cached_property(Backends)
     caches = functools.cached_property(Caches)
     experts = functools.cached_property(Experts)
     losses = functools.cached_property(Losses)
