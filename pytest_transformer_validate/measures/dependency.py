@@ -73,9 +73,9 @@ def worst_leak(swaps: Swaps, limit: float) -> Leak:
     worst, place = 0.0, (0, 0)
     ahead: set[int] = set()
     looking: set[int] = set()
+    effects = swaps.effect.tolist()
     for row, start in enumerate(swaps.start):
-        for position in range(start):
-            effect = float(swaps.effect[row, position])
+        for position, effect in enumerate(effects[row][:start]):
             if effect > worst:
                 worst, place = effect, (row, position)
             if effect > limit and not swaps.suffix[row]:

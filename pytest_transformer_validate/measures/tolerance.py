@@ -12,6 +12,7 @@ float64: rounding shrinks by about 1e8 there, a defect keeps its size.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -42,8 +43,10 @@ def unit(reference: torch.Tensor) -> float:
     """u for outputs like ``reference``: eps of its dtype x its largest finite magnitude."""
     import torch
 
-    finite = reference[reference.isfinite()]
-    largest = float(finite.abs().max()) if finite.numel() else 0.0
+    largest = max(map(abs, map(float, reference.aminmax()))) if reference.numel() else 0.0
+    if not math.isfinite(largest):
+        finite = reference[reference.isfinite()]
+        largest = float(finite.abs().max()) if finite.numel() else 0.0
     return torch.finfo(reference.dtype).eps * largest
 
 

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     Moved = Callable[[torch.Tensor, torch.Tensor], bool]
 
 
+MANY = 16  # rows that go together through a small model
+
+
 def finite_logits(probe: Probe, batch: Batch) -> torch.Tensor:
     """The logits of a forward; Blocked where they hold NaN."""
     logits = probe.forward(batch).logits
@@ -31,7 +34,8 @@ def finite_logits(probe: Probe, batch: Batch) -> torch.Tensor:
 def text_logits(probe: Probe, batch: Batch, length: int) -> torch.Tensor:
     """The logits (B, T, V) of rows that have nothing to do with each other, in batches that the
     model takes; Blocked where they hold NaN or have another shape."""
-    most = probe.subject.full_batch
+    subject = probe.subject
+    most = min(MANY, subject.most_rows) if subject.small else subject.full_batch
     parts = (some_rows(batch, start, start + most) for start in range(0, batch.rows, most))
     logits = torch.cat([finite_logits(probe, part) for part in parts])
     if logits.dim() > 3:
@@ -77,6 +81,12 @@ def some_rows(batch: Batch, start: int, stop: int) -> Batch:
     return batch.with_(**{role: t[start:stop] for role, t in batch.inputs.items()})
 
 
+def joined(*batches: Batch) -> Batch:
+    """The rows of batches of one shape, one below the other."""
+    first = batches[0]
+    return first.with_(**{role: torch.cat([b[role] for b in batches]) for role in first.inputs})
+
+
 def projection(probe: Probe, width: int) -> torch.Tensor:
     """A fixed random direction (V,): a plain sum has no gradient behind a LayerNorm or softmax."""
     generator = torch.Generator().manual_seed(probe.seed_for("projection"))
@@ -89,13 +99,16 @@ def finite(tensor: torch.Tensor) -> torch.Tensor:
 
 def difference(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """|a - b|, 0 where both are the same infinity."""
-    return torch.where(a == b, torch.zeros_like(a), (a - b).abs())
+    apart = (a - b).abs()
+    return apart.masked_fill_(a == b, 0) if bool(apart.isnan().any()) else apart
 
 
 def over(a: torch.Tensor, b: torch.Tensor, part: float | None = None) -> bool:
     """Whether two tensors differ by more than that ``part`` of the first; by default 16 u (same
     shape, see tolerance)."""
     if not a.numel():
+        return False
+    if a.shape == b.shape and a.equal(b):
         return False
     numbers = a[a.isfinite()]
     scale = float(numbers.abs().max()) if numbers.numel() else 0.0

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from pytest_transformer_validate.probe.compare import (
+    MANY,
     axis_of,
     difference,
     finite,
+    joined,
     over,
     projection,
     sequence,
@@ -54,7 +56,7 @@ class Swaps:
 
     ``effect[k, s]`` is how far the output at position ``s`` moved in experiment ``k`` (largest
     over V); ``start[k]`` the first replaced token and ``suffix[k]`` whether all later ones were
-    replaced too; ``reference`` the logits before (K, T, V).
+    replaced too; ``reference`` the logits before (1, T, V).
     """
 
     plan: Plan
@@ -74,9 +76,12 @@ class Swaps:
 def position_swaps(probe: Probe, plan: Plan) -> Swaps:
     """Replace single tokens, and whole suffixes, of one text; all experiments in one batch.
 
-    Suffixes start at about five of the plan's tokens.
+    Suffixes start at about five of the plan's tokens; of a long text, one single token is
+    replaced, because each costs as much as a short text's twelve.
     """
     length, starts, suffixes = plan.length, plan.starts, _suffixes(plan.starts)
+    if plan.name == "long":
+        starts = starts[len(starts) // 2 :][:1]
     source = max(1, length // 2) if plan.name == "long" else None
     before = copies(probe, length, len(starts) + len(suffixes), source)
     role = sequence(probe)
@@ -92,10 +97,32 @@ def position_swaps(probe: Probe, plan: Plan) -> Swaps:
         changed[row, k:stop] = other[0, k:stop]
     after = before.with_(**{role: changed})
     with probe.under(plan.name):
-        reference = text_logits(probe, before, length)
-        effect = difference(reference, text_logits(probe, after, length)).amax(-1)
+        together = plan.name != "every"
+        reference, effect = _effects(probe, before, after, length, together=together)
     start, suffix_flags = [k for k, _ in experiments], [s for _, s in experiments]
     return Swaps(plan, effect.cpu(), start, suffix_flags, reference, before, after)
+
+
+def _effects(
+    probe: Probe, before: Batch, after: Batch, length: int, *, together: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The logits (1, T, V) of the text as it is, and how far each experiment moves them (K, T).
+
+    ``together``, the text is the first row of each batch of experiments, which takes half as
+    long: what mixes rows and positions alike would move both, and shows where it is not.
+    """
+    subject = probe.subject
+    most = min(MANY, subject.most_rows) if subject.small else subject.full_batch
+    if not together or most == 1:
+        reference = text_logits(probe, before, length)
+        return reference[:1], difference(reference, text_logits(probe, after, length)).amax(-1)
+    effects = []
+    for start in range(0, after.rows, most - 1):
+        experiments = some_rows(after, start, start + most - 1)
+        logits = text_logits(probe, joined(some_rows(before, 0, 1), experiments), length)
+        reference = logits[:1]
+        effects.append(difference(logits[1:], reference).amax(-1))
+    return reference.clone(), torch.cat(effects)
 
 
 def single_swap(probe: Probe, swaps: Swaps, row: int) -> torch.Tensor:
