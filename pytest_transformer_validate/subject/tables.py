@@ -120,7 +120,7 @@ def _storages(model: torch.nn.Module) -> set[int]:
 
 def _holds(index: torch.Tensor, ids: torch.Tensor) -> bool:
     """Whether ``index`` is the ids (B, T), transposed or flattened, or holds them with some
-    tokens in front or behind, or all but the last."""
+    tokens in front or behind, or all but the last; or ends with them behind many."""
     if not isinstance(index, torch.Tensor) or index.is_floating_point():
         return False
     if index.numel() == ids.numel():
@@ -130,6 +130,8 @@ def _holds(index: torch.Tensor, ids: torch.Tensor) -> bool:
             return True
     if index.dim() != 2 or index.shape[0] != ids.shape[0] or ids.shape[1] < 3:
         return False
+    if index.shape[1] > ids.shape[1] + _ADDED:  # behind a prompt of the model's own
+        return ids.numel() > _ADDED and bool((index[:, -ids.shape[1] :] == ids).all())
     part = ids[:, :-1]
     spare = index.shape[1] - part.shape[1]
     places = range(min(spare, _ADDED) + 1) if spare >= 0 else range(0)

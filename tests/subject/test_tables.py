@@ -26,6 +26,7 @@ TABLES = {
     "time_major": lambda m: m.table(IDS.T),
     "bag": lambda m: nn.functional.embedding_bag(IDS, m.table.weight),
     "prefixed": lambda m: m.table(nn.functional.pad(IDS, (1, 0), value=7)),
+    "prompted": lambda m: m.table(torch.cat([torch.arange(12).expand(2, 12), IDS], dim=1)),
     "shifted": lambda m: m.table(nn.functional.pad(IDS[:, :-1], (1, 0), value=7)),
     "one_hot": lambda m: nn.functional.one_hot(IDS, 13),
 }
@@ -70,6 +71,13 @@ def test_relative_positions_bound_nothing():
     places = torch.arange(5)
     relative = places[None] - places[:, None] + 4
     assert read(lambda m: m.bias(relative), bias=nn.Embedding(9, 2)).limits == []
+
+
+def test_a_prompt_of_the_models_own_is_no_run_of_positions():
+    def forward(model):
+        model.table(torch.cat([torch.arange(12).expand(2, 12), IDS], dim=1))
+
+    assert read(forward, table=nn.Embedding(13, 4)).limits == []
 
 
 def test_ids_that_the_forward_knows():
