@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -120,6 +121,11 @@ class CheckItem(pytest.Function):
 
     def reportinfo(self) -> tuple[os.PathLike[str] | str, int | None, str]:
         return self.path, 0, f"{self.name} on {self.model.id}"
+
+    @cached_property
+    def location(self) -> tuple[str, int | None, str]:
+        """As in the id; pytest would show the path beside it wherever the two differ."""
+        return self.nodeid.partition("::")[0], 0, self.reportinfo()[2]
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         record = self.stash.get(RECORD, None)

@@ -27,13 +27,13 @@ PATTERNS: Mapping[str, str] = {
         r"(-----END [A-Z0-9 ]*PRIVATE KEY( BLOCK)?-----|\Z)"
     ),
     "Weights & Biases": (
-        r"(?<![A-Za-z0-9])wandb_v[0-9]_[A-Za-z0-9_]{20,}|"
+        r"wandb_v[0-9]_[A-Za-z0-9_]{20,}|"
         r"(?P<keep>(?i:wandb)[\w.]{0,40}?(?i:key|login)\W{1,12}(?:key\W{1,5})?)"
         r"(?:local-)?[0-9a-f]{40}\b"
     ),
-    "Hugging Face": r"(?<![A-Za-z0-9])(hf|api_org)_[A-Za-z0-9]{20,}",
+    "Hugging Face": r"(hf|api_org)_[A-Za-z0-9]{20,}",
     "OpenAI, Anthropic": r"(?<![A-Za-z0-9])sk-[A-Za-z0-9_-]{0,40}?[A-Za-z0-9_]{16,}[A-Za-z0-9_-]*",
-    "GitHub": r"(?<![A-Za-z0-9])(gh[pousr]_[A-Za-z0-9_]{20,}|github_pat_[A-Za-z0-9_]{20,})",
+    "GitHub": r"(gh[pousr]_[A-Za-z0-9_]{20,}|github_pat_[A-Za-z0-9_]{20,})",
     "AWS": (
         r"(?<![A-Za-z0-9])(AKIA|ASIA)[A-Z0-9]{16}(?![A-Za-z0-9])|"
         r"(?P<keep>(?i:secret_?access_?key)\W{1,5})[A-Za-z0-9/+=]{40}"

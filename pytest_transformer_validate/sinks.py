@@ -62,6 +62,7 @@ class Sinks:
         shown.message = printable(text_of(shown.message))
         line = shown.line or linecache.getline(shown.filename, shown.lineno)
         shown.line = printable(line.strip())
+        shown.filename = printable(shown.filename)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionstart(self, session: pytest.Session) -> None:
