@@ -5,6 +5,7 @@ TransformerValidateError
   SourceError           the model named by a spec cannot be loaded
   SubjectError          the model cannot be called: an input or output nobody knows how to treat
     TaskError           a fact that cannot be found out; says which option or key gives it
+  ConfigError           settings of a training run are wrong; lists every fault (a ValueError)
   MissingDependency     an optional package is missing; carries the install line (an ImportError)
   CheckFailed           verdict: the property does not hold
   NotApplicable         verdict: the property is not promised by this model; carries the reason
@@ -44,6 +45,16 @@ class SubjectError(TransformerValidateError):
 
 class TaskError(SubjectError):
     """A fact about the model that has to be declared because it cannot be found out."""
+
+
+class ConfigError(TransformerValidateError, ValueError):
+    """Settings of a training run that are wrong; ``faults`` holds one line for each."""
+
+    def __init__(self, faults: Sequence[str]) -> None:
+        self.faults = tuple(faults)
+        noun = "setting is" if len(self.faults) == 1 else "settings are"
+        lines = "".join(f"\n  {fault}" for fault in self.faults)
+        super().__init__(f"{len(self.faults)} {noun} wrong:{lines}")
 
 
 class MissingDependency(TransformerValidateError, ImportError):

@@ -23,11 +23,11 @@ ROOT = Path(package.__file__).parent
 FLOORS = (
     ("redaction",),
     ("errors",),
-    ("task", "optional"),
+    ("task", "optional", "containment"),
     ("sources",),
     ("subject",),
     ("probe",),
-    ("measures",),
+    ("measures", "training"),
     ("checks",),
     ("report",),
     ("runner",),
@@ -35,7 +35,7 @@ FLOORS = (
     ("test_functions",),
     ("tier1_critical_validation",),
     ("options", "hookspec"),
-    ("models",),
+    ("models", "resolution"),
     ("fixtures", "outcome"),
     ("collection",),
     ("sinks",),
@@ -45,10 +45,19 @@ FLOORS = (
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 # Modules that are imported without torch: what a pytest run imports before it has a model.
-TORCH_FREE = ("checks", "collection", "errors", "fixtures", "hookspec", "measures", "models")
+TORCH_FREE = (
+    "checks",
+    "collection",
+    "containment",
+    "errors",
+    "fixtures",
+    "hookspec",
+    "measures",
+    "models",
+)
 TORCH_FREE += ("optional", "options", "outcome", "plugin", "report", "runner", "session")
 TORCH_FREE += ("sources", "start", "task", "test_functions", "tier1_critical_validation")
-TORCH_FREE += ("redaction", "sinks", "validation", "__main__")
+TORCH_FREE += ("redaction", "resolution", "sinks", "validation", "__main__")
 
 HEAVY = ("torch", "numpy", "transformers", "pandas", "safetensors", "matplotlib", "captum")
 DEFERRED = set(HEAVY) - {"torch"}

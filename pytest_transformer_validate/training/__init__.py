@@ -1,0 +1,1 @@
+"""The bundled trainer: knows no pytest and no checks."""
