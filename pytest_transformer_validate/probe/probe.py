@@ -32,6 +32,7 @@ from pytest_transformer_validate.probe.storage import Storage
 from pytest_transformer_validate.probe.tables import Tables
 from pytest_transformer_validate.probe.trace import ROOT, where_raised
 from pytest_transformer_validate.probe.weights import Weights
+from pytest_transformer_validate.probe.weights_of_attention import AttentionWeights
 from pytest_transformer_validate.subject import promises
 from pytest_transformer_validate.subject.guard import Keeper, derive_seed
 from pytest_transformer_validate.subject.source import reads_module, reads_parameter
@@ -192,6 +193,7 @@ class Probe:
     order = functools.cached_property(Order)
     answers = functools.cached_property(Answers)
     attention = functools.cached_property(Attention)
+    attention_weights = functools.cached_property(AttentionWeights)
     backends = functools.cached_property(Backends)
     caches = functools.cached_property(Caches)
     experts = functools.cached_property(Experts)

@@ -68,7 +68,7 @@ class ScoreReader(Operations):
         elif _FUSED in name and "backward" not in name:
             names = (argument.name for argument in func._schema.arguments)
             given = {**dict(zip(names, args, strict=False)), **(kwargs or {})}
-            self._note(_fused_scores(given))
+            self._note(fused_scores(given))
         result = func(*args, **(kwargs or {}))
         if isinstance(result, torch.Tensor) and tuple(result.shape[-2:]) == (self.length,) * 2:
             self.compares = self.compares or name in _PRODUCTS
@@ -118,8 +118,9 @@ def along(tensor: torch.Tensor, length: int) -> torch.Tensor | None:
     return tensor.detach().reshape(length, tensor.shape[-1])
 
 
-def _fused_scores(given: Mapping[str, Any]) -> torch.Tensor | None:
-    """softmax's input as torch's fused attention computes it."""
+def fused_scores(given: Mapping[str, Any]) -> torch.Tensor | None:
+    """softmax's input (B, H, T, S) as torch's fused attention computes it; ``None`` for inputs
+    with other axes."""
     query, key = (given[name].detach() for name in ("query", "key"))
     if query.dim() != 4:
         return None
