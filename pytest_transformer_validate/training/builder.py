@@ -31,7 +31,6 @@ _SUBJECTS = {
     "export": _of("export"),
     "reproducibility": _REPRODUCIBILITY,
     "dataset": _DATASET | _of("data"),
-    | {"validation_split", "max_train_samples", "max_val_samples", "max_seq_len"},
     "optimization": frozenset({"compile_mode", "gradient_accumulation_steps"}),
 }
 _OWN_NAMES = {"frequency": "save_every_n_epochs"}
