@@ -34,7 +34,7 @@ def choose_class(transformers: ModuleType, values: Mapping[str, Any], place: Pat
             f"{shown(place)} has neither architectures nor model_type; one of them names the "
             'model: "architectures": ["GPT2LMHeadModel"]'
         )
-    config = _checked(kind, values, place)
+    config = checked_config(kind, values, place)
     for order in _mapping_order(transformers, kind, config):
         mapping = getattr(transformers.models.auto.modeling_auto, order)
         found = mapping.get(kind, None)
@@ -56,7 +56,7 @@ def make_config(
         kind = wanted
     if kind is None:
         raise SourceError(f"{shown(place)} has no model_type, which {head.__name__} needs")
-    return _checked(kind, values, place)
+    return checked_config(kind, values, place)
 
 
 def _named_class(transformers: ModuleType, names: Any, place: Path) -> Any:
@@ -93,7 +93,8 @@ def _config_class(transformers: ModuleType, values: Mapping[str, Any], place: Pa
     return mapping[model_type]
 
 
-def _checked(kind: Any, values: Mapping[str, Any], place: Path) -> Any:
+def checked_config(kind: Any, values: Mapping[str, Any], place: Path) -> Any:
+    """A configuration object of class ``kind``. Raises SourceError."""
     try:
         return kind.from_dict(dict(values))
     except Exception as error:

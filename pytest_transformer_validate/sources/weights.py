@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_transformer_validate.errors import SourceError
 from pytest_transformer_validate.optional import require
+from pytest_transformer_validate.sources.safetensorsfile import check_safetensors
 from pytest_transformer_validate.sources.wording import clipped, listed, reason, shown
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def read_tensors(file: Path) -> dict[str, torch.Tensor]:
 
 
 def _read_safetensors(file: Path) -> dict[str, torch.Tensor]:
+    check_safetensors(file)
     safetensors = require("safetensors.torch", extra="hf")
     try:
         tensors: dict[str, torch.Tensor] = safetensors.load_file(str(file), device="cpu")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sys
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from pytest_transformer_validate.errors import SourceError
 from pytest_transformer_validate.sources.base import SourceWarning
+from tests.sources import remote_code
 
 GPT2 = {"n_embd": 8, "n_layer": 1, "n_head": 2, "vocab_size": 20, "n_positions": 16}
 BERT = {
@@ -207,7 +209,14 @@ def test_a_task_in_the_config_can_be_read(write, load):
         ({"model_type": "gpt2", "vocab_size": -1}, "key vocab_size: must be"),
         ({"model_type": "gpt2", "n_embd": "wide"}, "is refused by GPT2Config"),
         ({"model_type": "gpt2", "expect_fail": {"a": ""}}, "key expect_fail"),
-        ({"model_type": "gpt2", "auto_map": {"AutoModel": "m.Net"}}, "key auto_map: .*not run"),
+        ({"model_type": "gpt2", "auto_map": {"AutoModel": "m.Net"}}, "there is no m.py beside"),
+        ({"model_type": "gpt2", "auto_map": ["m.Net"]}, "key auto_map: must be an object"),
+        (
+            {"model_type": "gpt2", "auto_map": {"AutoModel": "../m.Net"}},
+            "auto_map.AutoModel: must",
+        ),
+        ({"model_type": "gpt2", "auto_map": {"AutoModel": 3}}, "auto_map.AutoModel: must name"),
+        ({"model_type": "gpt2", "attn_implementation": "a/kernel"}, "'a/kernel' is a kernel of"),
     ],
 )
 def test_a_config_that_names_no_model(write, load, values, text):
@@ -288,3 +297,124 @@ def test_loading_says_nothing(gpt2, load, capfd):
     load("hub")
     assert capfd.readouterr() == ("", "")
     assert transformers.utils.logging.is_progress_bar_enabled()
+
+
+@pytest.fixture
+def with_code(write):
+    """A folder whose code lies beside its config."""
+    for name, content in remote_code.FILES.items():
+        write(f"own/{name}", content)
+
+
+def run(loaded):
+    with loaded.scope:
+        return loaded.model(input_ids=torch.tensor([[1, 2]])).logits
+
+
+def test_code_in_a_folder_of_ones_own_runs(with_code, load, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    loaded = load("own")
+    assert not [name for name in sys.modules if "tiny" in name]
+    assert type(loaded.model).__name__ == "Tiny"
+    assert type(loaded.model.config).__name__ == "TinyConfig"
+    assert (loaded.weights, loaded.config.width) == ("random (seed 0)", 8)
+    assert loaded.location == (str(tmp_path / "own/modeling_tiny.py"), 11)
+    assert run(loaded).shape == (1, 2, 20)
+    assert not [name for name in sys.modules if "tiny" in name]
+    there = {path.relative_to(tmp_path / "own").as_posix() for path in tmp_path.rglob("*.*")}
+    assert there == set(remote_code.FILES)
+
+
+def test_code_in_a_folder_with_weights(with_code, load, tmp_path):
+    one = load("own", seed=3)
+    with one.scope:
+        one.model.save_pretrained(tmp_path / "saved")
+    state = load_file(tmp_path / "saved/model.safetensors")
+    save_file(state, tmp_path / "own/model.safetensors", metadata={"format": "pt"})
+    two = load("own")
+    assert two.weights == "model.safetensors"
+    assert torch.equal(run(one), run(two))
+
+
+def test_changed_code_is_what_runs_next(with_code, load, write):
+    one = load("own")
+    write("own/parts/late.py", "scale = 4.0\n")
+    two = load("own")
+    assert torch.equal(run(one) * 2, run(two))
+    assert torch.equal(run(one) * 2, run(two))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "text"),
+    [
+        ("modeling_tiny.py", "class Tinny: pass", "modeling_tiny.py has no class Tiny .*Tinny"),
+        ("modeling_tiny.py", "from .gone import x", "modeling_tiny.py:1 imports gone.py, which"),
+        ("modeling_tiny.py", "import flash_attn_none", "py:1 imports 'flash_attn_none', which"),
+        ("modeling_tiny.py", "def f(:", "modeling_tiny.py:1:.* not valid Python"),
+        ("modeling_tiny.py", "Tiny = 3", "modeling_tiny.Tiny is no model class"),
+        ("configuration_tiny.py", "TinyConfig = dict", "is refused by dict"),
+    ],
+)
+def test_code_that_gives_no_model(with_code, load, write, name, content, text):
+    write(f"own/{name}", content)
+    with pytest.raises(SourceError, match=text) as caught:
+        load("own")
+    assert len(str(caught.value).splitlines()) <= 12
+
+
+@pytest.mark.parametrize("weights", [False, True])
+def test_what_the_code_raises_comes_through(with_code, load, write, weights):
+    write("own/parts/head.py", "import torch\nclass Head(torch.nn.Module):\n    x = 1 / 0\n")
+    if weights:
+        save_file({"a": torch.zeros(1)}, write("own/model.safetensors", b""))
+    with pytest.raises(ZeroDivisionError):
+        load("own")
+
+
+def test_what_a_constructor_raises_comes_through_with_weights(with_code, load, write):
+    write(
+        "own/parts/head.py",
+        "import torch\nclass Head(torch.nn.Module):\n    def __init__(self, *_): 1 / 0\n",
+    )
+    save_file({"a": torch.zeros(1)}, write("own/model.safetensors", b""), {"format": "pt"})
+    with pytest.raises(ZeroDivisionError):
+        load("own")
+
+
+def test_code_of_another_repository_is_not_fetched_for_a_folder(write, load):
+    config = {**remote_code.CONFIG, "auto_map": {"AutoModel": "org/other--modeling_tiny.Tiny"}}
+    write("own/config.json", config)
+    with pytest.raises(SourceError, match="another repository, org/other, .*\n.*copy its Python"):
+        load("own")
+
+
+TOKENIZER = """
+from transformers import PreTrainedTokenizerFast
+
+class Own(PreTrainedTokenizerFast):
+    mine = True
+"""
+
+
+@pytest.mark.parametrize("place", ["config.json", "tokenizer_config.json"])
+def test_the_code_of_a_tokenizer(gpt2, load, tmp_path, write, place):
+    save_tokenizer(tmp_path / "hub")
+    write("hub/own.py", TOKENIZER)
+    file = tmp_path / "hub" / place
+    values = json.loads(file.read_text()) | {"auto_map": {"AutoTokenizer": [None, "own.Own"]}}
+    file.write_text(json.dumps(values))
+    loaded = load("hub")
+    assert loaded.tokenizer.mine
+    assert type(loaded.model).__name__ == "GPT2LMHeadModel"
+    write("hub/own.py", "1 / 0")
+    with pytest.warns(SourceWarning, match="tokenizer Own of .*: ZeroDivisionError"):
+        assert load("hub").tokenizer is None
+
+
+def test_a_shard_that_is_not_there_is_named(gpt2, load, write, tmp_path):
+    (tmp_path / "hub/model.safetensors").unlink()
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    write("hub/model.safetensors.index.json", index)
+    save_file({"a": torch.zeros(1)}, tmp_path / "hub/model-1.safetensors")
+    with pytest.raises(SourceError, match="names 1 of 2 files .* not there: model-2.safetensors"):
+        load("hub")
