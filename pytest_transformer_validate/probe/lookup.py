@@ -72,3 +72,34 @@ class TokenLookup(TorchFunctionMode):
             return index
         same = index.shape == self.ids.T.shape and torch.equal(index.T, self.ids.to(index.dtype))
         return index if same else None
+
+
+class OtherVectors(TokenLookup):
+    """While inside, other vectors than the looked up ones are read at the tokens that ``keep``
+    (B, T) does not keep; the ids stay as they are. False where no lookup was seen."""
+
+    def __init__(self, ids: torch.Tensor, keep: torch.Tensor) -> None:
+        super().__init__(ids)
+        self.keep = keep
+        self.seen = False
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        index = self._index(func, args, kwargs or {})
+        if index is None or not result.is_floating_point() or result.dim() <= self.ids.dim():
+            return result
+        self.seen = True
+        keep = self.keep if index.shape == self.ids.shape else self.keep.T
+        keep = keep.reshape(*keep.shape, *(1,) * (result.dim() - keep.dim()))
+        # another direction, also where the vector of the padding id is zero
+        ramp = torch.linspace(-1, 1, result.shape[-1]).to(result) * result.abs().max()
+        return torch.where(keep, result, result.flip(-1) + ramp)
+
+    def __bool__(self) -> bool:
+        return self.seen

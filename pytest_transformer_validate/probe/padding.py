@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pytest_transformer_validate.errors import Blocked, NotApplicable, error_line
 from pytest_transformer_validate.probe.compare import difference, over, trace
+from pytest_transformer_validate.probe.lookup import OtherVectors
 from pytest_transformer_validate.probe.passes import Passes, remembered
 from pytest_transformer_validate.probe.trace import (
     ROOT,
@@ -293,6 +294,32 @@ class Padding(Passes):
         )
 
     @remembered
+    def vectors(self, way: Way, layout: str, condition: str) -> float | None:
+        """How far the outputs of real tokens move when other vectors are read for the ids under
+        the mask, and the ids stay as they are (padding, where the model looks for its id);
+        ``None`` where no lookup by these ids is seen.
+
+        What reads ids with their neighbours (n-grams, a shift) sees no difference, what reads
+        the tokens does.
+        """
+        batch, keep = self._kept_ids(way, layout, condition)
+        with self._under(condition):
+            reference = self._outputs(batch, way.covers, keep)
+            with OtherVectors(batch[way.covers], keep) as other:
+                moved = self._outputs(batch, way.covers, keep)
+        return self._gap(reference, moved) if other else None
+
+    def _kept_ids(self, way: Way, layout: str, condition: str) -> tuple[Batch, torch.Tensor]:
+        """A batch with a mask that leaves no doubt where its padding is, and what is real."""
+        finds = self.compares(way.covers)
+        found = self.content(way, layout.replace("hole", "right") if finds else layout, condition)
+        pad = padding_id(self.probe.subject)
+        if pad is None or not finds:
+            return found.before, found.keep
+        ids = found.before[way.covers].masked_fill(~found.keep, pad)
+        return found.before.with_(**{way.covers: ids}), found.keep
+
+    @remembered
     def without_mask(self, way: Way, layout: str, condition: str) -> float:
         """How far the outputs of real tokens move when the tokens that the mask would hide are
         replaced and nothing is masked: 0 shows that no token reaches another."""
@@ -525,17 +552,21 @@ class Padding(Passes):
         with self._under(found.condition):
             before = trace(self.probe, found.before)
             after = trace(self.probe, found.after[found.filling])
-        keep = found.keep
-
-        def moved(a: torch.Tensor, b: torch.Tensor) -> bool:
-            real = _real(a, keep)
-            return real is not None and over(a.masked_fill(~real, 0), b.masked_fill(~real, 0))
-
-        where = first_to_differ(before, after, moved)
+        where = _first_real(before, after, found.keep)
         kind = self._kind(before, where)
-        if kind == "ids" and not _near(_call(before, where), _call(after, where), keep):
+        if kind == "ids" and not _near(_call(before, where), _call(after, where), found.keep):
             kind = None
         return Place(where, kind)
+
+    def locate_vectors(self, way: Way, layout: str, condition: str) -> Place:
+        """The first module in which a real token sees other vectors under the mask."""
+        batch, keep = self._kept_ids(way, layout, condition)
+        with self._under(condition):
+            before = trace(self.probe, batch)
+            with OtherVectors(batch[way.covers], keep):
+                after = trace(self.probe, batch)
+        where = _first_real(before, after, keep)
+        return Place(where, self._kind(before, where))
 
     def locate_no_mask(self, way: Way) -> str | None:
         """The first module that a mask of ones changes."""
@@ -756,6 +787,16 @@ def _real(tensor: torch.Tensor, keep: torch.Tensor) -> torch.Tensor | None:
             own = keep if axis < position else keep.T
             real = real & own.reshape(shape)
     return real
+
+
+def _first_real(before: list[Call], after: list[Call], keep: torch.Tensor) -> str | None:
+    """The first module whose output at real tokens differs."""
+
+    def moved(a: torch.Tensor, b: torch.Tensor) -> bool:
+        real = _real(a, keep)
+        return real is not None and over(a.masked_fill(~real, 0), b.masked_fill(~real, 0))
+
+    return first_to_differ(before, after, moved)
 
 
 def _narrowed(

@@ -245,10 +245,14 @@ class ConvolvesAndLeaks(Convolves, OneHead):
 
 @pytest.mark.parametrize("case", ["content", "right"])
 def test_a_convolution_over_the_edge_is_spared_and_nothing_else(case):
-    with pytest.raises(NotApplicable, match="a convolution reads over the edge"):
-        padding(Convolves(), case, ENCODER)
-    with pytest.raises(CheckFailed):
+    spared = padding(Convolves(), case, ENCODER)
+    assert [note.partition(",")[0] for note in spared.notes] == [
+        "a convolution reads over the edge of the padding"
+    ]
+    assert spared.value <= spared.limit.value
+    with pytest.raises(CheckFailed) as caught:
         padding(ConvolvesAndLeaks(), case, ENCODER)
+    assert caught.value.where == "blocks.0.attention"
 
 
 class Bigrams(Masked):
@@ -268,6 +272,37 @@ class Pairs(nn.Module):
         return self.own(ids) + self.next(ids.roll(-1, 1))
 
 
+class BigramsAndLeak(Bigrams, OneHead):
+    pass
+
+
+class Trigrams(Bigrams):
+    """Vectors of neighbours, side by side: these ids stay, and other vectors are read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = Beside()
+
+
+class Beside(Pairs):
+    def forward(self, ids):
+        return self.own(ids) + self.next(ids).roll(-1, 1)
+
+
+class EndByPadding(Masked):
+    """Reads the last token that is no padding, by its id; a decoder would read ids shifted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shifted = nn.Embedding(models.VOCAB, 32)
+
+    def forward(self, input_ids, attention_mask=None):
+        x = self.trunk(input_ids, attention_mask)
+        x = x + self.shifted(nn.functional.pad(input_ids[:, :-1], (1, 0), value=1)).cumsum(1)
+        last = (input_ids != 0).sum(1) - 1
+        return self.head(x[torch.arange(len(x)), last])[:, :5]
+
+
 class Centred(Masked):
     def __init__(self) -> None:
         super().__init__()
@@ -281,11 +316,29 @@ class MeanFree(nn.Embedding):
 
 
 def test_ids_that_are_read_with_their_neighbours():
+    spared = padding(Bigrams(), "content", ENCODER)
+    assert spared.value == 0
+    assert spared.notes == (
+        "ids are read with others (n-grams, ids shifted inside), where no mask reaches; the ids "
+        "stay, other vectors are read",
+    )
     with pytest.raises(NotApplicable, match="ids are read with others"):
-        padding(Bigrams(), "content", ENCODER)
+        padding(Trigrams(), "content", ENCODER)
     with pytest.raises(CheckFailed) as caught:
         padding(Centred(), "content", ENCODER)
     assert caught.value.where == "tokens"
+
+
+def test_a_leak_behind_ids_that_are_read_with_their_neighbours():
+    with pytest.raises(CheckFailed) as caught:
+        padding(BigramsAndLeak(), "content", ENCODER)
+    assert caught.value.where == "blocks.0.attention"
+
+
+def test_a_classifier_that_reads_its_ids_shifted_up_to_the_padding():
+    measured = padding(EndByPadding(), "content", CLASSES | {"num_labels": 5})
+    assert measured.value == 0
+    assert "the ids stay, other vectors are read" in measured.notes[0]
 
 
 class Counts(MaskedCausal):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pytest_transformer_validate.checks.registry import check
@@ -17,6 +18,8 @@ from pytest_transformer_validate.measures.padding import (
 from pytest_transformer_validate.measures.tolerance import settle, two_shapes_limit
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from pytest_transformer_validate.measures.measurement import Limit
     from pytest_transformer_validate.probe.padding import Content, Lengths
     from pytest_transformer_validate.probe.probe import Probe
@@ -94,7 +97,8 @@ def _judge_content(probe: Probe, way: Way, factor: float) -> PaddingInvariance:
     for name, condition in plans:
         found = probe.padding.content(way, name, condition)
         limit = content_limit(found, factor)
-        value, held = _larger(found.moved, limit, measured)
+        before = measured
+        value, held = _larger(found.moved, limit, before)
         measured = PaddingInvariance(
             value=value,
             limit=held,
@@ -104,8 +108,10 @@ def _judge_content(probe: Probe, way: Way, factor: float) -> PaddingInvariance:
             notes=tuple(notes),
         )
         if not found.moved <= limit.value:
-            _settle_content(probe, found, name, limit, measured, notes)
-    return PaddingInvariance(**{**vars(measured), "notes": tuple(notes)})
+            moved = _settle_content(probe, found, name, limit, measured, notes)
+            value, held = _larger(moved, limit, before)
+            measured = replace(measured, value=value, limit=held)
+    return replace(measured, notes=tuple(dict.fromkeys(notes)))
 
 
 def _settle_content(
@@ -115,7 +121,8 @@ def _settle_content(
     limit: Limit,
     measured: PaddingInvariance,
     notes: list[str],
-) -> None:
+) -> float:
+    """How far outputs move, structure aside; raises where they should not."""
     way, passes = found.way, probe.padding
     _require_repeatable(probe, found.before, found.condition, limit)
     verdict = settle(
@@ -125,8 +132,14 @@ def _settle_content(
     )
     notes.extend(verdict.notes)
     if not verdict.exceeded:
-        return
+        return found.moved
     place = passes.locate_content(found)
+    for moved, note in _content_aside(probe, found, layout, place.kind):
+        if moved is not None and moved <= limit.value:
+            notes.append(note)
+            return moved
+    if place.kind == "ids" and not passes.causal and passes.vectors(way, layout, found.condition):
+        place = passes.locate_vectors(way, layout, found.condition)
     where = place.where
     excuse = _excuse_content(probe, found, layout, limit) or _KINDS.get(place.kind)
     if excuse is not None:
@@ -164,6 +177,20 @@ _KINDS: dict[str | None, str] = {
     "ids": "ids are read with others (n-grams, ids shifted inside), where no mask reaches",
     "pools": _POOLS,
 }
+
+
+def _content_aside(
+    probe: Probe, found: Content, layout: str, kind: str | None
+) -> Iterator[tuple[float | None, str]]:
+    """How far outputs move when that is left aside which no mask reaches, and what that is."""
+    way, passes = found.way, probe.padding
+    zeros = passes.content(way, layout, found.condition, blank=True)
+    yield zeros.moved, f"{_CONVOLVES}; zeros are put there"
+    if kind == "ids":
+        yield (
+            passes.vectors(way, layout, found.condition),
+            f"{_KINDS[kind]}; the ids stay, other vectors are read",
+        )
 
 
 def _excuse_content(probe: Probe, found: Content, layout: str, limit: Limit) -> str | None:
@@ -283,7 +310,8 @@ def _judge_lengths(probe: Probe, covers: str, side: str, factor: float) -> Paddi
         noise = probe.noise() if condition == "plain" else 0.0
         limit = lengths_limit(found, noise, factor)
         moved, row = worst_length(found)
-        value, held = _larger(moved, limit, measured)
+        before = measured
+        value, held = _larger(moved, limit, before)
         measured = PaddingInvariance(
             value=value,
             limit=held,
@@ -293,8 +321,10 @@ def _judge_lengths(probe: Probe, covers: str, side: str, factor: float) -> Paddi
             notes=tuple(notes),
         )
         if not moved <= limit.value:
-            _settle_lengths(probe, found, plan, row, limit, measured, notes)
-    return PaddingInvariance(**{**vars(measured), "notes": tuple(notes)})
+            moved = _settle_lengths(probe, found, plan, row, limit, measured, notes)
+            value, held = _larger(moved, limit, before)
+            measured = replace(measured, value=value, limit=held)
+    return replace(measured, notes=tuple(dict.fromkeys(notes)))
 
 
 def _settle_lengths(
@@ -305,7 +335,8 @@ def _settle_lengths(
     limit: Limit,
     measured: PaddingInvariance,
     notes: list[str],
-) -> None:
+) -> float:
+    """How far outputs move, structure aside; raises where they should not."""
     _require_repeatable(probe, found.padded, found.condition, limit)
 
     def again(other: Probe) -> float:
@@ -316,10 +347,15 @@ def _settle_lengths(
     verdict = settle(value, limit, lambda: probe.repeated(again))
     notes.extend(verdict.notes)
     if not verdict.exceeded:
-        return
+        return value
+    blank = probe.padding.lengths(found.covers, plan, found.side, found.condition, blank=True)
+    moved, _ = worst_length(blank)
+    if moved <= limit.value:
+        notes.append(f"{_CONVOLVES}; zeros are put there")
+        return moved
     place = probe.padding.locate_lengths(found)
     where = place.where
-    excuse = _excuse_lengths(probe, found, plan, limit) or _KINDS.get(place.kind)
+    excuse = _excuse_lengths(probe, found) or _KINDS.get(place.kind)
     if excuse is not None:
         raise NotApplicable(excuse)
     told = f"with {measured.argument}" if measured.argument else "with its padding id"
@@ -341,11 +377,8 @@ def _settle_lengths(
     )
 
 
-def _excuse_lengths(probe: Probe, found: Lengths, plan: str, limit: Limit) -> str | None:
+def _excuse_lengths(probe: Probe, found: Lengths) -> str | None:
     """Like ``_excuse_content``, for texts of several lengths."""
-    blank = probe.padding.lengths(found.covers, plan, found.side, found.condition, blank=True)
-    if worst_length(blank)[0] <= limit.value:
-        return _CONVOLVES
     if found.side == "right" and _pads_left(probe):
         return _LEFT
     return _POOLS if probe.shortens() else None
