@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 DTYPES = {"float64": "float64", "float32": "float32", "float16": "float16", "bfloat16": "bfloat16"}
 DTYPES |= {"fp64": "float64", "fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 LARGEST_SEED = 2**32 - 1
-_SPECS = "model.py, model.py::Net, folder/, pkg.module:attr"
+_SPECS = "model.py, model.py::Net, folder/, pkg.module:attr, gist:ID"
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ OPTIONS = (
     Option("tb_allow_skipped", "bool", "", "a model of which nothing could be judged is no error"),
     Option("tb_json", "string", "PATH", "write the records as JSON to this file"),
     Option("tb_reference", "string", "SPEC", f"model to compare with ({_SPECS})"),
+    Option("tb_trust", "linelist", "SHA256", "accept fetched code: new, or the hash it has"),
+    Option("tb_offline", "bool", "", "fetch nothing; what is in the cache is used"),
     Option("tb_train", "bool", "", "run checks of tier 3, which train (this version has none)"),
     Option("tier3", "bool", "", "short for -m tier3 --tb-train"),
 )
@@ -69,6 +72,8 @@ INI_ONLY = {
     "tb_limits": "limits of checks, one a line: gradient_flow.floor = 1e-9",
     "tb_expect_fail": "deviations that are known, one a line: check or check[case]: reason",
 }
+API_URL = "GitHub's REST API; https://github.example.com/api/v3 for GitHub Enterprise"
+GIST_VARIABLE = "GIST_ID"
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -78,6 +83,7 @@ def add_options(parser: pytest.Parser) -> None:
         option.add(parser, group)
     for name, text in INI_ONLY.items():
         parser.addini(name, text, type="linelist", default=None)
+    parser.addini("tb_api_url", API_URL, type="string", default=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,9 +122,15 @@ def value(config: pytest.Config, name: str) -> Any:
 
 def asked_for(config: pytest.Config) -> bool:
     """Whether there may be models in this run. Imports nothing."""
-    if value(config, "tb_model"):
+    if value(config, "tb_model") or gist_of_environment(config):
         return True
     return bool(config.hook.pytest_tb_models.get_hookimpls())
+
+
+def gist_of_environment(config: pytest.Config) -> str | None:
+    """The Gist that the environment names, where the command line names no model."""
+    given = os.environ.get(GIST_VARIABLE, "").strip()
+    return given if given and config.getoption("tb_model") is None else None
 
 
 def ini(config: pytest.Config, name: str) -> Any:

@@ -15,6 +15,9 @@ from pytest_transformer_validate.errors import SourceError, SpecError
 from pytest_transformer_validate.sources.dotted import DottedSource
 from pytest_transformer_validate.sources.file import CONFIG_FILE, FileSource
 from pytest_transformer_validate.sources.folder import MODEL_FILE, FolderSource
+from pytest_transformer_validate.sources.gist.api import Api
+from pytest_transformer_validate.sources.gist.name import is_gist, may_be_gist
+from pytest_transformer_validate.sources.gist.source import GistSource
 from pytest_transformer_validate.sources.huggingface import HuggingFaceSource
 from pytest_transformer_validate.sources.jsonfile import read_object
 from pytest_transformer_validate.sources.wording import clipped, listed, near
@@ -26,6 +29,7 @@ GRAMMAR = """a model is named by
     model.py                 a file; its class where there are several: model.py::Net
     runs/a                   a folder: a builder export or a Hugging Face directory
     package.module:attr      a class, an object or a factory that can be imported
+    gist:ID                  a Gist, or its URL
   for example --tb-model=model.py, --tb-model=model.py::Net, --tb-model=runs/a, \
 --tb-model=mylib.models:GPT"""
 
@@ -35,20 +39,24 @@ _FOREIGN_SCHEMES = frozenset(
     | {"s3", "sftp", "ssh"}
 )
 _DOTTED = re.compile(r"(?P<module>[^\W\d]\w*(\.[^\W\d]\w*)*):(?P<attr>[^\W\d]\w*(\.[^\W\d]\w*)*)")
-_GIST_URL = re.compile(r"https?://gist\.github(usercontent)?\.com/", re.IGNORECASE)
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
-def parse(spec: str, *, rootdir: Path, cwd: Path) -> Source:
+def parse(spec: str, *, rootdir: Path, cwd: Path, api_url: str | None = None) -> Source:
     """The Source that ``spec`` names. Raises SpecError.
 
-    Paths are relative to ``cwd``; ids of files and folders are relative to ``rootdir``.
+    Paths are relative to ``cwd``; ids of files and folders are relative to ``rootdir``;
+    ``api_url`` is the API that Gists are asked of, ``None`` for GitHub's.
     """
     if not spec.strip():
         raise SpecError(f"no model named: {spec!r} is empty\n  {GRAMMAR}")
     if _UNPRINTABLE.search(spec):
         raise SpecError(f"{_quoted(spec)}: a spec holds no control characters\n  {GRAMMAR}")
+    if may_be_gist(spec):
+        api = Api.of(api_url)
+        if is_gist(spec, api):
+            return GistSource.parse(spec, api)
     path, name = _split(spec, cwd)
     if _mode(path) is not None:
         return _local(spec, path, name, rootdir, cwd)
@@ -146,13 +154,11 @@ def _short(path: Path, rootdir: Path) -> str:
 
 
 def _refuse_scheme(spec: str, cwd: Path) -> None:
-    """Raise for a spec that starts like a URL or with a scheme. Gists and hub ids get their
-    Source here."""
+    """Raise for a spec that starts like a URL or with a scheme."""
     scheme = spec.partition(":")[0].lower() if _has_scheme(spec) else ""
-    if scheme in SCHEMES or _GIST_URL.match(spec):
-        kind = "Gists" if scheme != "hf" else "Models of the Hugging Face Hub"
+    if scheme == "hf":
         raise SpecError(
-            f"{_quoted(spec)}: {kind} are not available in this version\n"
+            f"{_quoted(spec)}: Models of the Hugging Face Hub are not available in this version\n"
             "  download the files and name their folder: --tb-model=folder"
         )
     known = near(scheme, SCHEMES)

@@ -126,6 +126,8 @@ def test_the_options_are_the_closed_list() -> None:
         "--tb-allow-skipped",
         "--tb-json",
         "--tb-reference",
+        "--tb-trust",
+        "--tb-offline",
         "--tb-train",
         "--tier3",
     ]

@@ -175,7 +175,7 @@ def test_what_is_no_spec_gets_the_grammar(tmp_path, spec, text):
 
 @pytest.mark.parametrize(
     "spec",
-    ["gist:abc", "https://gist.github.com/me/0123", "hf:gpt2", "HF:org/name@main"],
+    ["hf:gpt2", "HF:org/name@main"],
 )
 def test_fetched_models_are_not_available_yet(tmp_path, spec):
     with pytest.raises(SpecError, match="not available in this version"):

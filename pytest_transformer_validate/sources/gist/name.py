@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, unquote
 
 from pytest_transformer_validate.errors import SpecError
+from pytest_transformer_validate.sources.gist.api import Api
 from pytest_transformer_validate.sources.wording import clipped
-
-if TYPE_CHECKING:
-    from pytest_transformer_validate.sources.gist.api import Api
 
 FORMS = """a Gist is named by
     gist:ID             its newest revision, or the one in tb.lock; 20 or 32 hex digits
@@ -45,6 +42,11 @@ class GistName:
         at = f"@{revision[:digits]}" if revision else ""
         file = f":{self.file}" if self.file else ""
         return f"gist:{self.id}{at}{file}" + (f"::{self.name}" if self.name else "")
+
+
+def may_be_gist(spec: str) -> bool:
+    """Whether ``is_gist`` may say yes, whatever the API."""
+    return "://" in spec or bool(is_gist(spec, Api()))
 
 
 def is_gist(spec: str, api: Api) -> bool:
