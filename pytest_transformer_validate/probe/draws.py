@@ -51,7 +51,8 @@ class Twice:
     ``moved`` is how far the logits of the state called ``other`` are from the first ones,
     ``repeated`` how far those of the first state given again; ``reseeded`` are the generators
     that are in the same state after both, ``settings`` what a forward changed in torch,
-    ``condition`` what the probe was under.
+    ``draws`` says whether a generator is in another state after the first one, ``condition`` is
+    what the probe was under.
     """
 
     way: str
@@ -61,6 +62,7 @@ class Twice:
     repeated: float = 0.0
     reseeded: tuple[str, ...] = ()
     settings: tuple[str, ...] = ()
+    draws: bool = False
     condition: str = "as loaded"
 
 
@@ -151,7 +153,7 @@ class Draws(Passes):
         random: a layer may be left out rarely, or stand behind a gate that is closed.
         """
         twice = self._twice(way, "another", "as loaded")
-        if twice.moved or not self._draws_at_all(way):
+        if twice.moved or not twice.draws:
             return twice
         small = self.probe.subject.small
         for time in range(_RARE if small else 2):
@@ -344,27 +346,21 @@ class Draws(Passes):
             moved, repeated = moved_by(first, second), 0.0
             if moved:
                 repeated = max(moved_by(first, self._evaluated(way, "one")[0]) for _ in range(2))
-        settings = states.pop("settings")
+        settings, draws = states.pop("settings"), states.pop("draws")
         reseeded = tuple(n for n, state in states.items() if _equal_states(state, others[n]))
-        return Twice(way, first, moved, other, repeated, reseeded, settings, condition)
-
-    def _draws_at_all(self, way: str) -> bool:
-        """Whether any generator is in another state after a forward."""
-        with self._running(way, "one") as subject:
-            before = _generators(subject.device)
-            subject(self._batch(way))
-            after = _generators(subject.device)
-        return not all(_equal_states(state, after[n]) for n, state in before.items())
+        return Twice(way, first, moved, other, repeated, reseeded, settings, draws, condition)
 
     def _evaluated(self, way: str, which: str) -> tuple[torch.Tensor, dict[str, Any]]:
-        """Logits under a random state; the state of every generator afterwards, and the names of
-        the ``settings`` of torch that have changed."""
+        """Logits under a random state; the state of every generator afterwards, the names of
+        the ``settings`` of torch that have changed, and whether anything ``draws``."""
+        batch = self._batch(way)
         with self._running(way, which) as subject:
-            before = settings_of_torch()
-            logits = subject(self._batch(way)).logits.detach()
-            now = settings_of_torch()
+            before, states = settings_of_torch(), _generators(subject.device)
+            logits = subject(batch).logits.detach()
+            now, after = settings_of_torch(), _generators(subject.device)
             changed = tuple(name for name in before if before[name] != now[name])
-            return logits, {**_generators(subject.device), "settings": changed}
+            draws = not all(_equal_states(state, after[n]) for n, state in states.items())
+            return logits, {**after, "settings": changed, "draws": draws}
 
     def _training_logits(self, which: str) -> torch.Tensor:
         probe = self.probe

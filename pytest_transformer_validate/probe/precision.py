@@ -9,6 +9,7 @@ run adds to that is what the model's own code does to its numbers.
 from __future__ import annotations
 
 import contextlib
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,7 @@ from pytest_transformer_validate.subject.outputs import floating
 from pytest_transformer_validate.subject.source import reads_dtype
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from pytest_transformer_validate.probe.probe import Probe
     from pytest_transformer_validate.subject.batch import Batch
@@ -140,8 +141,8 @@ class Precision(Passes):
         reference = _run(self.probe, twin, batch)
         with _rounding(twin.model, dtype) as sizes:
             emulated = _run(self.probe, twin, batch)
-        del twin
-        real = self.converted(dtype, batch)
+        # Converted in place: the weights are those of a conversion already.
+        real = self._in(dtype, batch, lambda: twin.model)
         known = reference.logits.isfinite() & emulated.logits.isfinite()
         return Rounding(
             real=_parts(real.logits - reference.logits, known),
@@ -158,7 +159,7 @@ class Precision(Passes):
         """Whether the logits in half precision are finite without moving any weight: some
         parametrisations have weights that may not be moved."""
         batch = self.batch(0)
-        real = self.converted(getattr(torch, name), batch, as_it_is=True).logits
+        real = self.converted(getattr(torch, name), batch).logits
         known = self.probe.forward(batch).logits.isfinite()
         return bool(real[known].isfinite().all())
 
@@ -169,18 +170,22 @@ class Precision(Passes):
         rows = min(rows, 2) if self.probe.subject.small else 1
         batch = self.probe.batch(rows, length, "float64", draw)
         own = self.probe.forward(batch).logits
-        return self.converted(torch.float64, batch, as_it_is=True).logits, own
+        return self.converted(torch.float64, batch).logits, own
 
-    def converted(self, dtype: torch.dtype, batch: Batch, *, as_it_is: bool = False) -> Run:
-        """A forward of a copy in ``dtype``. NotApplicable where that raises, and for complex
-        weights or buffers, which a conversion makes real."""
+    def converted(self, dtype: torch.dtype, batch: Batch) -> Run:
+        """A forward of a copy, as it is, in ``dtype``; see ``_in``."""
+        return self._in(dtype, batch, lambda: duplicate(self.probe.subject.model))
+
+    def _in(self, dtype: torch.dtype, batch: Batch, made: Callable[[], torch.nn.Module]) -> Run:
+        """A forward of what is ``made``, in ``dtype``. NotApplicable where that raises, and for
+        complex weights or buffers, which a conversion makes real."""
         subject = self.probe.subject
         tensors = (*subject.model.named_parameters(), *subject.model.named_buffers())
         unreal = [name for name, tensor in tensors if tensor.is_complex()]
         if unreal:
             raise NotApplicable(f"{unreal[0]} is complex, and .to(dtype) would make it real")
         try:
-            return _run(self.probe, self._narrowed(dtype, as_it_is=as_it_is), batch)
+            return _run(self.probe, _twin(subject, made().to(dtype), dtype), batch)
         except Exception as error:
             name = str(dtype).removeprefix("torch.")
             text = f"does not run in {name}: {error_line(error, 160)}"
@@ -214,10 +219,11 @@ class Precision(Passes):
         if probe.subject.vision:
             return None
         batches = padded_halves(probe, probe.batch(2, probe.subject.sizes[1], "padded half"))
+        copy = functools.cache(lambda: duplicate(probe.subject.model))
         for batch in batches.values():
             keep = batch["attention_mask"].bool()
             own = probe.forward(batch).logits
-            real = self.converted(getattr(torch, name), batch, as_it_is=True).logits
+            real = self._in(getattr(torch, name), batch, copy).logits
             if own.shape[:2] == keep.shape:
                 own, real = own[keep], real[keep]
             if bool((own.isfinite() & ~real.isfinite()).any()):

@@ -19,6 +19,7 @@ from pytest_transformer_validate.probe.bounds import Bounds
 from pytest_transformer_validate.probe.caches import Caches
 from pytest_transformer_validate.probe.draws import Draws
 from pytest_transformer_validate.probe.experts import Experts
+from pytest_transformer_validate.probe.generation import Generation
 from pytest_transformer_validate.probe.losses import Losses
 from pytest_transformer_validate.probe.mixing import Mixing
 from pytest_transformer_validate.probe.order import Order
@@ -39,7 +40,7 @@ from pytest_transformer_validate.subject.source import reads_module, reads_param
 from pytest_transformer_validate.subject.subject import Subject
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from pytest_transformer_validate.probe.forwards import Samples, Shape
     from pytest_transformer_validate.probe.gradients import Gradients
@@ -55,7 +56,7 @@ Result = TypeVar("Result")
 Case = ParamSpec("Case")
 
 _PERIOD = 1_048_573
-_ONE_THREAD = 2_000_000
+_TINY = 2_000_000
 
 
 class Probe:
@@ -86,6 +87,7 @@ class Probe:
         self._training = False
         self._copied = False
         self._keeper = Keeper(subject.model)
+        self._noise: list[torch.Tensor] = []
 
     def context(self) -> dict[str, Any]:
         """What is in force: task, parameters, device, dtype, seed, weights, and what is given
@@ -132,7 +134,7 @@ class Probe:
                 self._results[key] = run()
             except (Blocked, NotApplicable):
                 raise
-            except Exception as error:
+            except BaseException as error:
                 name = "_".join(map(str, key))
                 place = where_raised(self.subject.model, error) or ROOT
                 line = error_line(error)
@@ -167,7 +169,7 @@ class Probe:
         """One thread inside for a model that is so small that threads wait for each other longer
         than they compute."""
         before = torch.get_num_threads()
-        if self.subject.parameters <= _ONE_THREAD:
+        if self.subject.parameters <= _TINY:
             torch.set_num_threads(1)
         try:
             yield
@@ -197,6 +199,7 @@ class Probe:
     backends = functools.cached_property(Backends)
     caches = functools.cached_property(Caches)
     experts = functools.cached_property(Experts)
+    generation = functools.cached_property(Generation)
     losses = functools.cached_property(Losses)
     resizing = functools.cached_property(Resizing)
     resources = functools.cached_property(Resources)
@@ -433,21 +436,29 @@ class Probe:
         start at zero carry signal; the statistics of batch norms then follow the data. The
         parameters and buffers themselves are put back, not copies.
         """
-        generator = torch.Generator().manual_seed(self.seed_for("noise"))
         model = self.subject.model
         originals = [(t, t.data) for t in (*model.parameters(), *model.buffers())]
+        moved = [(p, data) for p, data in originals if _is_moved(p, data)]
         try:
-            for parameter, data in originals:
-                trained = isinstance(parameter, torch.nn.Parameter)
-                if trained and data.is_floating_point() and data.numel() and not data.is_meta:
-                    scale = 0.5 / math.sqrt(data[0].numel()) if data.dim() > 1 else 0.1
-                    noise = _normal(data.shape, generator).to(data.device, data.dtype)
-                    parameter.data = torch.add(data, noise, alpha=scale)
+            for (parameter, data), noise in zip(moved, self._noises(moved), strict=True):
+                scale = 0.5 / math.sqrt(data[0].numel()) if data.dim() > 1 else 0.1
+                parameter.data = torch.add(data, noise.to(data), alpha=scale)
             self._calibrate()
             yield
         finally:
             for parameter, data in originals:
                 parameter.data = data
+
+    def _noises(self, moved: list[tuple[torch.Tensor, torch.Tensor]]) -> Iterable[torch.Tensor]:
+        """A normal draw for each parameter; those for a tiny model are drawn once."""
+        generator = torch.Generator().manual_seed(self.seed_for("noise"))
+        draws = (_normal(data.shape, generator) for _, data in moved)
+        if self.subject.parameters > _TINY:
+            return draws
+        shapes = [data.shape for _, data in moved]
+        if [noise.shape for noise in self._noise] != shapes:
+            self._noise = list(draws)
+        return self._noise
 
     def _calibrate(self) -> None:
         """Let the running statistics of batch norms follow a few batches."""
@@ -494,6 +505,11 @@ class Probe:
         except Exception:  # noqa: BLE001 - a model need not run in float64
             other = Probe(self.subject, seed=self.seed + 1, weights=self.weights)
             return measure(other), "with another seed (float64 does not run)"
+
+
+def _is_moved(parameter: torch.Tensor, data: torch.Tensor) -> bool:
+    trained = isinstance(parameter, torch.nn.Parameter) and not data.is_meta
+    return trained and data.is_floating_point() and data.numel() > 0
 
 
 def _normal(shape: torch.Size, generator: torch.Generator) -> torch.Tensor:

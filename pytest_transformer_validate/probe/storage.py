@@ -8,6 +8,7 @@ import inspect
 import linecache
 import re
 import tempfile
+from collections import OrderedDict
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import CodeType
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 _aten = torch.ops.aten
 STATE, SAFE, PRETRAINED = "state_dict", "safetensors", "save_pretrained"
+_EMPTY = {dict, OrderedDict}
 FROM_CONFIG = "built from its configuration"
 _PRODUCTS = {
     _aten.mm,
@@ -542,6 +544,9 @@ def duplicate(model: torch.nn.Module) -> torch.nn.Module:
         for _, tensor in held_tensors(module, name):
             if not tensor.is_leaf:
                 memo[id(tensor)] = tensor.detach().clone()
+        for value in vars(module).values():
+            if type(value) in _EMPTY and not value:  # most of what there is to copy
+                memo[id(value)] = type(value)()
     return copy.deepcopy(model, memo)
 
 

@@ -71,6 +71,7 @@ class Subject:
         self.time_major = False
         self.given = Given()
         self.setup: Setup | None = None
+        self._plain: tuple[object, torch.Tensor] | None = None
 
     # Facts that need no forward...
 
@@ -305,16 +306,21 @@ class Subject:
 
         A text of a classifier ends with the end id where there is one: models pool there.
         """
-        size = vocabulary or self.vocab_size
-        special = special_ids(self.config) | {self.pad_id} | self.facts.compared
-        allowed = torch.tensor([i for i in range(size) if i not in special])
-        if not len(allowed):
-            allowed = torch.arange(size)
+        allowed = self._plain_ids(vocabulary or self.vocab_size)
         picks = torch.randint(len(allowed), (rows, length), generator=generator)
         ids = allowed[picks]
         if self.end_id is not None and self.ends:
             ids[:, -1] = self.end_id
         return ids
+
+    def _plain_ids(self, size: int) -> torch.Tensor:
+        """The ids below ``size`` that have no special meaning, or all where each has one."""
+        special = special_ids(self.config) | {self.pad_id} | self.facts.compared
+        key = (size, frozenset(special))
+        if self._plain is None or self._plain[0] != key:
+            allowed = torch.tensor([i for i in range(size) if i not in special])
+            self._plain = key, allowed if len(allowed) else torch.arange(size)
+        return self._plain[1]
 
     def __call__(self, batch: Batch, **extra: Any) -> Output:
         """Call the model on a batch; ``extra`` is handed to forward by role."""
