@@ -352,5 +352,27 @@ _table.add(
     },
     "masked_lm",
 )
+_table.add(
+    "trained_gpt",
+    "TrainedGPT",
+    {"vocab_size": 139, "dim": 32, "heads": 4, "layers": 2, "max_len": 48},
+)
+_table.add(
+    "served_decoder",
+    "ServedDecoder",
+    {
+        "vocab_size": 157,
+        "hidden_size": 48,
+        "num_layers": 2,
+        "num_heads": 6,
+        "num_kv_heads": 2,
+    },
+)
+_table.add(
+    "summarizer",
+    "Summarizer",
+    {"vocab_size": 131, "d_model": 32, "nhead": 4, "num_layers": 2, "max_len": 48},
+    "seq2seq",
+)
 
 ZOO: dict[str, Healthy] = _table.rows
