@@ -318,7 +318,7 @@ def test_code_in_a_folder_of_ones_own_runs(with_code, load, tmp_path, monkeypatc
     assert type(loaded.model).__name__ == "Tiny"
     assert type(loaded.model.config).__name__ == "TinyConfig"
     assert (loaded.weights, loaded.config.width) == ("random (seed 0)", 8)
-    assert loaded.location == (str(tmp_path / "own/modeling_tiny.py"), 11)
+    assert loaded.location == (str(tmp_path / "own/modeling_tiny.py"), 12)
     assert run(loaded).shape == (1, 2, 20)
     assert not [name for name in sys.modules if "tiny" in name]
     there = {path.relative_to(tmp_path / "own").as_posix() for path in tmp_path.rglob("*.*")}
