@@ -130,8 +130,9 @@ def _holds(index: torch.Tensor, ids: torch.Tensor) -> bool:
             return True
     if index.dim() != 2 or index.shape[0] != ids.shape[0] or ids.shape[1] < 3:
         return False
-    if index.shape[1] > ids.shape[1] + _ADDED:  # behind a prompt of the model's own
-        return ids.numel() > _ADDED and bool((index[:, -ids.shape[1] :] == ids).all())
+    behind = index[:, -ids.shape[1] :]  # a prompt of the model's own
+    if behind.shape == ids.shape and ids.numel() > _ADDED and bool((behind == ids).all()):
+        return True
     part = ids[:, :-1]
     spare = index.shape[1] - part.shape[1]
     places = range(min(spare, _ADDED) + 1) if spare >= 0 else range(0)

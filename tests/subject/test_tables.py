@@ -27,6 +27,7 @@ TABLES = {
     "bag": lambda m: nn.functional.embedding_bag(IDS, m.table.weight),
     "prefixed": lambda m: m.table(nn.functional.pad(IDS, (1, 0), value=7)),
     "prompted": lambda m: m.table(torch.cat([torch.arange(12).expand(2, 12), IDS], dim=1)),
+    "padded_to_a_block": lambda m: m.table(nn.functional.pad(IDS, (0, 27))),
     "shifted": lambda m: m.table(nn.functional.pad(IDS[:, :-1], (1, 0), value=7)),
     "one_hot": lambda m: nn.functional.one_hot(IDS, 13),
 }
