@@ -11,6 +11,10 @@ _PROPHETNET = (
 _MRA = "the attention needs a CUDA kernel; on the CPU it is zeros, in float32"
 _T5GEMMA = "the index of the token that is pooled is one too large, and clamped at the end"
 _YOSO = "(1 + mask / 10000).int() is 1 where the mask says 0 as where it says 1"
+_RWKV = (
+    "RwkvSelfAttention and RwkvFeedForward shift one token with a state (B, D) that broadcasts to "
+    "(B, B, D)"
+)
 _TAPAS = "TapasEmbeddings.forward takes the smaller of a position and max_position_embeddings - 1"
 
 DEVIATIONS: dict[str, dict[str, str]] = {
@@ -26,10 +30,11 @@ DEVIATIONS: dict[str, dict[str, str]] = {
         "(create_causal_mask) has no window",
     },
     "causal_lm:prophetnet": {"causality": _PROPHETNET, "padding[right]": _PROPHETNET},
-    "causal_lm:rwkv": {
-        "kv_cache": "RwkvSelfAttention and RwkvFeedForward shift one token with a state (B, D) "
-        "that broadcasts to (B, B, D)",
+    "causal_lm:reformer": {
+        "generate_equivalence": "ReformerModelWithLMHead.prepare_inputs_for_generation drops "
+        "position_ids, which a forward takes: texts padded on the left stand at other positions",
     },
+    "causal_lm:rwkv": {"kv_cache": _RWKV, "generate_equivalence": _RWKV},
     "causal_lm:xlstm": {
         "kv_cache[long]": "without use_cache, a text longer than max_inference_chunksize keeps "
         "its states in an xLSTMCache of the default dtype bfloat16",
