@@ -82,8 +82,7 @@ def _binary(data: bytes) -> str:
 
 def _decode(path: Path, data: bytes) -> str:
     try:
-        encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
-        return data.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
+        return data.decode(_encoding(data)).replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         line, column = position(data, error.start)
         raise SourceError(
@@ -92,6 +91,15 @@ def _decode(path: Path, data: bytes) -> str:
         ) from error
     except SyntaxError as error:
         raise SourceError(f"{shown(path)}:1:1: {clipped(error)}; save it as UTF-8") from error
+
+
+def _encoding(data: bytes) -> str:
+    """The encoding that the file declares; UTF-8, if it is, where the declaration is broken."""
+    try:
+        return tokenize.detect_encoding(io.BytesIO(data).readline)[0]
+    except SyntaxError:
+        data.decode()  # which byte it is says more than that there is one
+        raise
 
 
 def _is_notebook(text: str) -> bool:

@@ -101,7 +101,7 @@ class Client:
             place = answer.headers.get("location")
             if answer.status not in REDIRECTS or not place:
                 return answer
-            url = urljoin(url, place)
+            url = _joined(url, place)
         raise SourceError(f"{start} was redirected more than {self.limits.redirects} times")
 
     def _require_host(self, url: str, start: str) -> None:
@@ -166,7 +166,7 @@ class Client:
 
     def _open(self, request: urllib.request.Request, seconds: float) -> Any:
         if self._opener is None:
-            self._opener = urllib.request.build_opener(_NoRedirect())
+            self._opener = _make_opener()
         try:
             return self._opener.open(request, timeout=seconds)
         except urllib.error.HTTPError as error:
@@ -202,11 +202,19 @@ class Client:
         return f"{host} answered {answer.status} to {clipped(answer.url, 120)}{said}"
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Leaves redirects to the Client, which looks at where they lead."""
-
-    def redirect_request(self, *_: Any, **__: Any) -> None:
-        return None
+def _make_opener() -> urllib.request.OpenerDirector:
+    """http and https through the proxies of the environment; no redirect, which the Client looks
+    at itself, and none of urllib's other schemes."""
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler(),
+        urllib.request.HTTPHandler(),
+        urllib.request.HTTPSHandler(),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.HTTPErrorProcessor(),
+    ):
+        opener.add_handler(handler)
+    return opener
 
 
 def _answer(response: Any, url: str, most: int, late: threading.Event) -> Answer:
@@ -226,6 +234,14 @@ def _answer(response: Any, url: str, most: int, late: threading.Event) -> Answer
     if length.isdecimal() and response.status != 304 and int(length) != len(body):
         raise http.client.IncompleteRead(bytes(body), int(length) - len(body))
     return Answer(response.status, headers, bytes(body), url)
+
+
+def _joined(url: str, place: str) -> str:
+    """Where a redirect leads; what is no URL is given back, and refused as a host."""
+    try:
+        return urljoin(url, place)
+    except ValueError:
+        return place
 
 
 def _split(url: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email.utils
 import json
+import math
 import os
 import time
 from dataclasses import dataclass
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 VARIABLES = ("GITHUB_TOKEN", "GH_TOKEN")
 _REMAINING = "x-ratelimit-remaining"
 _RESET = "x-ratelimit-reset"
-_FAR = 10**9  # seconds: a limit that ends nobody knows when
 _DIGITS = 10  # of a time in seconds since 1970
 
 
@@ -71,8 +71,8 @@ def explain(answer: Answer, host: str, token: Token, budget: float) -> str:
     now = time.time()
     wait = _seconds(answer, now)
     when = "it does not say until when"
-    if wait < _FAR:
-        local = time.strftime("%H:%M:%S %Z", time.localtime(now + wait))
+    if math.isfinite(wait):
+        local = time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(now + wait))
         utc = time.strftime("%H:%M:%S UTC", time.gmtime(now + wait))
         when = f"until {local} ({utc}), in {wait:.0f} s"
     lines = [
@@ -95,6 +95,7 @@ def message(answer: Answer) -> str:
 
 
 def _seconds(answer: Answer, now: float) -> float:
+    """Seconds until the host answers again; infinite where nobody knows."""
     after = answer.headers.get("retry-after", "").strip()
     if after.isdecimal() and len(after) < _DIGITS:
         return float(after)
@@ -104,4 +105,4 @@ def _seconds(answer: Answer, now: float) -> float:
     try:
         return max(0.0, email.utils.parsedate_to_datetime(after).timestamp() - now)
     except (ValueError, TypeError, OverflowError):
-        return float(_FAR)
+        return math.inf
