@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_transformer_validate.errors import MissingDependency
 from pytest_transformer_validate.fixtures import CASE, ENTRY
 from pytest_transformer_validate.outcome import RECORD, failure_repr, keep, speak
 
@@ -78,7 +80,7 @@ class Tier(_Node, pytest.Module):
 
     def _items(self, check: Check) -> Iterator[CheckItem]:
         """pytest's own functions for the check, with its cases as parameters."""
-        function = _function(check)
+        function = _function(check, self.nodeid)
         setattr(self.obj, check.name, function)
         hook = self.ihook.pytest_pycollect_makeitem
         for made in hook(collector=self, name=check.name, obj=function) or []:
@@ -113,9 +115,14 @@ class CheckItem(pytest.Function):
 
     def judge(self, request: pytest.FixtureRequest) -> None:
         """Run the check; what it says becomes the item's outcome."""
-        outcome = self.model.run.judge(
-            self.check, self.case, lambda: request.getfixturevalue("tb_probe")
-        )
+        with contextlib.suppress(MissingDependency):  # the load says so
+            self.model.prepare()
+        try:
+            outcome = self.model.run.judge(
+                self.check, self.case, lambda: request.getfixturevalue("tb_probe")
+            )
+        finally:
+            self.model.room.house.deadline.stop()
         keep(self, outcome.record)
         speak(outcome)
 
@@ -222,17 +229,23 @@ def _asked_for(config: pytest.Config, item: CheckItem, run: Run, hint: str) -> b
     )
 
 
-def _function(check: Check) -> Callable[..., None]:
+def _function(check: Check, node: str) -> Callable[..., None]:
+    """The test function of a check; its code is called after ``node``, so that the stack that
+    Python prints when the interpreter crashes names model and check."""
+
     def plain_check(request: pytest.FixtureRequest) -> None:
         request.node.judge(request)
 
     def check_with_cases(request: pytest.FixtureRequest, _tb_case: str) -> None:
         request.node.judge(request)
 
-    function: Any = plain_check
+    function: Any = check_with_cases if check.cases else plain_check
+    function.__code__ = function.__code__.replace(
+        co_filename=f"{node}::{check.name}", co_name=check.name
+    )
     if check.cases:
         ids = list(check.cases)
-        function = pytest.mark.parametrize(CASE, ids, ids=ids, indirect=True)(check_with_cases)
+        function = pytest.mark.parametrize(CASE, ids, ids=ids, indirect=True)(function)
     function.__name__ = function.__qualname__ = check.name
     function.__doc__ = check.summary
     function.__test__ = True
@@ -241,9 +254,16 @@ def _function(check: Check) -> Callable[..., None]:
 
 
 def _limit_time(item: CheckItem) -> None:
-    """Mark for pytest-timeout, unless the user's own limit is shorter or the check trains."""
+    """Mark for pytest-timeout, unless the user's own limit is shorter, somebody sits at the
+    keyboard, or the check trains."""
     seconds = item.model.settings.timeout
     if item.tier == 3 or not seconds or not item.config.pluginmanager.hasplugin("timeout"):
+        return
+    if not hasattr(item.config, "workerinput") and (
+        item.config.getoption("usepdb")
+        or item.config.getoption("trace")
+        or item.config.getoption("capture") == "no"
+    ):
         return
     import os
     import signal

@@ -139,7 +139,9 @@ def _for_people(request: pytest.FixtureRequest, make: Callable[[], Any], what: s
         return make()
     try:
         return make()
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - the model's own exception
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt | GeneratorExit | pytest.exit.Exception):
+            raise
         own_words = isinstance(error, SourceError | SubjectError)
         text = str(error) if own_words else model_traceback(error)
     return pytest.fail(printable(f"{what}\n{text}"), pytrace=False)

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_transformer_validate.checks.selection import merge_declared
-from pytest_transformer_validate.errors import SourceError, SpecError
+from pytest_transformer_validate.containment.room import House, Room
+from pytest_transformer_validate.errors import Blocked, SourceError, SpecError
 from pytest_transformer_validate.optional import import_torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
     from pytest_transformer_validate.sources.base import Loaded, LoadOptions, Source
     from pytest_transformer_validate.subject.subject import Subject
 
-STOPS = (SystemExit, pytest.fail.Exception)
+# Words of a check to pytest.
+PASSES = (pytest.skip.Exception, pytest.xfail.Exception)
 
 
 @dataclass
@@ -110,6 +112,7 @@ class AsLoaded:
 class RunModel:
     """One model of the run.
 
+    ``room`` is where its code runs; ``lost`` says why its code may not run in this run any more.
     ``path`` is where it lies (the root folder for one that is no file), ``origin`` who named it,
     ``typed`` the arguments that name it on a command line; ``excuse`` is off under ``--runxfail``;
     ``compared`` is the source of the model that it is compared with.
@@ -129,6 +132,8 @@ class RunModel:
     typed: tuple[str, ...] = ()
     excuse: bool = True
     compared: Source | None = None
+    room: Room = field(default_factory=lambda: Room(House()))
+    lost: Callable[[], str | None] = lambda: None
     shared: Shared = field(init=False)
     waiting: int = 0
     _loaded: Loaded | None = None
@@ -139,6 +144,7 @@ class RunModel:
 
     def __post_init__(self) -> None:
         self.shared = Shared(self.settings, self.task)
+        self.run.room = self.room
 
     def __repr__(self) -> str:
         return f"<model {self.id}>"
@@ -148,14 +154,19 @@ class RunModel:
         return self.source.id
 
     def loaded(self) -> Loaded:
-        """The model. Raises what its source or its own code raised, every time the same."""
+        """The model. Raises what its source or its own code raised, every time the same, and
+        Blocked where it has cost a worker its life."""
+        lost = self.lost()
+        if lost is not None:
+            raise Blocked(lost)
         if self._error is not None:
             raise self._error.with_traceback(self._traceback)
         if self._loaded is None:
             try:
                 self._loaded = self._load()
-            except (Exception, *STOPS) as error:
-                self._error, self._traceback = error, error.__traceback__
+            except BaseException as error:
+                if not self.room.house.interrupts.ends_run(error):
+                    self._error, self._traceback = error, error.__traceback__
                 raise
         return self._loaded
 
@@ -191,12 +202,18 @@ class RunModel:
         self._loaded = self._as_loaded = None
         self._changed = False
 
-    def _load(self) -> Loaded:
+    def prepare(self) -> None:
+        """What the process needs before a model's code runs. Raises MissingDependency."""
         import_torch()
         # Now, because inside a model's scope no bytecode is written, and every run would compile.
         import_module("pytest_transformer_validate.probe.probe")
         _share_threads()
-        loaded = self.source.load(self.options)
+
+    def _load(self) -> Loaded:
+        self.prepare()
+        with self.room:
+            loaded = self.source.load(self.options)
+            self.room.look_around()
         try:
             declared = merge_declared(self.settings.expect_fail, loaded.expect_fail, self.checks)
         except SpecError as error:
@@ -235,6 +252,7 @@ class Run:
     checks: tuple[Check, ...]
     collect: bool = True
     selected: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    house: House = field(default_factory=House)
 
     def wanted(self, model: RunModel) -> list[Check]:
         """The checks of ``model`` that were asked for."""
@@ -269,8 +287,9 @@ def pick_device(name: str) -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
+@functools.cache
 def _share_threads() -> None:
-    """In a pytest-xdist worker, take this worker's part of the processors."""
+    """In a pytest-xdist worker, take this worker's part of the processors; done once."""
     workers = os.environ.get("PYTEST_XDIST_WORKER_COUNT", "")
     if workers.isdigit() and int(workers) > 0:
         import torch

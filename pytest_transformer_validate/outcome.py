@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unittest
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from pytest_transformer_validate.collection import CheckItem
     from pytest_transformer_validate.runner import Outcome
 
+# They end the run or skip the item, and a model may raise them too.
+_WORDS = (pytest.exit.Exception, unittest.SkipTest)
 RECORD = pytest.StashKey[Record]()
 
 
@@ -32,7 +35,8 @@ def keep(item: CheckItem, record: Record) -> None:
 
 
 def speak(outcome: Outcome) -> None:
-    """End the item as the record says; with the model's own exception, for ``--pdb``."""
+    """End the item as the record says; with the model's own exception, for ``--pdb``, unless that
+    would tell pytest something else."""
     record, error = outcome.record, outcome.error
     if record.status == "passed":
         return
@@ -42,7 +46,9 @@ def speak(outcome: Outcome) -> None:
         pytest.xfail(record.message.partition("\n")[0])
     if error is None or record.status == "stale":
         raise Verdict(record.message)
-    raise error
+    if isinstance(error, Exception) and not isinstance(error, _WORDS):
+        raise error
+    raise Verdict(record.message).with_traceback(error.__traceback__)
 
 
 def failure_repr(record: Record) -> Any:
@@ -111,3 +117,17 @@ def _record_without_check(
         message=printable(message),
         seconds=plain(call.duration),
     )
+
+
+def limit_time(item: CheckItem, settings: Any) -> bool | None:
+    """Set the timer of a check, for pytest-timeout; ``None`` where that has to do it itself."""
+    import pytest_timeout
+
+    deadline = item.model.room.house.deadline
+    if settings.method != "signal" or not deadline.works():
+        return None
+    if settings.disable_debugger_detection or not pytest_timeout.is_debugging():
+        timed: Any = item
+        timed.cancel_timeout = deadline.stop
+        deadline.start(settings.timeout)
+    return True

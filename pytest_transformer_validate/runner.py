@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import time
+import traceback
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,7 +18,7 @@ from pytest_transformer_validate.errors import (
     SubjectError,
 )
 from pytest_transformer_validate.measures.measurement import Measurement
-from pytest_transformer_validate.report.record import Record
+from pytest_transformer_validate.report.record import FAILURES, Record
 from pytest_transformer_validate.report.text import plain, printable
 from pytest_transformer_validate.report.trace import exception_line, model_traceback
 
@@ -24,9 +27,12 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from pytest_transformer_validate.checks.registry import Check
+    from pytest_transformer_validate.containment.room import Room
     from pytest_transformer_validate.probe.probe import Probe
 
 LOAD = "load"
+_OWN_PACKAGE = __name__.partition(".")[0]
+_CALLS = ("torch.nn.modules.module", "torch.autograd.function")
 
 
 @dataclass(frozen=True)
@@ -51,15 +57,17 @@ class ModelRun:
 
     ``limits`` holds overrides as ``{check: {limit: value}}``; ``declared`` the deviations in
     force as ``{check or check[case]: reason}``; ``again`` makes the command that repeats a check
-    from its ``tierN::name`` (no line is written without it); ``stops`` are the exceptions besides
-    ``Exception`` that end a check and not the run, such as the one that a time limit raises.
+    from its ``tierN::name`` (no line is written without it); ``passes`` are exceptions by which a
+    check speaks to pytest itself. ``room`` is where the model's code runs: what it did there that
+    no verdict may rest on makes the check ``broken``. Without it nothing is contained.
     """
 
     model: str
     limits: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     declared: dict[str, str] = field(default_factory=dict)
     again: Callable[[str], str] | None = None
-    stops: tuple[type[BaseException], ...] = (SystemExit,)
+    passes: tuple[type[BaseException], ...] = ()
+    room: Room | None = None
     _load_error: BaseException | None = None
     _load_traceback: TracebackType | None = None
     _load_shown: bool = False
@@ -70,7 +78,14 @@ class ModelRun:
         """Run one check (or one case of it). What the model raises becomes the record's status."""
         start = time.perf_counter()
         context: dict[str, Any] = {}
-        verdict = self._verdict(check, case, get_probe, context)
+        if self.room is None:
+            verdict = self._verdict(check, case, get_probe, context)
+        else:
+            _import_before_models()
+            with self.room:
+                verdict = self._verdict(check, case, get_probe, context)
+                found = self.room.objections()
+            verdict = self._objected(check, case, verdict, found)
         status, message = self._apply_declared(check, case, verdict.status, verdict.message)
         measurement = verdict.measurement
         record = Record(
@@ -100,29 +115,61 @@ class ModelRun:
             probe = self._loaded(get_probe)
             context.update(probe.context())
             return _Verdict("passed", measurement=self._call(check, case, probe))
-        except CheckFailed as failure:
-            text = self._failure_text(check, case, failure.message)
-            return _Verdict("failed", text, failure.measurement, failure, failure.where)
-        except NotApplicable as skip:
-            return _Verdict("skipped", skip.reason, skip.measurement, skip)
-        except Blocked as blocked:
-            text = self._failure_text(check, case, blocked.place)
-            return _Verdict("blocked", text, error=blocked)
-        except self._caught() as raised:
+        except (CheckFailed, NotApplicable, Blocked) as forged:
+            if not _by_model(forged):
+                return self._said(check, case, forged)
+            return self._raised(
+                check, case, forged, None if probe is None else probe.where_raised(forged)
+            )
+        except BaseException as raised:
+            if self._ends_run(raised):
+                raise
             where = None if probe is None else probe.where_raised(raised)
             return self._raised(check, case, raised, where)
 
-    def _caught(self) -> tuple[type[BaseException], ...]:
-        return (Exception, *self.stops)
+    def _said(
+        self, check: Check, case: str | None, said: CheckFailed | NotApplicable | Blocked
+    ) -> _Verdict:
+        if isinstance(said, CheckFailed):
+            text = self._failure_text(check, case, said.message)
+            return _Verdict("failed", text, said.measurement, said, said.where)
+        if isinstance(said, NotApplicable):
+            return _Verdict("skipped", said.reason, said.measurement, said)
+        return _Verdict("blocked", self._failure_text(check, case, said.place), error=said)
+
+    def _objected(
+        self, check: Check, case: str | None, verdict: _Verdict, found: list[str]
+    ) -> _Verdict:
+        """The verdict, broken where the model did what none may rest on."""
+        told = [text for text in found if text.partition("\n")[0] not in verdict.message]
+        if not told:
+            return verdict
+        if verdict.status in FAILURES:
+            added = "\n".join(f"  {line}" for text in told for line in text.splitlines())
+            return verdict._replace(message=f"{verdict.message}\n{added}")
+        return _Verdict("broken", self._failure_text(check, case, "\n".join(told)))
+
+    def _ends_run(self, raised: BaseException) -> bool:
+        """Whether it is a person's, or a word of the check to pytest, and not the model's."""
+        if isinstance(raised, self.passes):
+            return not _by_model(raised)
+        if self.room is None:
+            return isinstance(raised, KeyboardInterrupt | GeneratorExit)
+        return self.room.house.interrupts.ends_run(raised)
 
     def _loaded(self, get_probe: Callable[[], Probe]) -> Probe:
         if self._load_error is not None:
             raise self._load_error.with_traceback(self._load_traceback)
         try:
             return get_probe()
-        except self._caught() as error:
-            self._load_error, self._load_traceback = error, error.__traceback__
-            raise
+        except BaseException as error:
+            if self._ends_run(error):
+                raise
+            loud: BaseException = error
+            if isinstance(error, CheckFailed | NotApplicable) and not _is_own(error):
+                loud = SourceError(f"the model raised {type(error).__name__} while it was loaded")
+            self._load_error, self._load_traceback = loud, error.__traceback__
+            raise loud from error.__cause__
 
     def _call(self, check: Check, case: str | None, probe: Probe) -> Measurement | None:
         if check.tasks is not None and probe.subject.task.task_type not in check.tasks:
@@ -187,6 +234,30 @@ class ModelRun:
             )
             return "stale", self._failure_text(check, case, text)
         return status, message
+
+
+def _import_before_models() -> None:
+    """Now, because functions are compared with what they were before any model ran, and because
+    inside a model's scope no bytecode is written, and every run would compile."""
+    with contextlib.suppress(ImportError):
+        importlib.import_module(f"{_OWN_PACKAGE}.probe.probe")
+
+
+def _by_model(error: BaseException) -> bool:
+    """Whether an exception came out of the call of a module: whatever its class, it is the
+    model's."""
+    names = _modules_of(error)
+    return not _is_own(error) and any(name in _CALLS for name in names)
+
+
+def _is_own(error: BaseException) -> bool:
+    names = _modules_of(error)
+    return bool(names) and names[-1].partition(".")[0] == _OWN_PACKAGE
+
+
+def _modules_of(error: BaseException) -> list[str]:
+    frames = traceback.walk_tb(error.__traceback__)
+    return [str(frame.f_globals.get("__name__", "")) for frame, _ in frames]
 
 
 def _name(check: Check, case: str | None) -> str:

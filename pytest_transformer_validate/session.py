@@ -12,6 +12,7 @@ from pytest_transformer_validate.report import html, terminal
 from pytest_transformer_validate.report import json as json_report
 from pytest_transformer_validate.report.record import Record
 from pytest_transformer_validate.report.text import printable
+from pytest_transformer_validate.resolution import Messenger
 from pytest_transformer_validate.sinks import Sinks
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ def register(config: pytest.Config, run: Run) -> None:
     manager.register(Sinks(run), "transformer_validate_sinks")
     if hasattr(config, "workerinput"):
         return
+    resolved = [model.source for model in run.models]
+    resolved += [model.compared for model in run.models if model.compared is not None]
+    manager.register(Messenger(resolved), "transformer_validate_messenger")
     manager.register(Results(config, run, models), "transformer_validate_results")
     if manager.hasplugin("html"):
         manager.register(HtmlColumns(), "transformer_validate_html")
@@ -90,6 +94,13 @@ class Models:
         follower = None if nextitem is None else collection.entry_of(nextitem)
         return isinstance(item, CheckItem) and follower is not model
 
+    @pytest.hookimpl(tryfirst=True, optionalhook=True)
+    def pytest_timeout_set_timer(self, item: pytest.Item, settings: Any) -> bool | None:
+        """The limit of a check is set by a timer that strikes again."""
+        if not isinstance(item, CheckItem):
+            return None
+        return outcome.limit_time(item, settings)
+
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
         self, item: pytest.Item, call: pytest.CallInfo[None]
@@ -107,6 +118,9 @@ class Models:
         if hasattr(self.config, "workeroutput"):
             self.config.workeroutput[_DESELECTED] = self.held_back
 
+    def pytest_unconfigure(self) -> None:
+        self.run.house.close()
+
 
 class Results:
     """Gathers the records and reports them. Lives where the run is controlled."""
@@ -119,12 +133,15 @@ class Results:
         self.remarks: list[str] = []
         self.held_back: dict[str, int] = {}
 
-    def pytest_report_header(self) -> str:
+    def pytest_report_header(self) -> list[str]:
         settings = self.run.settings
         names = ", ".join(model.id for model in self.run.models)
         dtype = f", {settings.dtype}" if settings.dtype else ""
         about = f"{settings.device}{dtype}, seed {settings.seed}"
-        return printable(f"transformer-validate {__version__}: {names} ({about})")
+        lines = [f"transformer-validate {__version__}: {names} ({about})"]
+        for model in self.run.models:
+            lines += [f"  {model.id}: {line}" for line in model.source.provenance().splitlines()]
+        return [printable(line) for line in lines]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         data: dict[str, Any] | None = getattr(report, "tb_record", None)

@@ -11,19 +11,21 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_transformer_validate import options
-from pytest_transformer_validate.errors import SpecError
+from pytest_transformer_validate.errors import MissingDependency, SpecError
 from pytest_transformer_validate.options import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from pytest_transformer_validate.checks.registry import Check
+    from pytest_transformer_validate.containment.room import House
     from pytest_transformer_validate.models import Run, RunModel
     from pytest_transformer_validate.sources.base import Source
 
 _GLOBAL = ("tb_device", "tb_dtype", "tb_seed", "tb_timeout", "tb_reference")
 _IN_FILE = "[tb_model in the ini file]"
 _IN_HOOK = "[pytest_tb_models]"
+_IN_ENVIRONMENT = "[GIST_ID in the environment]"
 
 
 def is_worker(config: pytest.Config) -> bool:
@@ -37,6 +39,7 @@ def start(config: pytest.Config) -> Run | None:
     Ids of checks are taken out of ``config.args``, where pytest would look for files.
     """
     from pytest_transformer_validate.checks.registry import all_checks
+    from pytest_transformer_validate.containment.room import House
     from pytest_transformer_validate.models import Run
 
     settings = Settings.from_config(config)
@@ -45,13 +48,15 @@ def start(config: pytest.Config) -> Run | None:
         if not sources:
             return None
         reference = _reference(config)
+        sources, reference = _resolved(config, sources, reference)
         checks = tuple(all_checks())
         settings = _with_check_options(config, settings, checks)
-    except SpecError as error:
+    except (SpecError, MissingDependency) as error:
         raise pytest.UsageError(str(error)) from error
     if not is_worker(config):
         options.check_device(settings.device)
-    models = tuple(_models(config, settings, sources, checks, reference))
+    house = House()
+    models = tuple(_models(config, settings, sources, checks, reference, house))
     typed = config.args_source is pytest.Config.ArgsSource.ARGS
     args, selected = _take_ids(config, models, checks) if typed else (config.args, {})
     from_command_line = config.getoption("tb_model") is not None
@@ -62,6 +67,7 @@ def start(config: pytest.Config) -> Run | None:
         checks=checks,
         collect=bool(selected) or from_command_line or not typed,
         selected={model: frozenset(names) for model, names in selected.items()},
+        house=house,
     )
 
 
@@ -89,33 +95,61 @@ def _named(key: str, parse: Callable[[], Any]) -> Any:
 
 def _sources(config: pytest.Config) -> Iterator[tuple[Source, str]]:
     """Every source of the run and who named it. Raises SpecError and UsageError."""
-    from pytest_transformer_validate.sources.parse import parse
-
-    root = config.rootpath
     given = config.getoption("tb_model")
     if given is not None:
         for spec in given:
-            yield parse(spec, rootdir=root, cwd=config.invocation_params.dir), f"--tb-model={spec}"
+            yield _parse(config, spec, config.invocation_params.dir), f"--tb-model={spec}"
+        return
+    gist = options.gist_of_environment(config)
+    if gist is not None:
+        yield _of_environment(config, gist), _IN_ENVIRONMENT
         return
     for spec in options.ini(config, "tb_model") or []:
-        yield parse(spec, rootdir=root, cwd=options.base(config, "tb_model")), f"{spec} {_IN_FILE}"
+        yield _parse(config, spec, options.base(config, "tb_model")), f"{spec} {_IN_FILE}"
     for entry in _of_hook(config):
         if isinstance(entry, str | os.PathLike):
             spec = os.fspath(entry)
-            yield parse(spec, rootdir=root, cwd=root), f"{spec} {_IN_HOOK}"
+            yield _parse(config, spec, config.rootpath), f"{spec} {_IN_HOOK}"
         else:
             yield _live(entry), f"{entry[0]} {_IN_HOOK}"
 
 
-def _reference(config: pytest.Config) -> Source | None:
-    """The model that the others are compared with. Raises SpecError."""
+def _parse(config: pytest.Config, spec: str, cwd: Path) -> Source:
     from pytest_transformer_validate.sources.parse import parse
 
+    api_url = options.ini(config, "tb_api_url")
+    return parse(spec, rootdir=config.rootpath, cwd=cwd, api_url=api_url)
+
+
+def _of_environment(config: pytest.Config, given: str) -> Source:
+    from pytest_transformer_validate.sources.gist.name import may_be_gist
+
+    try:
+        spec = given if may_be_gist(given) else f"gist:{given}"
+        return _parse(config, spec, config.invocation_params.dir)
+    except SpecError as error:
+        raise SpecError(f"{options.GIST_VARIABLE}: {error}") from error
+
+
+def _resolved(
+    config: pytest.Config, sources: list[tuple[Source, str]], reference: Source | None
+) -> tuple[list[tuple[Source, str]], Source | None]:
+    """The sources with what is known of those that are fetched."""
+    from pytest_transformer_validate.resolution import resolve
+
+    compared = [] if reference is None else [reference]
+    done = resolve(config, [*(source for source, _ in sources), *compared])
+    named = [(source, origin) for source, (_, origin) in zip(done, sources, strict=False)]
+    return named, None if reference is None else done[-1]
+
+
+def _reference(config: pytest.Config) -> Source | None:
+    """The model that the others are compared with. Raises SpecError."""
     spec = options.value(config, "tb_reference")
     if spec is None:
         return None
     try:
-        return parse(spec, rootdir=config.rootpath, cwd=options.base(config, "tb_reference"))
+        return _parse(config, spec, options.base(config, "tb_reference"))
     except SpecError as error:
         raise SpecError(f"--tb-reference: {error}") from error
 
@@ -147,8 +181,10 @@ def _models(
     sources: list[tuple[Source, str]],
     checks: tuple[Check, ...],
     reference: Source | None,
+    house: House,
 ) -> Iterator[RunModel]:
-    from pytest_transformer_validate.models import STOPS, RunModel
+    from pytest_transformer_validate.containment.room import Room
+    from pytest_transformer_validate.models import PASSES, RunModel
     from pytest_transformer_validate.runner import ModelRun
     from pytest_transformer_validate.sources.base import LoadOptions
 
@@ -168,10 +204,11 @@ def _models(
             checks=checks,
             path=_place(config, source),
             origin=origin,
-            run=ModelRun(source.id, limits=settings.limits, again=again, stops=STOPS),
+            run=ModelRun(source.id, limits=settings.limits, again=again, passes=PASSES),
             task=options.task(row["tb_task"]),
             excuse=not config.getoption("runxfail"),
             compared=reference,
+            room=Room(house),
         )
 
 
@@ -205,6 +242,11 @@ class _Again:
         self.words = [*_where(config, source)]
         if config.getoption("tb_model") is not None:
             self.words.append(origin)
+        elif origin == _IN_ENVIRONMENT:
+            self.words.append(f"--tb-model={source.spec}")
+        for trust in config.getoption("tb_trust") or []:
+            if trust.lower() != "new":
+                self.words.append(f"--tb-trust={trust}")
         for name, given in row.items():
             if config.getoption(name) is not None and given is not None:
                 self.words.append(f"--{name.replace('_', '-')}={given}")

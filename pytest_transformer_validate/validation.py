@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self, overload
 
 from pytest_transformer_validate.checks.registry import all_checks
 from pytest_transformer_validate.checks.selection import find, merge_declared
+from pytest_transformer_validate.containment.room import House, Room
 from pytest_transformer_validate.errors import SourceError, SpecError
 from pytest_transformer_validate.report import html, terminal
 from pytest_transformer_validate.runner import ModelRun
@@ -97,6 +98,7 @@ def validate(
     checks: str | Iterable[str] | None = None,
     task: str | None = None,
     reference: torch.nn.Module | str | Path | None = None,
+    trust: str | Iterable[str] = (),
 ) -> Result:
     """Judge a model and return the records.
 
@@ -106,14 +108,21 @@ def validate(
     whole tiers; ``task`` says what the model is for; ``reference`` is a model, or a spec of one,
     that it is compared with. Both are left as they were. Raises SpecError for arguments that name
     nothing; what is wrong with the model is in the records.
+
+    A fetched model (``gist:ID``) has code of somebody else. It runs only where ``trust`` names
+    the sha256 of its files, or those of several models, and it runs in this process, with
+    everything that this process may do: ``pytest --tb-model=gist:ID`` runs it in a worker
+    instead. Without ``trust`` the SpecError names owner, revision and hash.
     """
     known = all_checks()
     chosen = _choose(known, tier, checks)
     task = None if task is None else canonical_task(task)
-    source, options = _source(model_or_spec, config)
-    run = ModelRun(source.id)
-    compared = None if reference is None else _source(reference, None)
-    with _Model(source, options, task, run, known, compared) as model:
+    source, options = _source(model_or_spec, config, trust)
+    house = House()
+    run = ModelRun(source.id, room=Room(house))
+    compared = None if reference is None else _source(reference, None, trust)
+    contained = contextlib.closing(house)
+    with contained, _Model(source, options, task, run, known, compared) as model:
         return Result(
             run.judge(check, case, model.probe).record
             for check in chosen
@@ -134,7 +143,9 @@ def _choose(
     return [check for check in known if check.tier in tiers and not check.slow]
 
 
-def _source(model_or_spec: Any, config: Any) -> tuple[Source, LoadOptions]:
+def _source(
+    model_or_spec: Any, config: Any, trust: str | Iterable[str]
+) -> tuple[Source, LoadOptions]:
     from pytest_transformer_validate.sources.base import LoadOptions
     from pytest_transformer_validate.sources.live import LiveSource
     from pytest_transformer_validate.sources.parse import parse
@@ -144,7 +155,24 @@ def _source(model_or_spec: Any, config: Any) -> tuple[Source, LoadOptions]:
         return LiveSource(name, model_or_spec, config), LoadOptions(seed=SEED)
     here = Path.cwd()
     path = _config_path(config)
-    return parse(str(model_or_spec), rootdir=here, cwd=here), LoadOptions(config=path, seed=SEED)
+    source = parse(str(model_or_spec), rootdir=here, cwd=here)
+    return _accepted(source, trust), LoadOptions(config=path, seed=SEED)
+
+
+def _accepted(source: Source, trust: str | Iterable[str]) -> Source:
+    """A fetched source with its files, once its hash was accepted. Raises SpecError."""
+    from pytest_transformer_validate.sources.fetch.consent import Terms
+    from pytest_transformer_validate.sources.fetch.resolve import resolve_all
+    from pytest_transformer_validate.sources.fetch.source import FetchedSource
+    from pytest_transformer_validate.sources.fetch.tree import is_sha256
+
+    hashes = [trust] if isinstance(trust, str) else list(trust)
+    for given in hashes:
+        if not is_sha256(given):
+            raise SpecError(f"trust must be a sha256 (64 hex digits), given {given!r}")
+    if not isinstance(source, FetchedSource):
+        return source
+    return resolve_all([source], Terms.of(hashes, typed=False, recorded=False), Path())[0]
 
 
 def _config_path(config: Any) -> Path | None:

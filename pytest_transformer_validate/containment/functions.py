@@ -1,0 +1,200 @@
+"""Functions of torch, of pytest and of this package: which of them a model has replaced.
+
+Those that a verdict is made with come back at once, and the check that met them says so. Others
+(layers, ``torch.nn.functional``) are the model's business: they come back when its code has run,
+and are replaced again when it runs again.
+"""
+
+from __future__ import annotations
+
+import builtins
+import math
+import operator
+import sys
+import time
+import types
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_OWN_PACKAGE = __name__.partition(".")[0]
+_JUDGING = ("checks", "measures", "probe", "runner", "report", "subject")
+_PYTEST = ("_pytest.reports", "_pytest.runner", "_pytest.outcomes", "_pytest.main")
+_PYTEST += ("_pytest.terminal", "_pytest.python", "pluggy._hooks", "pluggy._callers")
+_LAYERS = ("torch.nn", "torch.nn.functional", "torch.nn.init", "torch.autograd", "torch.optim")
+# Follows the default dtype.
+_CHANGES = frozenset({"Storage"})
+_MISSING = object()
+_CODE = operator.attrgetter("__code__")
+_FUNCTIONS = (
+    types.FunctionType,
+    types.BuiltinFunctionType,
+    types.MethodDescriptorType,
+    types.WrapperDescriptorType,
+    types.GetSetDescriptorType,
+    types.ClassMethodDescriptorType,
+    staticmethod,
+    classmethod,
+    property,
+    type,
+)
+
+
+@dataclass(frozen=True)
+class Change:
+    """One function that was replaced."""
+
+    owner: Any
+    name: str
+    before: Any
+    after: Any
+
+    def __str__(self) -> str:
+        owner = self.owner
+        if isinstance(owner, dict):
+            return f"{_OWN_PACKAGE}: {self.name}"
+        home = "" if isinstance(owner, types.ModuleType) else f"{owner.__module__}."
+        home = "torch." if home.startswith("torch.") else home
+        named = getattr(owner, "__qualname__", None) or getattr(owner, "__name__", type(owner))
+        return f"{home}{named}.{self.name}"
+
+    def put(self, value: Any) -> None:
+        """Give the function's place to ``value``."""
+        if isinstance(self.owner, dict):
+            self.owner[self.name] = value
+        elif value is _MISSING:
+            delattr(self.owner, self.name)
+        else:
+            setattr(self.owner, self.name, value)
+
+
+class _Owner:
+    """A module or class and what its names stand for; ``used`` are those a verdict needs."""
+
+    def __init__(self, owner: Any, used: frozenset[str] | None) -> None:
+        self.owner = owner
+        self.used = used
+        self.note()
+
+    def note(self) -> None:
+        """Take what is there now for right."""
+        held = self._held()
+        self.names, self.values = list(held), list(held.values())
+
+    def same(self) -> bool:
+        held = self._held()
+        return len(held) == len(self.values) and all(map(operator.is_, held.values(), self.values))
+
+    def changes(self) -> Iterator[Change]:
+        held = dict(self._held())
+        for name, before in zip(self.names, self.values, strict=True):
+            after = held.get(name, _MISSING)
+            if after is not before and isinstance(before, _FUNCTIONS):
+                yield Change(self.owner, name, before, after)
+        if isinstance(self.owner, type):
+            for name in held.keys() - set(self.names):
+                if any(name in vars(base) for base in self.owner.__mro__[1:]):
+                    yield Change(self.owner, name, _MISSING, held[name])
+
+    def _held(self) -> Any:
+        return self.owner if isinstance(self.owner, dict) else vars(self.owner)
+
+
+class Functions:
+    """What functions are now, to find those that are replaced later."""
+
+    def __init__(self) -> None:
+        self._owners = list(_owners())
+        found = (value for owner in self._owners for value in owner.values)
+        self._functions = [value for value in found if isinstance(value, types.FunctionType)]
+        self._codes = [function.__code__ for function in self._functions]
+
+    def note(self) -> None:
+        """Take for right what has changed since, outside of any model's code."""
+        for owner in self._owners:
+            if not owner.same():
+                owner.note()
+
+    def changes(self) -> tuple[list[Change], list[Change]]:
+        """What has been replaced: functions that a verdict is made with, and others."""
+        judged: list[Change] = []
+        others: list[Change] = []
+        if not all(map(operator.is_, map(_CODE, self._functions), self._codes)):
+            for function, code in zip(self._functions, self._codes, strict=True):
+                if function.__code__ is not code:
+                    judged.append(Change(function, "__code__", code, function.__code__))
+        for owner in self._owners:
+            if owner.same():
+                continue
+            for change in owner.changes():
+                used = owner.used is None or change.name in owner.used
+                (judged if used else others).append(change)
+        return judged, others
+
+
+def _owners() -> Iterator[_Owner]:
+    import torch
+
+    modules = {name for name, value in vars(torch).items() if isinstance(value, types.ModuleType)}
+    used = _used_names() - modules - _CHANGES
+    for owner in (torch, torch.Tensor, torch._C.TensorBase, torch.linalg, torch.nn.Module):
+        yield _Owner(owner, used)
+    for module in (builtins, math, time):
+        yield _Owner(module, used)
+    for name in _PYTEST:
+        yield from _with_classes(sys.modules.get(name), None)
+    for name, module in list(sys.modules.items()):
+        if name.startswith(f"{_OWN_PACKAGE}.") and not name.startswith(f"{_OWN_PACKAGE}.evidence"):
+            yield from _with_classes(module, None)
+    nothing: frozenset[str] = frozenset()
+    seen = {torch, torch.Tensor, torch._C.TensorBase, torch.linalg, torch.nn.Module}
+    for name in _LAYERS:
+        for owner in _with_classes(sys.modules[name], nothing, "torch"):
+            if owner.owner not in seen:
+                seen.add(owner.owner)
+                yield owner
+
+
+def _with_classes(
+    module: Any, used: frozenset[str] | None, home: str | None = None
+) -> Iterator[_Owner]:
+    """A module and the classes that are made in it (or anywhere in ``home``)."""
+    if module is None:
+        return
+    yield _Owner(module, used)
+    for value in list(vars(module).values()):
+        if isinstance(value, type) and (
+            value.__module__ == module.__name__
+            if home is None
+            else value.__module__.partition(".")[0] == home
+        ):
+            yield _Owner(value, used)
+
+
+def _used_names() -> frozenset[str]:
+    """Every name that code of this package asks torch and Python for when it judges."""
+    names: set[str] = set()
+    for name, module in list(sys.modules.items()):
+        room = name.removeprefix(f"{_OWN_PACKAGE}.").partition(".")[0]
+        if name.startswith(f"{_OWN_PACKAGE}.") and room in _JUDGING:
+            for function in _functions_of(module):
+                _collect(function.__code__, names)
+    return frozenset(names)
+
+
+def _functions_of(module: Any) -> Iterator[types.FunctionType]:
+    for value in list(vars(module).values()):
+        inner = list(vars(value).values()) if isinstance(value, type) else [value]
+        for item in inner:
+            function = getattr(item, "__func__", None) or getattr(item, "fget", None) or item
+            if isinstance(function, types.FunctionType):
+                yield function
+
+
+def _collect(code: types.CodeType, names: set[str]) -> None:
+    names.update(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            _collect(constant, names)

@@ -1,0 +1,137 @@
+"""State of the process that a model's code may change: taken before, given back after."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import locale
+import os
+import random
+import signal
+import sys
+import threading
+import warnings
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_HOOKS = (
+    (sys, ("excepthook", "unraisablehook", "displayhook", "breakpointhook", "stdout", "stderr")),
+    (sys, ("stdin", "__stdout__", "__stderr__", "__stdin__")),
+    (threading, ("excepthook",)),
+)
+_OWN_PACKAGE = __name__.partition(".")[0]
+_NEEDED = frozenset({"torch", "numpy", "pytest", "_pytest", "pluggy", "xdist", "execnet"})
+_SIGNALS = tuple(
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGALRM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGPIPE")
+    if hasattr(signal, name)
+)
+
+
+@contextlib.contextmanager
+def kept() -> Iterator[None]:
+    """What only pytest and this package use comes back as it was: hooks of the interpreter and
+    streams, handlers of signals, filters of warnings, locale, garbage collection, trace functions,
+    Python's random state."""
+    hooks = [(owner, name, getattr(owner, name)) for owner, names in _HOOKS for name in names]
+    main = threading.current_thread() is threading.main_thread()
+    handlers = [(number, signal.getsignal(number)) for number in _SIGNALS] if main else []
+    words, threshold = locale.setlocale(locale.LC_ALL), gc.get_threshold()
+    collects = gc.isenabled()
+    trace, profile, interval = sys.gettrace(), sys.getprofile(), sys.getswitchinterval()
+    state = random.getstate()
+    try:
+        with warnings.catch_warnings():
+            yield
+    finally:
+        for owner, name, value in hooks:
+            if getattr(owner, name, None) is not value:
+                setattr(owner, name, value)
+        for number, handler in handlers:
+            if handler is not None and signal.getsignal(number) is not handler:
+                signal.signal(number, handler)
+        if locale.setlocale(locale.LC_ALL) != words:
+            locale.setlocale(locale.LC_ALL, words)
+        (gc.enable if collects else gc.disable)()
+        gc.set_threshold(*threshold)
+        if sys.gettrace() is not trace:
+            sys.settrace(trace)
+        if sys.getprofile() is not profile:
+            sys.setprofile(profile)
+        sys.setswitchinterval(interval)
+        random.setstate(state)
+
+
+class Modules:
+    """Modules that belong to Python or are needed here, deleted and replaced ones put back."""
+
+    def __init__(self) -> None:
+        self._modules = dict(sys.modules)
+
+    def give_back(self) -> None:
+        """Put back what is gone."""
+        for name, module in self._modules.items():
+            if sys.modules.get(name) is not module:
+                top = name.partition(".")[0]
+                if top in _NEEDED or top == _OWN_PACKAGE or top in sys.stdlib_module_names:
+                    sys.modules[name] = module
+
+
+class Own:
+    """What a model may need as its own code left it: variables of the environment, the current
+    folder, the limit of recursion. It is put in force with ``enter`` and taken back by ``leave``.
+    """
+
+    def __init__(self) -> None:
+        self._environment: dict[str, str | None] = {}
+        self._settings: dict[str, Any] = {}
+        self._outside: tuple[dict[str, str], dict[str, Any]] = ({}, {})
+
+    def enter(self) -> None:
+        """Note what is outside; put the model's own in force."""
+        self._outside = dict(os.environ), _settings()
+        _change_environment(self._environment)
+        _set(self._settings)
+
+    def leave(self) -> None:
+        """Note what is the model's own; give back what is outside."""
+        environment, settings = self._outside
+        inside = dict(os.environ)
+        if inside != environment:
+            names = inside.keys() | environment.keys()
+            own = {n: inside.get(n) for n in names if inside.get(n) != environment.get(n)}
+            self._environment = own
+            _change_environment({name: environment.get(name) for name in own})
+        now = _settings()
+        self._settings = {name: now[name] for name in now if now[name] != settings[name]}
+        _set({name: settings[name] for name in self._settings})
+
+
+def _change_environment(values: dict[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+def _settings() -> dict[str, Any]:
+    return {"folder": _folder(), "recursion": sys.getrecursionlimit()}
+
+
+def _folder() -> str | None:
+    with contextlib.suppress(OSError):
+        return os.getcwd()  # noqa: PTH109 - as text, to be given back as it was
+    return None
+
+
+def _set(settings: dict[str, Any]) -> None:
+    folder = settings.get("folder")
+    if folder is not None:
+        with contextlib.suppress(OSError):
+            os.chdir(folder)
+    if "recursion" in settings:
+        with contextlib.suppress(RecursionError):
+            sys.setrecursionlimit(settings["recursion"])
