@@ -17,6 +17,7 @@ from pytest_transformer_validate.probe.attention import Attention
 from pytest_transformer_validate.probe.backends import Backends
 from pytest_transformer_validate.probe.bounds import Bounds
 from pytest_transformer_validate.probe.caches import Caches
+from pytest_transformer_validate.probe.checkpointing import Checkpointing
 from pytest_transformer_validate.probe.draws import Draws
 from pytest_transformer_validate.probe.experts import Experts
 from pytest_transformer_validate.probe.generation import Generation
@@ -166,13 +167,14 @@ class Probe:
 
     @contextlib.contextmanager
     def threads(self) -> Iterator[None]:
-        """One thread inside for a model that is so small that threads wait for each other longer
-        than they compute."""
+        """What one check runs in: one thread for a model that is so small that threads wait for
+        each other longer than they compute; random states are given back at the end."""
         before = torch.get_num_threads()
         if self.subject.parameters <= _TINY:
             torch.set_num_threads(1)
         try:
-            yield
+            with self._keeper.around():
+                yield
         finally:
             torch.set_num_threads(before)
 
@@ -205,6 +207,7 @@ class Probe:
     resources = functools.cached_property(Resources)
     tables = functools.cached_property(Tables)
     padding = functools.cached_property(Padding)
+    checkpointing = functools.cached_property(Checkpointing)
     draws = functools.cached_property(Draws)
     states = functools.cached_property(States)
     drawn = functools.cached_property(Weights)
@@ -352,6 +355,11 @@ class Probe:
     def frozen(self) -> int:
         """Number of parameters that ask for no gradient."""
         return sum(not p.requires_grad for p in self.subject.model.parameters())
+
+    @property
+    def parameter_names(self) -> list[str]:
+        """Names of all parameters, in the order of the model."""
+        return [name for name, _ in self.subject.model.named_parameters()]
 
     def dimensions(self, parameter: str) -> int:
         """Number of axes of a parameter."""

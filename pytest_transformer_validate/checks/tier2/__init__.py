@@ -2,8 +2,12 @@
 
 from pytest_transformer_validate.checks.tier2 import (  # isort: skip
     equivalence,
+    checkpointing,
+    generation,
 )
 
 __all__ = [
+    "checkpointing",
     "equivalence",
+    "generation",
 ]

@@ -1,0 +1,217 @@
+"""Loss and gradients with activations kept, and with activations computed again.
+
+In training mode with dropout on: both runs start from the same random state, and checkpointing
+promises to draw the same numbers when it computes again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from pytest_transformer_validate.errors import NotApplicable, error_line
+from pytest_transformer_validate.probe.compare import finite, over
+from pytest_transformer_validate.probe.passes import Passes, remembered
+from pytest_transformer_validate.probe.quiet import quietly
+from pytest_transformer_validate.probe.trace import Call, first_to_differ, traced
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from pytest_transformer_validate.subject.subject import Subject
+
+    Prepare = Callable[[nn.Module], None]
+
+_METHODS = (
+    "activation_checkpointing_enable", "gradient_checkpointing_enable", "set_grad_checkpointing",
+    "set_gradient_checkpointing", "enable_gradient_checkpointing", "enable_checkpointing",
+)  # fmt: skip
+_FLAG = re.compile(r"(^|_)((grad|gradient|activation)_)?checkpoint(ing|s)?(_|$)")
+_NO_FLAG = re.compile(r"(path|dir|file|save|load|every|interval)")
+BLOCKS = "blocks"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One forward and backward: ``loss``, the gradients by parameter, and how often each module
+    ran."""
+
+    loss: float
+    gradients: dict[str, torch.Tensor]
+    ran: dict[str, int]
+
+
+class Checkpointing(Passes):
+    """Passes in training mode, with and without checkpoints."""
+
+    @remembered
+    def way(self) -> str:
+        """How the model is told to checkpoint: a method, an attribute, or ``blocks`` where it
+        has none and its repeated blocks are wrapped from outside."""
+        model = self.probe.subject.model
+        supports = getattr(model, "supports_gradient_checkpointing", True)
+        for name in _METHODS if supports else ():
+            if callable(getattr(model, name, None)):
+                return f"{name}()"
+        flags = sorted({name for module in model.modules() for name in _flags(module)})
+        if flags:
+            return flags[0]
+        if not supports:
+            raise NotApplicable("the model says that it does not support gradient checkpointing")
+        return BLOCKS
+
+    @remembered
+    def plain(self) -> Trained:
+        """Without checkpoints. A model that checkpoints from the start is told not to."""
+        return self._trained(_disable)
+
+    @remembered
+    def again(self) -> Trained:
+        """The same once more, which shows whether there is something to compare with."""
+        return self._trained(_disable)
+
+    @remembered
+    def checkpointed(self) -> Trained:
+        """With checkpoints. Raises NotApplicable where the model refuses them."""
+        if self.way() != BLOCKS:
+            return self._trained(self._prepare())
+        try:
+            return self._trained(_wrap_blocks)
+        except NotApplicable:
+            raise
+        except Exception as error:
+            line = error_line(error)
+            raise NotApplicable(f"blocks inside torch.utils.checkpoint raise {line}") from error
+
+    def _prepare(self) -> Prepare:
+        """What turns checkpoints on."""
+        way = self.way()
+        if way == BLOCKS:
+            return _wrap_blocks
+        if not way.endswith("()"):
+            return functools.partial(_set_flags, name=way, value=True)
+        method = way.removesuffix("()")
+
+        def enable(model: Any) -> None:
+            try:
+                getattr(model, method)(*[True] * method.startswith("set_"))
+            except (ValueError, NotImplementedError) as error:
+                raise NotApplicable(f"{way} is refused: {error_line(error)}") from error
+
+        return enable
+
+    def locate_forward(self) -> str | None:
+        """The first module that gives something else with checkpoints, already in the forward."""
+        runs = [self._traced(prepare) for prepare in (_disable, self._prepare())]
+        return first_to_differ(runs[0], runs[1], over)
+
+    def parts(self) -> list[str]:
+        """Modules that ran more often with checkpoints, the outermost ones."""
+        plain, other = self.plain().ran, self.checkpointed().ran
+        more = [name for name, count in other.items() if count > plain.get(name, 0)]
+        names = [n for n, _ in self.probe.subject.model.named_modules() if n in more]
+        return [n for n in names if not any(n.startswith(f"{o}.") for o in names)]
+
+    @property
+    def _sizes(self) -> tuple[int, int]:
+        rows, length = self.probe.subject.sizes
+        return (rows if self.probe.subject.small else min(rows, 2)), length
+
+    @contextlib.contextmanager
+    def _training(self, prepare: Prepare) -> Iterator[Subject]:
+        probe = self.probe
+        with (
+            probe.under("training"),
+            probe.running("checkpointing", grad=True) as subject,
+            quietly(),
+        ):
+            _disable(subject.model)
+            prepare(subject.model)
+            yield subject
+
+    def _traced(self, prepare: Prepare) -> list[Call]:
+        batch = self.probe.batch(*self._sizes, "checkpointing")
+        with self._training(prepare) as subject, traced(subject.model) as calls:
+            subject(batch)
+        return calls
+
+    def _trained(self, prepare: Prepare) -> Trained:
+        batch = self.probe.batch(*self._sizes, "checkpointing")
+        with self._training(prepare) as subject, _counted(subject.model) as ran:
+            logits = subject(batch).logits
+            generator = torch.Generator().manual_seed(self.probe.seed_for("checkpointing"))
+            weights = torch.randn(logits.shape, generator=generator).to(logits)
+            loss = (finite(logits) * weights).double().mean()
+            loss.backward()
+            gradients = {
+                name: parameter.grad.to_dense().detach().clone()
+                for name, parameter in subject.model.named_parameters()
+                if parameter.grad is not None
+            }
+        return Trained(float(loss.detach()), gradients, ran)
+
+
+def _flags(module: nn.Module) -> Iterator[str]:
+    """Plain attributes that turn checkpoints on."""
+    for name, value in vars(module).items():
+        if isinstance(value, bool) and _FLAG.search(name) and not _NO_FLAG.search(name):
+            yield name
+
+
+def _set_flags(model: nn.Module, name: str, value: bool) -> None:
+    for module in model.modules():
+        if name in set(_flags(module)):
+            setattr(module, name, value)
+
+
+def _disable(model: nn.Module) -> None:
+    for module in model.modules():
+        for name in list(_flags(module)):
+            setattr(module, name, False)
+
+
+def _wrap_blocks(model: nn.Module) -> None:
+    """Every block of a list of blocks of one class inside a checkpoint of its own; the guard
+    gives the forwards back."""
+    wrapped = False
+    for blocks in model.modules():
+        kinds = {type(block) for block in blocks.children()}
+        if not isinstance(blocks, nn.ModuleList | nn.Sequential) or len(kinds) != 1:
+            continue
+        if len(blocks) < 2 or next(next(iter(blocks)).children(), None) is None:
+            continue
+        wrapped = True
+        for block in blocks:
+            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+    if not wrapped:
+        raise NotApplicable("it has no checkpointing of its own, and no list of blocks to wrap")
+
+
+@contextlib.contextmanager
+def _counted(model: nn.Module) -> Iterator[dict[str, int]]:
+    """How often each module runs."""
+    ran: dict[str, int] = {}
+
+    def count(name: str) -> Any:
+        def hook(*_: Any) -> None:
+            ran[name] = ran.get(name, 0) + 1
+
+        return hook
+
+    handles = [
+        module.register_forward_pre_hook(count(name))
+        for name, module in model.named_modules()
+        if name and not isinstance(module, torch.jit.ScriptModule)
+    ]
+    try:
+        yield ran
+    finally:
+        for handle in handles:
+            handle.remove()
