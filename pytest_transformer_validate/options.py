@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 DTYPES = {"float64": "float64", "float32": "float32", "float16": "float16", "bfloat16": "bfloat16"}
 DTYPES |= {"fp64": "float64", "fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 LARGEST_SEED = 2**32 - 1
-_SPECS = "model.py, model.py::Net, folder/, pkg.module:attr, gist:ID"
+_SPECS = "model.py, model.py::Net, folder/, pkg.module:attr, gist:ID, hf:org/name"
 
 
 @dataclass(frozen=True)

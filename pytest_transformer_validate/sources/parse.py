@@ -18,6 +18,7 @@ from pytest_transformer_validate.sources.folder import MODEL_FILE, FolderSource
 from pytest_transformer_validate.sources.gist.api import Api
 from pytest_transformer_validate.sources.gist.name import is_gist, may_be_gist
 from pytest_transformer_validate.sources.gist.source import GistSource
+from pytest_transformer_validate.sources.hub.source import HubSource
 from pytest_transformer_validate.sources.huggingface import HuggingFaceSource
 from pytest_transformer_validate.sources.jsonfile import read_object
 from pytest_transformer_validate.sources.wording import clipped, listed, near
@@ -30,6 +31,7 @@ GRAMMAR = """a model is named by
     runs/a                   a folder: a builder export or a Hugging Face directory
     package.module:attr      a class, an object or a factory that can be imported
     gist:ID                  a Gist, or its URL
+    hf:org/name              a model of the Hugging Face Hub
   for example --tb-model=model.py, --tb-model=model.py::Net, --tb-model=runs/a, \
 --tb-model=mylib.models:GPT"""
 
@@ -40,6 +42,9 @@ _FOREIGN_SCHEMES = frozenset(
 )
 _DOTTED = re.compile(r"(?P<module>[^\W\d]\w*(\.[^\W\d]\w*)*):(?P<attr>[^\W\d]\w*(\.[^\W\d]\w*)*)")
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
+_HUB_PAGE = re.compile(
+    r"https?://(?:www\.)?(?:huggingface|hf)\.co/([\w.-]+/[\w.-]+)", re.IGNORECASE
+)
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
@@ -57,6 +62,8 @@ def parse(spec: str, *, rootdir: Path, cwd: Path, api_url: str | None = None) ->
         api = Api.of(api_url)
         if is_gist(spec, api):
             return GistSource.parse(spec, api)
+    if spec[:3].lower() == "hf:":
+        return HubSource.parse(spec)
     path, name = _split(spec, cwd)
     if _mode(path) is not None:
         return _local(spec, path, name, rootdir, cwd)
@@ -133,7 +140,7 @@ def _is_hugging_face(config: Path) -> bool:
         values = read_object(config)
     except SourceError:
         return False  # loading the folder says what is wrong with it
-    return "architectures" in values or "model_type" in values
+    return not values.keys().isdisjoint({"architectures", "model_type", "auto_map"})
 
 
 def _short(path: Path, rootdir: Path) -> str:
@@ -156,10 +163,10 @@ def _short(path: Path, rootdir: Path) -> str:
 def _refuse_scheme(spec: str, cwd: Path) -> None:
     """Raise for a spec that starts like a URL or with a scheme."""
     scheme = spec.partition(":")[0].lower() if _has_scheme(spec) else ""
-    if scheme == "hf":
+    page = _HUB_PAGE.match(spec)
+    if page:
         raise SpecError(
-            f"{_quoted(spec)}: Models of the Hugging Face Hub are not available in this version\n"
-            "  download the files and name their folder: --tb-model=folder"
+            f"{_quoted(spec)}: a model of the Hugging Face Hub is named by --tb-model=hf:{page[1]}"
         )
     known = near(scheme, SCHEMES)
     suspect = bool(known) or scheme in _FOREIGN_SCHEMES

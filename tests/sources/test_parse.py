@@ -10,6 +10,7 @@ from pytest_transformer_validate.errors import SpecError
 from pytest_transformer_validate.sources.dotted import DottedSource
 from pytest_transformer_validate.sources.file import FileSource
 from pytest_transformer_validate.sources.folder import FolderSource
+from pytest_transformer_validate.sources.hub.source import HubSource
 from pytest_transformer_validate.sources.huggingface import HuggingFaceSource
 from pytest_transformer_validate.sources.parse import parse
 
@@ -173,13 +174,24 @@ def test_what_is_no_spec_gets_the_grammar(tmp_path, spec, text):
     assert len(message.splitlines()) <= 12
 
 
-@pytest.mark.parametrize(
-    "spec",
-    ["hf:gpt2", "HF:org/name@main"],
-)
-def test_fetched_models_are_not_available_yet(tmp_path, spec):
-    with pytest.raises(SpecError, match="not available in this version"):
-        parse_in(tmp_path, spec)
+@pytest.mark.parametrize("spec", ["hf:org/name", "HF:org/name@main"])
+def test_models_of_the_hub(tmp_path, spec):
+    source = parse(spec, rootdir=tmp_path, cwd=tmp_path)
+    assert isinstance(source, HubSource)
+    assert (source.spec, source.id) == (spec, f"hf:{spec[3:]}")
+    assert source.fetched
+
+
+@pytest.mark.parametrize("page", ["https://huggingface.co/org/name", "http://HF.co/org/name/tree"])
+def test_a_page_of_the_hub_is_named_by_its_model(tmp_path, page):
+    with pytest.raises(SpecError, match="is named by --tb-model=hf:org/name"):
+        parse(page, rootdir=tmp_path, cwd=tmp_path)
+
+
+def test_a_folder_with_code_beside_its_config(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/config.json").write_text('{"auto_map": {"AutoModel": "modeling.Net"}}')
+    assert isinstance(parse("a", rootdir=tmp_path, cwd=tmp_path), HuggingFaceSource)
 
 
 def test_a_folder_without_a_model_says_what_was_looked_for(tmp_path, write):

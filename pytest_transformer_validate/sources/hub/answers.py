@@ -75,6 +75,11 @@ def _not_reached(error: BaseException) -> str:
             f"what answered at {hub()} is no Hugging Face Hub: {_plain(error)}\n"
             f"  is a login page or a proxy in between, or HF_ENDPOINT wrong?"
         )
+    if isinstance(error, OSError) and not isinstance(error, ConnectionError):
+        if error.errno is None:
+            return f"{hub()} gave another file than it had said: {_plain(error)}"
+        constants = require("huggingface_hub.constants", extra="hf")
+        return f"it cannot be written to {constants.HF_HUB_CACHE}: {error.strerror}"
     used = [f"{name} is set" for name in _PROXIES if os.environ.get(name)]
     lines = [f"{hub()} could not be reached: {_plain(error)}"]
     if used:

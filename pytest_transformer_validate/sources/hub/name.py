@@ -25,11 +25,6 @@ class HubName(NamedTuple):
     repository: str
     revision: str | None
 
-    @property
-    def id(self) -> str:
-        """The short form; a commit is cut to 12 digits."""
-        return short_id(self.repository, self.revision)
-
 
 def short_id(repository: str, revision: str | None) -> str:
     """``hf:org/name@REV``; a commit is cut to 12 digits."""

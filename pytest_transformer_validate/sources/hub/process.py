@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 DESCRIBE = "describe"
 WEIGHTS = "weights"
 # Seconds, and the bytes that one file may have, whatever its server says beforehand.
-LIMITS: Mapping[str, tuple[float, int]] = {
+_LIMITS: Mapping[str, tuple[float, int]] = {
     DESCRIBE: (60.0, 100_000_000),
     WEIGHTS: (1800.0, 20_000_000_000),
 }
@@ -40,10 +40,11 @@ _QUIET = {
 def ask(request: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> Any:
     """What :func:`answer` gives, from another process within the time that there is for it.
 
-    ``environ`` is that process's environment, with the token in it. Raises SourceError.
+    ``environ`` is that process's environment, with the token in it. A request may name its own
+    ``seconds`` and ``size`` (bytes of one file). Raises SourceError.
     """
-    seconds, _ = LIMITS[request["what"]]
-    request = {"seconds": seconds, **request}
+    seconds, size = _LIMITS[request["what"]]
+    request = {"seconds": seconds, "size": size, **request}
     try:
         done = subprocess.run(
             [sys.executable, "-P", "-m", __name__],
@@ -92,7 +93,7 @@ def main() -> None:
     out = os.dup(1)
     os.dup2(2, 1)  # what a library prints is no answer
     threading.Thread(target=_end_with, args=(request["parent"],), daemon=True).start()
-    _bound_size(LIMITS[request["what"]][1])
+    _bound_size(request["size"])
     try:
         with _deadline(request["seconds"]):
             reply = {"answer": answer(request)}

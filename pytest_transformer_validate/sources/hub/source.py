@@ -12,7 +12,7 @@ from pytest_transformer_validate.sources.directory import Directory
 from pytest_transformer_validate.sources.fetch.source import Fetched, FetchedSource
 from pytest_transformer_validate.sources.fetch.tree import File, Pin, Tree, is_revision
 from pytest_transformer_validate.sources.hub.lookup import Part
-from pytest_transformer_validate.sources.hub.name import hub, short_id
+from pytest_transformer_validate.sources.hub.name import hub, parse_name, short_id
 from pytest_transformer_validate.sources.hub.process import DESCRIBE, WEIGHTS, ask
 from pytest_transformer_validate.sources.packaged import Text
 
@@ -43,6 +43,12 @@ class HubSource(FetchedSource):
     repository: str
     typed: str | None = None
     resolution: Resolution | None = None
+
+    @classmethod
+    def parse(cls, spec: str) -> HubSource:
+        """The model that ``spec`` names. Raises SpecError; asks nobody."""
+        name = parse_name(spec)
+        return cls(spec, short_id(*name), *name)
 
     @property
     def name(self) -> str:  # type: ignore[override]
