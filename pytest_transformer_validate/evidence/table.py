@@ -10,7 +10,10 @@ from pytest_transformer_validate.checks.registry import all_checks
 from pytest_transformer_validate.evidence.mutants import MUTANTS
 from pytest_transformer_validate.evidence.zoo import ZOO
 from pytest_transformer_validate.probe.probe import Probe
+from pytest_transformer_validate.probe.reference import Reference
 from pytest_transformer_validate.runner import ModelRun
+from pytest_transformer_validate.sources.base import LoadOptions
+from pytest_transformer_validate.sources.live import LiveSource
 from pytest_transformer_validate.subject.subject import Subject
 
 if TYPE_CHECKING:
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 
     from pytest_transformer_validate.checks.registry import Check
     from pytest_transformer_validate.evidence.mutants import Mutant
+    from pytest_transformer_validate.evidence.zoo import Healthy
     from pytest_transformer_validate.report.record import Record
 
 _WORST = ("broken", "failed", "blocked", "stale", "xfailed", "passed", "skipped")
@@ -91,10 +95,12 @@ def judge(
     checks: Iterable[Check],
     seed: int = 0,
     declared: Mapping[str, str] | None = None,
+    reference: Healthy | None = None,
 ) -> tuple[Record, ...]:
     """The records of ``checks`` on the model that ``build(seed)`` gives.
 
-    ``config`` is the model's configuration, ``declared`` the deviations that are known.
+    ``config`` is the model's configuration, ``declared`` the deviations that are known;
+    ``reference`` is what the model is compared with, built from another seed.
     """
     run = ModelRun(name, declared=dict(declared or {}))
 
@@ -102,7 +108,12 @@ def judge(
     def probe() -> Probe:
         model = build(seed)
         subject = Subject(model, config, seed=seed)
-        return Probe(subject, seed=seed, weights=f"random (seed {seed})", rebuild=build)
+        compared = None
+        if reference is not None:
+            source = LiveSource(reference.name, reference.build(seed + 1), reference.config)
+            compared = Reference(source, LoadOptions(seed=seed))
+        weights = f"random (seed {seed})"
+        return Probe(subject, seed=seed, weights=weights, rebuild=build, reference=compared)
 
     return tuple(
         run.judge(check, case, probe).record
@@ -123,17 +134,19 @@ def healthy_row(name: str, seed: int = 0) -> HealthyRow:
 
 
 def mutant_row(name: str, seed: int = 0) -> MutantRow:
-    """The check that has to catch a mutant, on the mutant and on its parent."""
+    """The check that has to catch a mutant, on the mutant and on its parent; both are compared
+    with the parent where a check compares."""
     mutant = MUTANTS[name]
-    named = [check for check in tier1() if check.name == mutant.check]
-    records = judge(name, mutant.build, mutant.healthy.config, named, seed)
+    named = [check for check in all_checks() if check.name == mutant.check]
+    healthy = mutant.healthy
+    records = judge(name, mutant.build, healthy.config, named, seed, reference=healthy)
     return MutantRow(mutant, _parent_status(mutant.parent, mutant.check, seed), records)
 
 
 @functools.cache
 def _parent_status(parent: str, check: str, seed: int) -> str:
-    named = [c for c in tier1() if c.name == check]
-    return worst(judge(parent, ZOO[parent].build, ZOO[parent].config, named, seed))
+    named, healthy = [c for c in all_checks() if c.name == check], ZOO[parent]
+    return worst(judge(parent, healthy.build, healthy.config, named, seed, reference=healthy))
 
 
 _COLUMNS = ("passed", "failed", "declared", "does not apply", "no answer")

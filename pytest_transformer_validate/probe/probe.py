@@ -18,6 +18,7 @@ from pytest_transformer_validate.probe.backends import Backends
 from pytest_transformer_validate.probe.bounds import Bounds
 from pytest_transformer_validate.probe.caches import Caches
 from pytest_transformer_validate.probe.checkpointing import Checkpointing
+from pytest_transformer_validate.probe.comparison import Comparison
 from pytest_transformer_validate.probe.draws import Draws
 from pytest_transformer_validate.probe.experts import Experts
 from pytest_transformer_validate.probe.generation import Generation
@@ -208,6 +209,7 @@ class Probe:
     tables = functools.cached_property(Tables)
     padding = functools.cached_property(Padding)
     checkpointing = functools.cached_property(Checkpointing)
+    comparison = functools.cached_property(Comparison)
     draws = functools.cached_property(Draws)
     states = functools.cached_property(States)
     drawn = functools.cached_property(Weights)

@@ -4,10 +4,12 @@ from pytest_transformer_validate.checks.tier2 import (  # isort: skip
     equivalence,
     checkpointing,
     generation,
+    reference,
 )
 
 __all__ = [
     "checkpointing",
     "equivalence",
     "generation",
+    "reference",
 ]
