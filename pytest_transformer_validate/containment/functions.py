@@ -91,7 +91,9 @@ class _Owner:
         held = dict(self._held())
         for name, before in zip(self.names, self.values, strict=True):
             after = held.get(name, _MISSING)
-            if after is not before and isinstance(before, _FUNCTIONS):
+            if after is before or not isinstance(before, _FUNCTIONS):
+                continue
+            if not _wrapped_by_torch(before, after):
                 yield Change(self.owner, name, before, after)
         if isinstance(self.owner, type):
             for name in held.keys() - set(self.names):
@@ -100,6 +102,21 @@ class _Owner:
 
     def _held(self) -> Any:
         return self.owner if isinstance(self.owner, dict) else vars(self.owner)
+
+
+def _wrapped_by_torch(before: Any, after: Any) -> bool:
+    """Whether torch itself wrapped a function of its own, as it does when a library first imports
+    its compiler: the wrapper is the compiler's, and calls ``before``."""
+    import torch
+
+    made = (code for code in torch._disable_dynamo.__code__.co_consts)
+    wrappers = [code for code in made if isinstance(code, types.CodeType)]
+    cells = getattr(after, "__closure__", None) or ()
+    return (
+        isinstance(after, types.FunctionType)
+        and any(after.__code__ is code for code in wrappers)
+        and any(cell.cell_contents is before for cell in cells)
+    )
 
 
 class Functions:
