@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_transformer_validate.errors import MissingDependency
-from pytest_transformer_validate.fixtures import CASE, ENTRY
+from pytest_transformer_validate.fixtures import CASE, ENTRY, Stopped
 from pytest_transformer_validate.outcome import RECORD, failure_repr, keep, speak
 
 if TYPE_CHECKING:
@@ -115,12 +115,10 @@ class CheckItem(pytest.Function):
 
     def judge(self, request: pytest.FixtureRequest) -> None:
         """Run the check; what it says becomes the item's outcome."""
-        with contextlib.suppress(MissingDependency):  # the load says so
-            self.model.prepare()
         try:
-            outcome = self.model.run.judge(
-                self.check, self.case, lambda: request.getfixturevalue("tb_probe")
-            )
+            with contextlib.suppress(MissingDependency):  # the load says so
+                self.model.prepare()
+            outcome = self.model.run.judge(self.check, self.case, lambda: _probe(request))
         finally:
             self.model.room.house.deadline.stop()
         keep(self, outcome.record)
@@ -139,6 +137,13 @@ class CheckItem(pytest.Function):
         if record is None or not record.message or self.config.getoption("fulltrace", False):
             return super().repr_failure(excinfo)
         return failure_repr(record)
+
+
+def _probe(request: pytest.FixtureRequest) -> Any:
+    try:
+        return request.getfixturevalue("tb_probe")
+    except Stopped as stopped:
+        raise stopped.error from None
 
 
 def add_models(report: pytest.CollectReport, session: pytest.Session, run: Run) -> None:

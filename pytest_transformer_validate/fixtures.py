@@ -33,6 +33,15 @@ NO_MODEL = (
 )
 
 
+class Stopped(Exception):
+    """Carries out of a fixture what is no Exception: pytest does not finish a fixture that
+    raised it, and cannot set it up for the next test. ``error`` is what was raised."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(type(error).__name__)
+        self.error = error
+
+
 @pytest.fixture
 def _tb_case(request: pytest.FixtureRequest) -> str:
     return str(request.param)
@@ -136,7 +145,12 @@ def _shared(config: pytest.Config) -> Shared:
 def _for_people(request: pytest.FixtureRequest, make: Callable[[], Any], what: str) -> Any:
     """What ``make`` returns. A check gets its exception as it is, a test of one's own the text."""
     if getattr(request.node, "model", None) is not None:
-        return make()
+        try:
+            return make()
+        except Exception:
+            raise
+        except BaseException as error:
+            raise Stopped(error) from error
     try:
         return make()
     except BaseException as error:
