@@ -129,7 +129,7 @@ class Client:
         left = self._left()
         answers: queue.SimpleQueue[Answer | Exception] = queue.SimpleQueue()
         late = threading.Event()
-        arguments = (self._request(url, headers), most, max(left, 0.001), late, answers)
+        arguments = (self.request(url, headers), most, max(left, 0.001), late, answers)
         threading.Thread(target=self._read, args=arguments, daemon=True).start()
         try:
             answer = answers.get(timeout=max(left, 0))
@@ -142,8 +142,11 @@ class Client:
             raise answer
         raise SourceError(self._failed(url, answer)) from answer
 
-    def _request(self, url: str, headers: dict[str, str]) -> urllib.request.Request:
-        request = urllib.request.Request(url, headers=headers)
+    def request(
+        self, url: str, headers: Mapping[str, str] | None = None
+    ) -> urllib.request.Request:
+        """What is sent for ``url``: with the token where that is the API's own scheme and host."""
+        request = urllib.request.Request(url, headers=dict(headers or {}))
         request.add_header("User-Agent", "pytest-transformer-validate")
         same = urlsplit(url)[:2] == urlsplit(self.api)[:2]
         if same and self.token.value:

@@ -17,7 +17,8 @@ from gisthost import MODEL, OLDER, REVISION, Host, answer
 
 from pytest_transformer_validate.errors import SourceError
 from pytest_transformer_validate.sources.base import LoadOptions
-from pytest_transformer_validate.sources.fetch.http import Limits
+from pytest_transformer_validate.sources.fetch.http import Client, Limits
+from pytest_transformer_validate.sources.fetch.rate import Token
 from pytest_transformer_validate.sources.fetch.source import Fetched, Resolution
 from pytest_transformer_validate.sources.fetch.store import Store
 from pytest_transformer_validate.sources.gist.api import Api
@@ -225,23 +226,22 @@ def test_c22_a_redirect_elsewhere_is_refused(host, refusal, place):
     assert len(host.requests) == 1
 
 
-def test_c22_a_token_stays_with_the_api(host, fetch, monkeypatch):
-    """C22: raw files come from a host that gets no token (here: another port's name)."""
+def test_c22_a_token_goes_to_the_api_alone(monkeypatch):
+    """C22: hosts of raw files get none, nor do other schemes and ports of the API's own."""
     monkeypatch.setenv("GITHUB_TOKEN", "t0ken")
-    api = Api.of(host.url + "/api")
-    entry = {"size": len(MODEL), "truncated": True, "content": "x"}
-    entry["raw_url"] = host.raw("model.py", answer(MODEL)).replace("127.0.0.1", "localhost")
-    host.says(f"/api/gists/{host.gist_id}", answer(host.about({"model.py": entry})))
-    from pytest_transformer_validate.sources.fetch.http import Client
-    from pytest_transformer_validate.sources.fetch.rate import Token
-
-    hosts = frozenset({host.url.removeprefix("http://").replace("127.0.0.1", "localhost")})
-    client = Client(api.url, hosts, Token.of_environment(), QUICK)
-    client.get(f"{api.url}/gists/{host.gist_id}", most=10**6)
-    with pytest.raises(SourceError, match="which is not asked"):
-        client.get(entry["raw_url"], most=10**6)  # http is for the API's own host alone
-    assert len(host.requests) == 1
-    assert "Authorization" not in str(client._request(entry["raw_url"], {}).unredirected_hdrs)
+    client = Client("https://api.github.com", Api().hosts, Token.of_environment())
+    assert "t0ken" not in repr(client)
+    got = {
+        url: client.request(url).has_header("Authorization")
+        for url in (
+            "https://api.github.com/gists/x",
+            "http://api.github.com/gists/x",
+            "https://api.github.com:8443/gists/x",
+            "https://gist.githubusercontent.com/x",
+            "https://api.github.com.evil.example/gists/x",
+        )
+    }
+    assert list(got.values()) == [True, False, False, False, False]
 
 
 def test_c22_redirects_have_an_end(host, refusal):
