@@ -20,7 +20,7 @@ from pytest_transformer_validate.errors import NotApplicable, error_line
 from pytest_transformer_validate.probe.compare import finite, over
 from pytest_transformer_validate.probe.passes import Passes, remembered
 from pytest_transformer_validate.probe.quiet import quietly
-from pytest_transformer_validate.probe.trace import Call, first_to_differ, traced
+from pytest_transformer_validate.probe.trace import ROOT, Call, first_to_differ, traced
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -109,8 +109,20 @@ class Checkpointing(Passes):
 
     def locate_forward(self) -> str | None:
         """The first module that gives something else with checkpoints, already in the forward."""
-        runs = [self._traced(prepare) for prepare in (_disable, self._prepare())]
-        return first_to_differ(runs[0], runs[1], over)
+        before, after = self._traced(_disable), self._traced(self._prepare())
+        found = first_to_differ(before, after, over)
+        if found is not None:
+            return found
+        for old, new in zip(before, after, strict=False):
+            if old.name != new.name:
+                return old.name.rpartition(".")[0] or ROOT  # calls something else
+        return None
+
+    def order(self) -> list[str]:
+        """Names of all parameters, in the order in which their modules run."""
+        ran = {name: number for number, name in enumerate(self.plain().ran)}
+        names = [name for name, _ in self.probe.subject.model.named_parameters()]
+        return sorted(names, key=lambda name: ran.get(name.rpartition(".")[0], -1))
 
     def parts(self) -> list[str]:
         """Modules that ran more often with checkpoints, the outermost ones."""

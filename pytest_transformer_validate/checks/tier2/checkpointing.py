@@ -82,12 +82,21 @@ def _fail_loss(probe: Probe, measured: Checkpointed, limit: Limit) -> None:
     )
 
 
+def _block(parameter: str, parts: tuple[str, ...]) -> str | None:
+    """The block that a parameter belongs to: one that ran again, or one beside those."""
+    for above in dict.fromkeys(part.rpartition(".")[0] for part in parts):
+        if above and parameter.startswith(f"{above}."):
+            inside = parameter.removeprefix(f"{above}.").partition(".")[0]
+            return f"{above}.{inside}"
+    return None
+
+
 def _fail_gradient(probe: Probe, measured: Checkpointed, far: dict[str, float]) -> None:
-    """Gradients run backwards: the last parameter that is off, in the order of the model, is where
+    """Gradients run backwards: the last parameter that is off, in the order of running, is where
     it begins."""
-    order = [name for name in probe.parameter_names if far.get(name, 0.0) > 1]
+    order = [name for name in probe.checkpointing.order() if far.get(name, 0.0) > 1]
     last = order[-1] if order else str(measured.worst)
-    where = next((p for p in measured.parts if last.startswith(f"{p}.")), last.rpartition(".")[0])
+    where = _block(last, measured.parts) or last.rpartition(".")[0] or probe.root
     missing = far.get(last) == float("inf")
     what = "is not there in one of the two" if missing else f"is off by {far[last]:.2g} limits"
     raise CheckFailed(

@@ -141,4 +141,16 @@ FAMILIES: dict[str, str] = {
     # weight_tying
     "tied_by_copy": "embedding and head as two tensors",
     "tied_by_memory_only": "one memory, two parameters",
+    # backend_equivalence
+    "one_way_lacks_something": "attention by hand and fused, or a fast path, that differ",
+    # checkpointing_equivalence
+    "drawn_anew_for_the_backward": "other random numbers when activations are computed again",
+    "checkpoint_loses_an_argument": "a checkpointed block that is called with something else",
+    # generate_equivalence
+    "choice_is_not_the_largest": "another token than that of the largest logit, or too few",
+    "generation_reads_another_text": "tokens, positions, a mask or a cache of another text",
+    # reference
+    "constant_of_another_library": "an epsilon, an activation or a scale that is not the same",
+    "layout_of_another_library": "rotary pairs, heads or projections in another order",
+    "ties_forgotten": "weights that are one tensor in the reference and two in the port",
 }
