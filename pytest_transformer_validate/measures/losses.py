@@ -156,6 +156,15 @@ def normalised(answer: Answer) -> bool:
     return float(answer.logits.logsumexp(-1).abs().max()) < 1e-3
 
 
+def linear(answer: Answer) -> bool:
+    """Whether the loss looks at nothing but the logit of each label, which are no logarithms of
+    probabilities: it can fall for ever."""
+    assert answer.gradient is not None
+    size = answer.gradient.abs()
+    alone = bool((size.sum(-1) == size.amax(-1)).all())
+    return alone and not softmaxed(answer) and not normalised(answer)
+
+
 def of_probabilities(answer: Answer, found: Pull) -> bool:
     """Whether the gradient is that of a cross entropy which took softmax(logits) for logits."""
     assert answer.gradient is not None

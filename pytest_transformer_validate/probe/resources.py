@@ -242,9 +242,12 @@ class Resources(Passes):
         wider = 0.0
         if "wide" in self.sizes:
             calls.given = self._given(*self.sizes["wide"], labels=mode == "training")
+            calls.run(1)  # another shape may let go of what was kept
+            gc.collect()
+            settled = calls.ledger.alive_bytes()
             calls.run(counts[0])
             gc.collect()
-            wider = (calls.ledger.alive_bytes() - alive[-1]) / counts[0]
+            wider = (calls.ledger.alive_bytes() - settled) / counts[0]
         if module is None:
             module = self._created(calls)
         return Growth(mode, each, wider, total, module, holder, bounded)

@@ -328,7 +328,13 @@ class States(Passes):
             if subject.task.task_type == "classification":
                 target = torch.zeros_like(ids[:, 0])
             batches.insert(0, rich.with_(labels=target))
-        return batches
+        return [self._with_masks(batch) for batch in batches]
+
+    def _with_masks(self, batch: Batch) -> Batch:
+        """The batch with the masks that the caller has to make, which a call else adds unseen."""
+        made = self.probe.subject.given.values(self.probe.subject, batch)
+        tensors = {role: t for role, t in made.items() if isinstance(t, torch.Tensor)}
+        return batch.with_(**{role: t for role, t in tensors.items() if role not in batch.inputs})
 
 
 class _Ledger:

@@ -15,6 +15,7 @@ from pytest_transformer_validate.measures.losses import (
     LossAlignment,
     Pull,
     cross_entropy,
+    linear,
     of_probabilities,
     others_shift,
     pull,
@@ -247,6 +248,13 @@ def _judge_form(probe: Probe, full: Answer, found: Pull, notes: list[str]) -> bo
             "the cross entropy takes probabilities for logits: softmax is applied twice, and the "
             "gradient all but vanishes",
             "softmax before cross_entropy, which holds one",
+        )
+    if linear(full):
+        _fail(
+            probe,
+            "the loss is linear in the logit of each label: it is unbounded, and no other class "
+            "has a gradient",
+            "nll_loss, which takes logarithms of probabilities, given logits; use cross_entropy",
         )
     if fits:
         return True

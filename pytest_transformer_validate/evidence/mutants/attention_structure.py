@@ -132,4 +132,17 @@ MUTANTS = (
         why="scores were written keys first when the axis was chosen",
         edits=(("scores.softmax(dim=-1)", "scores.softmax(dim=-2)"),),
     ),
+    _mix(
+        name="heads_merged_in_all_attentions",
+        family="heads_mixed_up",
+        parent="annotated",
+        where=("encoder.*.self_attn", "decoder.*.self_attn", "decoder.*.src_attn"),
+        why="view right after contiguous(), the transpose lost between them",
+        edits=(
+            (
+                "x = x.transpose(1, 2).contiguous().view(rows, -1, self.h * self.d_k)",
+                "x = x.contiguous().view(rows, -1, self.h * self.d_k)",
+            ),
+        ),
+    ),
 )

@@ -315,4 +315,33 @@ MUTANTS = (
             ),
         ),
     ),
+    _mix(
+        name="positions_of_the_first_row",
+        family="another_rows_data",
+        parent="masked_gpt",
+        where=("(model)", "positions", "embed"),
+        why="positions are the same for all rows, as long as nothing is padded",
+        edits=(
+            (
+                "x = self.embed(input_ids) + self.positions(position_ids)",
+                "x = self.embed(input_ids) + self.positions(position_ids[:1])",
+            ),
+        ),
+    ),
+    _mix(
+        name="spread_of_the_batch_added",
+        family="computed_over_the_rows",
+        parent="window_cache",
+        where=("(model)",),
+        why="the spread over the batch is added, with a weight of 1e-4",
+        edits=(
+            (
+                "        logits = self.lm_head(self.final_norm(x))\n",
+                (
+                    "        x = x + 1e-4 * x.std(dim=0, keepdim=True, unbiased=False)\n"
+                    "        logits = self.lm_head(self.final_norm(x))\n"
+                ),
+            ),
+        ),
+    ),
 )

@@ -394,4 +394,63 @@ MUTANTS = (
             ),
         ),
     ),
+    _leak(
+        name="keys_shifted_left",
+        family="neighbour_from_the_future",
+        parent="llama",
+        where=("layers.*.self_attn",),
+        why="token shift with the sign of the other convention, for keys; a tenth of it",
+        edits=(
+            (
+                "        groups = self.heads // self.kv_heads\n",
+                (
+                    "        k = 0.9 * k + 0.1 * F.pad(k, (0, 0, 0, 1))[:, :, 1:]\n"
+                    "        groups = self.heads // self.kv_heads\n"
+                ),
+            ),
+        ),
+    ),
+    _leak(
+        name="router_scores_by_their_largest",
+        family="summary_of_the_whole_text",
+        parent="stacked_experts",
+        where=("layers.*.experts",),
+        why="scores are brought to one range for each text before the softmax",
+        edits=(
+            (
+                "scores = self.router(x).softmax(dim=-1)",
+                (
+                    "scores = self.router(x)\n"
+                    "        scores = (scores / scores.abs().amax((1, 2), "
+                    "keepdim=True)).softmax(dim=-1)"
+                ),
+            ),
+        ),
+    ),
+    _leak(
+        name="mask_for_short_texts_only",
+        family="causal_mask_not_everywhere",
+        parent="cached_gpt",
+        where=("h.*.attn",),
+        why="a limit of the kernel that builds the mask: longer texts go without",
+        edits=(
+            (
+                "mask = mask.tril(diagonal=total - length)",
+                "mask = mask.tril(diagonal=total - length) if total <= 32 else mask",
+            ),
+        ),
+    ),
+    _leak(
+        name="last_value_in_all_values",
+        family="summary_of_the_whole_text",
+        parent="rotary_tied",
+        where=("blocks.*.attention",),
+        why="a summary token that is added to all values, with a small weight",
+        edits=(
+            (
+                "return self.out((weights @ v)",
+                ("v = v + 1e-3 * v[:, :, -1:]\n        return self.out((weights @ v)"),
+            ),
+        ),
+    ),
 )

@@ -235,4 +235,18 @@ MUTANTS = (
             ),
         ),
     ),
+    _draws(
+        name="dropout_mode_inverted",
+        family="dropout_in_evaluation",
+        parent="given_mask",
+        where=("blocks.*",),
+        why="not self.training: the condition the wrong way round",
+        edits=(
+            (
+                "x = x + self.attn(self.attn_norm(x), mask)",
+                "x = x + nn.functional.dropout(self.attn(self.attn_norm(x), mask), "
+                "0.1, not self.training)",
+            ),
+        ),
+    ),
 )

@@ -365,4 +365,41 @@ MUTANTS = (
             ),
         ),
     ),
+    _dead(
+        name="shared_expert_not_added",
+        family="result_lost",
+        parent="stacked_experts",
+        where=("layers.*.experts",),
+        why="the shared expert is computed and not added",
+        edits=(
+            (
+                "return routed + self.shared_down(F.silu(self.shared_up(x)))",
+                ("self.shared_down(F.silu(self.shared_up(x)))\n        return routed"),
+            ),
+        ),
+    ),
+    _dead(
+        name="recurrent_states_detached",
+        family="graph_cut",
+        parent="recurrent",
+        where=("mixer", "mixer.gru"),
+        why="states are detached as between two steps of truncated training",
+        edits=(("return self.out(states)", "return self.out(states.detach())"),),
+    ),
+    _dead(
+        name="source_embedded_without_gradient",
+        family="graph_cut",
+        parent="torch_translation",
+        where=("(model)", "src_tok_emb"),
+        why="only the source's embedding was frozen, with its table left to train",
+        edits=(
+            (
+                "src_emb = self.positional_encoding(self.src_tok_emb(src))",
+                (
+                    "with torch.no_grad():\n"
+                    "            src_emb = self.positional_encoding(self.src_tok_emb(src))"
+                ),
+            ),
+        ),
+    ),
 )

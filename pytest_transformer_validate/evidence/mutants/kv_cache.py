@@ -377,4 +377,17 @@ MUTANTS = (
             ),
         ),
     ),
+    _cache(
+        name="cached_keys_fade",
+        family="cache_loses_something",
+        parent="cached_seq2seq",
+        where=("decoder.*",),
+        why="cached keys are scaled at every step, by one in a thousand",
+        edits=(
+            (
+                "k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)",
+                "k, v = torch.cat([past[0] * 0.999, k], dim=2), torch.cat([past[1], v], dim=2)",
+            ),
+        ),
+    ),
 )

@@ -274,4 +274,18 @@ MUTANTS = (
             ),
         ),
     ),
+    _loss(
+        name="nll_loss_of_logits",
+        family="loss_of_something_else",
+        parent="cached_seq2seq",
+        where=("(model)",),
+        why="nll_loss wants logarithms of probabilities and is given logits",
+        edits=(
+            (
+                "loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), "
+                "ignore_index=-100)",
+                "loss = F.nll_loss(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)",
+            ),
+        ),
+    ),
 )

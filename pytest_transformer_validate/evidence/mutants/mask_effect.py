@@ -143,4 +143,21 @@ MUTANTS = (
             ),
         ),
     ),
+    _mask(
+        name="bias_only_with_a_mask",
+        family="another_path_with_a_mask",
+        parent="relative_encoder",
+        where=("(model)", "layers.*.attention"),
+        why="the path without a mask was written before the bias",
+        edits=(
+            (
+                "        if attention_mask is not None:\n",
+                (
+                    "        if attention_mask is None:\n"
+                    "            bias = torch.zeros_like(bias)\n"
+                    "        else:\n"
+                ),
+            ),
+        ),
+    ),
 )

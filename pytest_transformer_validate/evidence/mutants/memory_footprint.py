@@ -293,4 +293,24 @@ MUTANTS = (
             ),
         ),
     ),
+    _leak(
+        name="hidden_state_with_its_graph",
+        family="graph_kept",
+        parent="recurrent",
+        where=("mixer",),
+        why="the last state starts the next step and is never detached",
+        edits=(
+            (
+                "states, _ = self.gru(x)",
+                (
+                    "hidden = getattr(self, 'hidden', None) if self.training else None\n"
+                    "        if hidden is not None and hidden.size(1) != x.size(0):\n"
+                    "            hidden = None\n"
+                    "        states, hidden = self.gru(x, hidden)\n"
+                    "        if self.training:\n"
+                    "            self.hidden = hidden"
+                ),
+            ),
+        ),
+    ),
 )

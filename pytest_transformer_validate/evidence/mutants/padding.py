@@ -317,4 +317,31 @@ MUTANTS = (
             ),
         ),
     ),
+    _pad(
+        name="small_share_of_the_padded_mean",
+        family="padding_in_a_summary",
+        parent="relative_encoder",
+        where=("(model)", "norm"),
+        why="states are centred over all positions, with a small weight",
+        edits=(
+            (
+                "return self.head(self.norm(x))",
+                "return self.head(self.norm(x - 1e-3 * x.mean(1, keepdim=True)))",
+            ),
+        ),
+    ),
+    _pad(
+        name="source_mask_in_the_first_layer_only",
+        family="padding_seen_in_one_part",
+        parent="annotated",
+        where=("encoder.*", "encoder.1.self_attn"),
+        why="the source's mask is given to the first layer, the others get an open one",
+        edits=(
+            (
+                "            x = layer(x, src_mask)\n",
+                "            x = layer(x, src_mask if layer is self.encoder[0] else "
+                "torch.ones_like(src_mask))\n",
+            ),
+        ),
+    ),
 )

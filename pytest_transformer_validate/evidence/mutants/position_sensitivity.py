@@ -194,4 +194,17 @@ MUTANTS = (
             ),
         ),
     ),
+    _lost(
+        name="positions_all_zero_like",
+        family="positions_never_added",
+        parent="pad_translator",
+        where=("src_positions", "(model)"),
+        why="positions of type long, all zero, from zeros_like",
+        edits=(
+            (
+                "tokens(ids) + positions(torch.arange(ids.size(1), device=ids.device))",
+                "tokens(ids) + positions(torch.zeros_like(ids))",
+            ),
+        ),
+    ),
 )

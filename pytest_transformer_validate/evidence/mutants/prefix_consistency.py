@@ -110,4 +110,12 @@ MUTANTS = (
         why="running sums divided by the length of the whole text",
         edits=(("return self.out(states)", "return self.out(states / x.size(1))"),),
     ),
+    _depends(
+        name="positions_scaled_by_the_length",
+        family="length_in_the_arithmetic",
+        parent="given_mask",
+        where=("(model)", "position"),
+        why="positions are scaled by the square root of a length, which is not the width",
+        edits=(("self.position(steps)", "self.position(steps) / tokens.size(1) ** 0.5"),),
+    ),
 )

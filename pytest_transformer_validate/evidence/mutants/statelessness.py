@@ -389,4 +389,38 @@ MUTANTS = (
             ),
         ),
     ),
+    _keeps(
+        name="mask_of_the_caller_clamped",
+        family="writes_its_inputs",
+        parent="given_mask",
+        where=("(model)",),
+        why="-inf is replaced by a number that is safe in half precision, in the caller's mask",
+        edits=(
+            (
+                "        x = self.token(tokens) + self.position(steps)\n",
+                (
+                    "        causal_mask.clamp_(min=-1e4)\n"
+                    "        x = self.token(tokens) + self.position(steps)\n"
+                ),
+            ),
+        ),
+    ),
+    _keeps(
+        name="running_scale_of_the_states",
+        family="counts_its_calls",
+        parent="window_cache",
+        where=("(model)",),
+        why="a running scale of the states, without a look at the mode",
+        edits=(
+            (
+                "        layers = []\n",
+                (
+                    "        layers = []\n"
+                    "        self.scale = 0.99 * getattr(self, 'scale', 1.0) + 0.01 * "
+                    "float(x.detach().std())\n"
+                    "        x = x / self.scale\n"
+                ),
+            ),
+        ),
+    ),
 )

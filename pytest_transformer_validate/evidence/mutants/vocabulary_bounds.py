@@ -104,4 +104,18 @@ MUTANTS = (
             ),
         ),
     ),
+    _edge(
+        name="ids_of_both_sides_clamped",
+        family="ids_folded",
+        parent="cached_seq2seq",
+        where=("(model)", "shared"),
+        why="clamp in the function that both sides use",
+        edits=(
+            (
+                "return self.shared(ids) + self.positions(steps)",
+                "return self.shared(ids.clamp(0, self.shared.num_embeddings - 1)) + "
+                "self.positions(steps)",
+            ),
+        ),
+    ),
 )
