@@ -358,11 +358,6 @@ class Probe:
         """Number of parameters that ask for no gradient."""
         return sum(not p.requires_grad for p in self.subject.model.parameters())
 
-    @property
-    def parameter_names(self) -> list[str]:
-        """Names of all parameters, in the order of the model."""
-        return [name for name, _ in self.subject.model.named_parameters()]
-
     def dimensions(self, parameter: str) -> int:
         """Number of axes of a parameter."""
         return dict(self.subject.model.named_parameters())[parameter].dim()
