@@ -5,6 +5,8 @@ TransformerValidateError
   SourceError           the model named by a spec cannot be loaded
   SubjectError          the model cannot be called: an input or output nobody knows how to treat
     TaskError           a fact that cannot be found out; says which option or key gives it
+  TrainingError         a run cannot go on: a loss that is no number, data that gives no batch
+    CheckpointError     a checkpoint is damaged, or not what the run needs
   ConfigError           settings of a training run are wrong; lists every fault (a ValueError)
   MissingDependency     an optional package is missing; carries the install line (an ImportError)
   CheckFailed           verdict: the property does not hold
@@ -45,6 +47,14 @@ class SubjectError(TransformerValidateError):
 
 class TaskError(SubjectError):
     """A fact about the model that has to be declared because it cannot be found out."""
+
+
+class TrainingError(TransformerValidateError):
+    """A training run cannot go on."""
+
+
+class CheckpointError(TrainingError):
+    """A checkpoint is damaged, or is not one of this run."""
 
 
 class ConfigError(TransformerValidateError, ValueError):

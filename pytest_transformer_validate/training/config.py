@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-import numbers
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -51,7 +50,7 @@ def setting(default: Any, rule: Rule) -> Any:
 
 
 def _whole(value: Any) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def whole(least: int, most: int | None = None) -> Rule:
@@ -69,7 +68,7 @@ def number(least: float, below: float = math.inf, *, open_below: bool = False) -
     end = "" if below == math.inf else f" to {below:g}"
 
     def accepts(value: Any) -> bool:
-        if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        if not isinstance(value, int | float) or isinstance(value, bool):
             return False
         inside = least < value if open_below else least <= value
         return math.isfinite(value) and inside and value <= below

@@ -1,0 +1,1 @@
+"""Numbers of a run: what keeps them and who is told."""

@@ -1,0 +1,105 @@
+"""The numbers of one run in memory, handed on to sinks."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pytest_transformer_validate.optional import require
+from pytest_transformer_validate.training.losses import perplexity
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+class Sink(Protocol):
+    """Somebody who is told about a run. No method may stop the run by raising."""
+
+    def log_scalars(self, values: Mapping[str, float], step: int | None) -> None:
+        """Numbers of one optimizer step."""
+
+    def log_epoch(self, row: Mapping[str, Any]) -> None:
+        """One row of ``metrics_summary``."""
+
+    def close(self, status: str) -> None:
+        """The run is over: ``completed``, ``failed`` or ``stopped``."""
+
+
+class MetricsTracker:
+    """Keeps every number and hands it to the sinks.
+
+    ``gradient_accumulation_steps`` tells micro steps from optimizer steps in
+    ``get_step_metrics``.
+    """
+
+    def __init__(
+        self, sinks: Sequence[Sink] = (), *, gradient_accumulation_steps: int = 1
+    ) -> None:
+        self.sinks = list(sinks)
+        self.accumulation = gradient_accumulation_steps
+        self.metrics_history: list[dict[str, Any]] = []
+        self._scalars: list[dict[str, Any]] = []
+
+    def log_scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Numbers of optimizer step ``step``, counted from 1."""
+        now = time.time()
+        for name, value in values.items():
+            self._keep(name, value, step, now)
+        for sink in self.sinks:
+            sink.log_scalars(values, step)
+
+    def log_scalar(self, metric_name: str, value: float, step: int | None = None) -> None:
+        """One number."""
+        self._keep(metric_name, value, step, time.time())
+        for sink in self.sinks:
+            sink.log_scalars({metric_name: value}, step)
+
+    def log_epoch(
+        self,
+        epoch: int,
+        train_metrics: Mapping[str, float],
+        val_metrics: Mapping[str, float] | None = None,
+        learning_rate: float | None = None,
+        gradient_norm: float | None = None,
+        epoch_duration: float | None = None,
+    ) -> dict[str, Any]:
+        """The row of an epoch in ``get_summary``; metrics hold ``loss`` and ``accuracy``."""
+        row: dict[str, Any] = {"epoch": epoch}
+        for split, metrics in (("train", train_metrics), ("val", val_metrics or {})):
+            for name, value in metrics.items():
+                row[f"{split}/{name}"] = value
+            if "loss" in metrics:
+                row.setdefault(f"{split}/perplexity", perplexity(metrics["loss"]))
+        row |= {"learning_rate": learning_rate, "gradient_norm": gradient_norm}
+        row["epoch_duration"] = epoch_duration
+        self.metrics_history.append(row)
+        for sink in self.sinks:
+            sink.log_epoch(row)
+        return row
+
+    def get_best_epoch(self, metric: str = "val/loss", mode: str = "min") -> int | None:
+        """The epoch with the best value; ``None`` where no epoch has a finite one."""
+        rows = [r for r in self.metrics_history if r.get(metric) == r.get(metric, float("nan"))]
+        rows = [r for r in rows if r.get(metric) is not None]
+        pick = min if mode == "min" else max
+        return None if not rows else int(pick(rows, key=lambda r: r[metric])["epoch"])
+
+    def get_summary(self) -> Any:
+        """A DataFrame, a row an epoch. Raises MissingDependency without pandas."""
+        return require("pandas", extra="train").DataFrame(self.metrics_history)
+
+    def get_step_metrics(self) -> Any:
+        """A DataFrame: ``step, effective_step, metric, value, timestamp``."""
+        return require("pandas", extra="train").DataFrame(
+            self._scalars, columns=["step", "effective_step", "metric", "value", "timestamp"]
+        )
+
+    def close(self, status: str = "completed") -> None:
+        """Tell every sink that the run is over."""
+        for sink in self.sinks:
+            sink.close(status)
+
+    def _keep(self, name: str, value: float, step: int | None, now: float) -> None:
+        micro = None if step is None else step * self.accumulation
+        entry = {"step": micro, "effective_step": step, "metric": name, "value": value}
+        self._scalars.append({**entry, "timestamp": now})

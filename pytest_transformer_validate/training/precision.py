@@ -1,0 +1,74 @@
+"""What a run computes in: autocast, and a scaler for float16."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+import torch
+
+from pytest_transformer_validate.training.optim import gradient_norm
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+_DTYPES = {"16": torch.float16, "bf16": torch.bfloat16, "32": torch.float32}
+
+
+class Precision:
+    """One of ``config.PRECISIONS`` on a device.
+
+    Mixed: weights stay float32 and operations run in the lower dtype under autocast; float16 with
+    a scaler for the loss. ``true``: the weights themselves are of that dtype.
+    """
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        kind, _, mode = name.partition("-")
+        self.name = name
+        self.device = device
+        self.dtype = _DTYPES[kind]
+        self.mixed = mode == "mixed"
+        scaled = self.mixed and self.dtype is torch.float16
+        self.scaler = torch.amp.GradScaler(device.type, enabled=scaled)
+
+    def prepare(self, model: torch.nn.Module) -> torch.nn.Module:
+        """The model with weights of the dtype that training asks for."""
+        return model if self.mixed or self.dtype is torch.float32 else model.to(self.dtype)
+
+    @property
+    def scales(self) -> bool:
+        """Whether gradients that are not finite are part of the search for a scale."""
+        return self.scaler.is_enabled()
+
+    def forward(self) -> AbstractContextManager[object]:
+        """The context of a forward with its loss."""
+        if not self.mixed:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add the gradient of ``loss``, scaled where there is a scaler."""
+        self.scaler.scale(loss).backward()
+
+    def step(self, optimizer: torch.optim.Optimizer, clip: float | None) -> torch.Tensor:
+        """Unscale, clip, step; the norm of all gradients before clipping, a scalar.
+
+        Where that norm is not finite the step is not taken, which fused kernels find out without
+        a wait: weights stay as they were. Under a scaler that is how it looks for a scale; else
+        the run has to stop, once somebody has read the norm.
+        """
+        if self.scaler.is_enabled():
+            self.scaler.unscale_(optimizer)
+        trained = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = gradient_norm(trained)
+        if clip:
+            torch.nn.utils.clip_grads_with_norm_(trained, clip, norm)
+        if self.scaler.is_enabled():
+            self.scaler.step(optimizer)
+            self.scaler.update()
+        elif optimizer.defaults.get("fused"):
+            optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
+            optimizer.step()
+        elif norm.isfinite():
+            optimizer.step()
+        return norm

@@ -1,0 +1,102 @@
+"""What of a run is saved when, and what is given back at its end."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_transformer_validate.errors import CheckpointError
+from pytest_transformer_validate.training import checkpoints
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pytest_transformer_validate.training.trainer import Run
+
+
+class Saver:
+    """Writes checkpoints of a run on rank 0 and reads one back."""
+
+    def __init__(self, run: Run, run_name: str) -> None:
+        self.run = run
+        self.run_name = run_name
+        self.folder = Path(run.config.checkpoint_dir)
+        self.commit = checkpoints.git_commit()
+
+    def save(self, row: Mapping[str, Any], *, last: bool) -> None:
+        """Save after an epoch: the last one, every n-th, and each that is the best so far."""
+        run = self.run
+        due = last or run.epoch % run.config.save_every_n_epochs == 0
+        better = run.stopping.waited == 0
+        if run.strategy.rank == 0 and (better or (due and not run.config.keep_best_only) or last):
+            self._write(row)
+            checkpoints.retain(
+                self.folder,
+                self.run_name,
+                mode=run.stopping.mode,
+                best_only=run.config.keep_best_only,
+            )
+
+    def save_last_good(self) -> Path:
+        """Save the state before a step that was not taken."""
+        return self._write({})
+
+    def restore(self, path: str | Path) -> None:
+        """Go on where a checkpoint was written. Raises CheckpointError where it does not fit."""
+        run, state = self.run, checkpoints.load(path)
+        try:
+            run.model.load_state_dict(state["model_state_dict"])
+            run.optimizer.load_state_dict(state["optimizer_state_dict"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            line = str(error).partition("\n")[0]
+            raise CheckpointError(f"{path} is of another model or optimizer: {line}") from error
+        run.schedule.load_state_dict(state["scheduler_state_dict"])
+        run.precision.scaler.load_state_dict(state["scaler_state_dict"])
+        run.tracker.metrics_history[:] = state["custom_state"]["metrics_history"]
+        for row in run.tracker.metrics_history:
+            run.stopping.see(row)
+        run.epoch, run.step = state["epoch"], state["global_step"]
+        checkpoints.set_rng_state(state["rng_state"])
+
+    def result(self, seconds: float) -> dict[str, Any]:
+        """What ``Trainer.train`` returns."""
+        history = self.run.tracker.metrics_history
+        saved = checkpoints.checkpoints(self.folder, self.run_name)
+        best = checkpoints.best(saved, self.run.stopping.mode) or saved[-1:]
+        metric, mode = self.run.stopping.metric, self.run.stopping.mode
+        return {
+            "metrics_summary": self.run.tracker.get_summary(),
+            "best_epoch": self.run.tracker.get_best_epoch(metric, mode),
+            "final_loss": history[-1]["train/loss"] if history else None,
+            "checkpoint_path": str(best[0].path) if best else None,
+            "training_time": seconds,
+            "workspace_root": str(self.folder.parent),
+            "run_name": self.run_name,
+            "loss_history": [row["train/loss"] for row in history],
+            "val_loss_history": [row["val/loss"] for row in history if "val/loss" in row],
+        }
+
+    def _write(self, row: Mapping[str, Any]) -> Path:
+        run = self.run
+        state = {
+            "epoch": run.epoch,
+            "global_step": run.step,
+            "model_state_dict": run.model.state_dict(),
+            "optimizer_state_dict": run.optimizer.state_dict(),
+            "scheduler_state_dict": run.schedule.state_dict(),
+            "scaler_state_dict": run.precision.scaler.state_dict(),
+            "metrics": dict(row),
+            "monitor": run.stopping.metric,
+            "monitor_value": row.get(run.stopping.metric),
+            "rng_state": checkpoints.rng_state(),
+            "timestamp": time.strftime("%Y-%m-%dT%H:%M:%S"),
+            "git_commit": self.commit,
+            "custom_state": {
+                "training_config": run.config.to_dict(),
+                "metrics_history": run.tracker.metrics_history,
+                "workspace_root": str(self.folder.parent),
+                "run_name": self.run_name,
+            },
+        }
+        return checkpoints.save(self.folder, state, mode=run.stopping.mode)
