@@ -16,8 +16,14 @@ if TYPE_CHECKING:
     from pytest_transformer_validate.sources.fetch.consent import Terms
 
 _INPUT = "tb_fetched"
-_NOTHING_ASKED = ("help", "version", "markers", "cacheshow", "showfixtures")
-_NOTHING_ASKED += ("show_fixtures_per_test",)
+_NOTHING_ASKED = (
+    "help",
+    "version",
+    "markers",
+    "cacheshow",
+    "showfixtures",
+    "show_fixtures_per_test",
+)
 _NOTHING_RUNS = ("collectonly", "setupplan")
 
 
