@@ -5,14 +5,13 @@ is divided by its sum), the product with the values behind it; and fused attenti
 are computed once more from what it is given. torch.einsum, torch.nn.MultiheadAttention and
 everything else is made of these.
 
-Axes: N batches of a product, H heads, T queries, S keys, D width. One text in the batch.
+Axes: see ``sites``.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,6 +29,7 @@ from pytest_transformer_validate.probe.marks import (
     facts_after,
 )
 from pytest_transformer_validate.probe.scores import fused_scores
+from pytest_transformer_validate.probe.sites import Site, table
 from pytest_transformer_validate.probe.trace import ROOT, running_module
 from pytest_transformer_validate.subject.dispatch import Operations
 
@@ -38,46 +38,16 @@ if TYPE_CHECKING:
 
 _SOFTMAX = {"aten::_softmax", "aten::_safe_softmax", "aten::softmax"}
 _EXP = {"aten::exp", "aten::exp_"}
+_SHIFTS = {"aten::convolution", "aten::roll", "aten::constant_pad_nd", "aten::_fft_r2c"}
 _FUSED = "scaled_dot_product"
-
-
-@dataclass(frozen=True)
-class Site:
-    """One call of attention over one text.
-
-    ``weights`` (H, T, S) are those that meet the values. ``normal`` says how they were made:
-    ``softmax``, ``exponential`` (divided by hand), ``none`` (scores as they are), or ``unknown``
-    (returned by the model). ``more`` is the number of columns that the softmax had beside the
-    keys (sinks), ``changed`` what was done between softmax and values, ``silent`` (S,) the keys
-    whose value is zero in every head. ``scale`` is the factor between query times key and the
-    softmax; ``None`` where it cannot be told, or is ``learned``. ``projected`` says that
-    parameters made both queries and keys, given as (N, T, D) and (N, S, D).
-    """
-
-    module: str
-    weights: torch.Tensor
-    normal: str
-    more: int = 0
-    changed: tuple[str, ...] = ()
-    silent: torch.Tensor | None = None
-    scale: float | None = None
-    learned: bool = False
-    projected: bool = False
-    query: torch.Tensor | None = None
-    key: torch.Tensor | None = None
-    scores: torch.Tensor | None = None
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(T, S)."""
-        return int(self.weights.shape[1]), int(self.weights.shape[2])
 
 
 class Capture(Operations):
     """Records every site of attention while a model runs over one text.
 
     ``lengths`` are the numbers of tokens there are: only a product of two such axes counts as
-    scores without a softmax. ``caches`` are tensors that were written into, by their memory.
+    scores without a softmax. ``caches`` are tensors that were written into, by their memory;
+    ``shifts`` tells whether anything else moved vectors along an axis.
     """
 
     supports_higher_order_operators = True  # flex_attention comes through here
@@ -87,6 +57,7 @@ class Capture(Operations):
         self.model = model
         self.lengths = lengths
         self.sites: list[Site] = []
+        self.shifts = False
         self.marks: dict[int, Mark] = {}
         self.caches: dict[int, tuple[torch.Tensor, Facts]] = {}
 
@@ -101,7 +72,11 @@ class Capture(Operations):
         schema = getattr(func, "_schema", None)
         if schema is None:
             return self._higher_order(func, args, kwargs)
+        if torch.is_inference_mode_enabled() and func._can_decompose():
+            with self:  # operations arrive whole there: see what they are made of
+                return func.decompose(*args, **kwargs)
         name = schema.name
+        self.shifts = self.shifts or name in _SHIFTS
         if _FUSED in name and "backward" not in name:
             given = dict(zip((a.name for a in schema.arguments), args, strict=False))
             self._fused({**given, **kwargs})
@@ -252,16 +227,16 @@ class Capture(Operations):
         """The site in which the tensor of ``mark`` is summed over its ``last`` axis, or over the
         last but one."""
         turn = (lambda t: t) if last else (lambda t: t.transpose(-1, -2))
-        table = _table(mark, turn, self.lengths)
-        if table is None:
+        found = table(mark, turn, self.lengths)
+        if found is None:
             return None
-        weights, more = table
+        weights, more = found
         normal = mark.normal
         both = {int(n) for n in weights.shape[1:]} <= self.lengths
         if normal is None and not both:
             return None
         other = values if last else values.transpose(-1, -2)
-        silent = other.flatten(0, -3).abs().amax((0, 2)) == 0 if other.dim() > 2 else None
+        other = other[None] if other.dim() == 2 else other.flatten(0, -3)
         facts = Facts(factor=None) if normal is None else normal.facts
         product = mark.product
         return Site(
@@ -270,7 +245,7 @@ class Capture(Operations):
             normal="none" if normal is None else "softmax" if normal.exact else "exponential",
             more=more,
             changed=() if normal is None else normal.changed,
-            silent=silent if silent is not None and silent.numel() == weights.shape[2] else None,
+            values=other.detach() if other.shape[1] == weights.shape[2] else None,
             scale=None if product is None or facts.learned else facts.factor,
             learned=facts.learned,
             projected=product is not None and product.facts.projected,
@@ -295,7 +270,7 @@ class Capture(Operations):
                 module=self._place(),
                 weights=weights,
                 normal="softmax",
-                silent=value.abs().amax((0, 2)) == 0,
+                values=value,
                 scale=scale * one.factor * other.factor  # type: ignore[operator]
                 if known and not learned
                 else None,
@@ -321,7 +296,7 @@ class Capture(Operations):
                     module=self._place(),
                     weights=weights[0].detach(),
                     normal="softmax",
-                    silent=value[0].abs().amax((0, 2)) == 0,
+                    values=value[0].detach(),
                     projected=one.projected and other.projected,
                 )
             )
@@ -332,7 +307,7 @@ class Capture(Operations):
 
 
 @contextlib.contextmanager
-def captured(model: torch.nn.Module, lengths: set[int]) -> Iterator[list[Site]]:
+def captured(model: torch.nn.Module, lengths: set[int]) -> Iterator[Capture]:
     """Sites of attention while inside, with torch.nn.MultiheadAttention off its fast path."""
     backend = torch.backends.mha
     fast = backend.get_fastpath_enabled()
@@ -340,7 +315,7 @@ def captured(model: torch.nn.Module, lengths: set[int]) -> Iterator[list[Site]]:
     capture = Capture(model, lengths)
     try:
         with capture:
-            yield capture.sites
+            yield capture
     finally:
         backend.set_fastpath_enabled(fast)
         capture.marks.clear()
@@ -359,41 +334,3 @@ def _fits(source: torch.Tensor, result: torch.Tensor) -> bool:
     if result.shape[-2:] == source.shape[-2:]:
         return True
     return result.shape[:-1] == source.shape[:-1] and result.shape[-1] > source.shape[-1] > 1
-
-
-def _table(mark: Mark, turn: Any, lengths: set[int]) -> tuple[torch.Tensor, int] | None:
-    """(H, T, S) in the order in which the weights were computed, and how many columns the
-    product with the values leaves out; ``None`` where there is one query, or one key."""
-    given, places = (turn(t) for t in (mark.tensor, mark.places()))
-    if given.dim() == 2:
-        given, places = given[None], places[None]
-    if given.shape[1] < 2 or given.shape[2] < 2 or places.unique().numel() < 4:
-        return None
-    shape = mark.shape or mark.tensor.shape
-    along = torch.unravel_index(places, shape)
-    keys = _varies(along, (0, 0, slice(None)), shape, set(), lengths)
-    queries = _varies(along, (0, slice(None), 0), shape, {keys}, lengths)
-    if keys is None or queries is None:
-        return None
-    whole = torch.zeros(shape, dtype=given.dtype, device=given.device)
-    whole[along] = given
-    kept = {axis: along[axis].unique() for axis in (queries, keys)}
-    whole = functools.reduce(lambda t, axis: t.index_select(axis, kept[axis]), kept, whole)
-    table = whole.movedim((queries, keys), (-2, -1)).reshape(-1, *(len(k) for k in kept.values()))
-    return table, int(shape[keys] - len(kept[keys]))
-
-
-def _varies(
-    along: tuple[torch.Tensor, ...],
-    line: tuple[Any, ...],
-    shape: torch.Size,
-    without: set[int | None],
-    lengths: set[int],
-) -> int | None:
-    """The axis along which a line of places runs: one as long as a text before any other."""
-    axes = [
-        axis
-        for axis, places in enumerate(along)
-        if axis not in without and places[line].unique().numel() > 1
-    ]
-    return min(axes, key=lambda axis: (shape[axis] not in lengths, -axis), default=None)

@@ -42,7 +42,7 @@ _NORMS = {
     "aten::native_group_norm",
 }  # fmt: skip
 PRODUCTS = {"aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm"}
-NOT_THE_SAME = {*PRODUCTS, *_NORMS, "aten::convolution"}
+NOT_THE_SAME = {*PRODUCTS, *_NORMS}
 
 
 @dataclass(frozen=True)

@@ -262,7 +262,7 @@ def _default(spread: Spread, axis: int) -> bool:
     inputs, outputs = spread.shape[1 - axis], spread.shape[axis]
     bound = max(inputs**-0.5, (6 / (inputs + outputs)) ** 0.5)
     largest = max(-spread.low, spread.high)
-    return largest <= bound * 1.001 and abs(spread.std * 3**0.5 / largest - 1) < _NEAR
+    return 0 < largest <= bound * 1.001 and abs(spread.std * 3**0.5 / largest - 1) < _NEAR
 
 
 def _spread(name: str, parameter: torch.nn.Parameter) -> Spread:

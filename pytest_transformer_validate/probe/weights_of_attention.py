@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pytest_transformer_validate.probe.capture import Site, captured
+from pytest_transformer_validate.probe.capture import captured
 from pytest_transformer_validate.probe.compare import difference, over, sequence
 from pytest_transformer_validate.probe.passes import Passes, remembered
+from pytest_transformer_validate.probe.sites import Site
 from pytest_transformer_validate.probe.trace import ROOT
+from pytest_transformer_validate.subject.declared import levels
 from pytest_transformer_validate.subject.masks import padding_id
 from pytest_transformer_validate.subject.outputs import floating, tensors_in
 from pytest_transformer_validate.subject.sizes import long_text
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from pytest_transformer_validate.subject.subject import Subject
 
 _LONG = 32
+_SCALES = ("scal", "multiplier", "mult", "temperature", "alpha")
 _NAMES = ("attention_weights", "attn_weights", "attentions", "attention_probs", "attn_probs")
 
 
@@ -53,12 +56,26 @@ class AttentionWeights(Passes):
         subject = self.probe.subject
         if subject.vision:
             return self.sites()
-        length = long_text(subject.model, subject.max_length, _LONG, subject.multiple)
+        length = self._long_length()
         return self.sites() if length <= subject.sizes[1] else self._over(self._text(length))
 
     def over(self, batch: Batch) -> list[Site]:
         """Of one given text: a batch of one row."""
         return self._over(batch)
+
+    @remembered
+    def dependency(self, condition: str) -> torch.Tensor | None:
+        """(T, T): how much each output (row) depends on each token (column), see
+        ``Mixing.tokens``; row by row where a model takes no copies of a text, ``None`` where its
+        outputs are not those of tokens."""
+        length = self.probe.subject.sizes[1]
+        try:
+            return self.probe.mixing.tokens(condition).cpu()
+        except Exception:  # noqa: BLE001 - a batch may be bounded
+            with contextlib.suppress(Exception):
+                rows = [self.probe.single_gradient(n, condition) for n in range(length)]
+                return torch.stack(rows).cpu()
+        return None
 
     @remembered
     def padded(self) -> list[Hidden]:
@@ -68,14 +85,13 @@ class AttentionWeights(Passes):
             return []
         found = []
         for covers, way in self.probe.padding.told():
-            given = self._padded(covers, way)
-            if given is not None:
-                batch, keep = given
-                found.append(Hidden(covers, self._over(batch), keep, batch))
+            batch, keep = self._padded(covers, way)
+            found.append(Hidden(covers, self._over(batch), keep, batch))
         return found
 
-    def reaches(self, hidden: Hidden) -> bool:
-        """Whether ids under the mask of a padded text move what the model says of real ones."""
+    def reaches(self, hidden: Hidden, place: int) -> torch.Tensor:
+        """(S,): the keys of the site at ``place`` whose value changes with the ids under the mask
+        of a padded text; none where these ids do not change what the model says."""
         batch, keep = hidden.batch, hidden.keep
         ids = batch[hidden.covers]
         fresh = self.probe.batch(1, ids.shape[1], "under the mask")["input_ids"]
@@ -83,14 +99,52 @@ class AttentionWeights(Passes):
         old, new = (self.probe.forward(b).logits for b in (batch, other))
         if hidden.covers == sequence(self.probe) and old.dim() > 2 and old.shape[1] == len(keep):
             old, new = old[:, keep], new[:, keep]
-        return over(old, new) or bool(difference(old, new).isnan().any())
+        sites = self._over(other)
+        before = hidden.sites[place].values
+        after = sites[place].values if len(sites) == len(hidden.sites) else None
+        if before is None or after is None or before.shape != after.shape or not over(old, new):
+            return torch.zeros_like(keep)
+        return difference(before, after).amax((0, 2)) > 0
 
-    def lengths(self) -> dict[str, int]:
-        """Number of tokens of the sequence that the output follows, and of the source."""
+    @property
+    def initial(self) -> bool:
+        """Whether the weights are as an initialisation leaves them."""
+        return self.probe.weights.startswith("random") or self.probe.drawn.untouched()
+
+    @property
+    def trained(self) -> bool:
+        """Whether the weights are trained: read from a file, or with vectors of many different
+        numbers, which start as constants."""
+        if self.initial:
+            return False
+        vectors = [s for s in self.probe.drawn.spreads().values() if s.trains and not s.matrix]
+        return not self.probe.weights.startswith("as given") or len(vectors) > 1
+
+    def declared_scale(self, scale: float) -> str | None:
+        """What in the configuration, or which name in the model, says that scores are scaled in
+        this way: a number of which ``scale`` is the value, the inverse, or the inverse of the
+        root; a scale that is switched off; muP, which scales by 1/d."""
+        for level in levels(self.probe.subject.config):
+            for key in level:
+                if _says_scale(str(key).lower(), level.get(key), scale):
+                    return f"{key} in the configuration"
+        modules = self.probe.subject.model.modules()
+        names = (name for m in modules for name in (type(m).__name__, *vars(m)))
+        return next((f"the name {n}" for n in names if "mup" in n.lower()), None)
+
+    def shifts(self) -> bool:
+        """Whether the model moves vectors along an axis by other means than attention: rolls,
+        shifts, convolutions."""
+        _ = self.sites()
+        return self._shifts
+
+    def lengths(self, *, longer: bool = False) -> dict[str, int]:
+        """Number of tokens of the sequence that the output follows, and of the source; ``longer``
+        in the long text."""
         subject = self.probe.subject
         if subject.vision:
             return {}
-        own = subject.sizes[1]
+        own = max(self._long_length(), subject.sizes[1]) if longer else subject.sizes[1]
         return {"own": own, "source": self.probe.mixing.source_length if subject.decodes else own}
 
     def named(self) -> str | None:
@@ -106,6 +160,12 @@ class AttentionWeights(Passes):
 
     # How it is done...
 
+    _shifts = False
+
+    def _long_length(self) -> int:
+        subject = self.probe.subject
+        return long_text(subject.model, subject.max_length, _LONG, subject.multiple)
+
     def _text(self, length: int) -> Batch:
         subject = self.probe.subject
         source = self.probe.mixing.source_length if subject.decodes else None
@@ -116,12 +176,14 @@ class AttentionWeights(Passes):
         lengths = {t.shape[1] for t in batch.inputs.values() if t.dim() == 2}
         with self.probe.running("attention weights") as subject:
             try:
-                with captured(subject.model, lengths) as sites:
+                with captured(subject.model, lengths) as capture:
                     subject.call(batch, {})
             except NotImplementedError:  # an operation that cannot be watched
-                sites = []
-        if sites:
-            return sites
+                capture = None
+        if capture is not None:
+            self._shifts = self._shifts or capture.shifts
+            if capture.sites:
+                return capture.sites
         with (
             self.probe.running("attention weights") as subject,
             _returning(subject.model),
@@ -150,14 +212,12 @@ class AttentionWeights(Passes):
             if t.dim() == 4 and t.shape[0] == 1 and min(t.shape[2:]) > 1
         ]
 
-    def _padded(self, covers: str, way: Way | None) -> tuple[Batch, torch.Tensor] | None:
+    def _padded(self, covers: str, way: Way | None) -> tuple[Batch, torch.Tensor]:
         """One padded text as the task allows it, and which of its tokens are real."""
         probe, subject = self.probe, self.probe.subject
         batch = self._text(subject.sizes[1])
         ids = batch[covers]
-        layout = probe.padding.layout(covers)
-        if layout == "hole" and way is None:
-            return None
+        layout = probe.padding.layout(covers) if way is not None else "right"
         keep = probe.padding.keep(ids, layout)[0].to(ids.device)
         pad = padding_id(subject)
         padded = ids if pad is None else torch.where(keep, ids, pad)
@@ -184,3 +244,15 @@ def _returning(model: torch.nn.Module) -> Iterator[None]:
         with contextlib.suppress(Exception):  # as above
             config.output_attentions = asked
             exchange(before)
+
+
+def _says_scale(name: str, value: Any, scale: float) -> bool:
+    """Whether a key of the configuration says that scores are scaled by ``scale``."""
+    if "mup" in name and value:
+        return True
+    if not any(word in name for word in _SCALES):
+        return False
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value is False and "scal" in name
+    meant = (value, 1 / value, value**-0.5) if value > 0 else ()
+    return any(abs(scale - s) < 0.01 * s for s in meant)

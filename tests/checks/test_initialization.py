@@ -147,3 +147,11 @@ def test_a_scale_that_follows_the_depth_is_a_law():
             block.mlp[2].weight.div_((2 * (depth + 1)) ** 0.5)
             block.attention.out.weight.div_(depth + 1)
     judge(model)
+
+
+def test_weights_that_all_start_at_zero_are_no_default():
+    model = models.Decoder()
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.zeros_(module.weight)
+    assert not Probe(Subject(model)).drawn.by_default()

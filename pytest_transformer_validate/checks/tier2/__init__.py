@@ -5,9 +5,17 @@ from pytest_transformer_validate.checks.tier2 import (  # isort: skip
     checkpointing,
     generation,
     reference,
+    attention,
+    attention_mask,
+    attention_reach,
+    attention_scale,
 )
 
 __all__ = [
+    "attention",
+    "attention_mask",
+    "attention_reach",
+    "attention_scale",
     "checkpointing",
     "equivalence",
     "generation",
