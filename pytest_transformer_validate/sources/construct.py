@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
 import inspect
 import re
 import types
 import typing
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pytest_transformer_validate.errors import SourceError
+from pytest_transformer_validate.sources.base import SourceWarning
 from pytest_transformer_validate.sources.config import ModelConfig
 from pytest_transformer_validate.sources.entrypoint import is_module_class
-from pytest_transformer_validate.sources.wording import listed
+from pytest_transformer_validate.sources.wording import clipped, listed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,6 +29,7 @@ CONFIG_NAMES = frozenset(
     {"args", "cfg", "conf", "config", "configuration", "hparams", "hps", "params"}
 )
 _CONFIG_CLASS = re.compile(r"(config|configuration|args|arguments|hparams|params|settings)$", re.I)
+_MISTYPED = 0.8
 _NAMESPACES = (types.SimpleNamespace, argparse.Namespace)
 
 
@@ -34,13 +38,15 @@ class Call:
     """The arguments of one call as they are put together.
 
     ``configs`` are the configuration objects made on the way, ``missing`` the required
-    arguments that nothing gives.
+    arguments that nothing gives; ``by_name`` says that a value of the configuration was given
+    to the argument of its name.
     """
 
     positional: list[Any] = field(default_factory=list)
     keywords: dict[str, Any] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     configs: list[Any] = field(default_factory=list)
+    by_name: bool = False
 
 
 def call(target: Callable[..., Any], words: str, settings: Settings) -> tuple[Any, list[Any]]:
@@ -49,6 +55,7 @@ def call(target: Callable[..., Any], words: str, settings: Settings) -> tuple[An
     made = arguments(target, settings)
     if made.missing:
         raise SourceError(_missing(words, made.missing, settings))
+    _warn_of_mistyped(target, words, settings, made)
     return target(*made.positional, **made.keywords), made.configs
 
 
@@ -67,6 +74,7 @@ def arguments(target: Callable[..., Any], settings: Settings) -> Call:
         wanted = _config_class(parameter, hints.get(parameter.name), target)
         whole = wanted is not None or parameter.name in CONFIG_NAMES or parameter is lone
         if parameter.name in settings.config:
+            made.by_name = True
             value = _given(settings.config[parameter.name], wanted, settings, made)
         elif whole:
             value = _whole(parameter, wanted, settings, made)
@@ -79,6 +87,26 @@ def arguments(target: Callable[..., Any], settings: Settings) -> Call:
         else:
             made.keywords[parameter.name] = value
     return made
+
+
+def _warn_of_mistyped(
+    target: Callable[..., Any], words: str, settings: Settings, made: Call
+) -> None:
+    """Point out keys that nearly are the name of an argument which nothing gives: its default
+    would be used, and nobody see it. Other keys are the model's business."""
+    if not made.by_name:
+        return
+    known = inspect.signature(target).parameters
+    free = [name for name in known if name not in settings.config]
+    for key in settings.config:
+        meant = difflib.get_close_matches(str(key), free, n=1, cutoff=_MISTYPED)
+        if key not in known and meant:
+            warnings.warn(
+                f"{settings.place}: {words} takes no {clipped(key, 60)!r}; did you mean "
+                f"{meant[0]}? It was built with the default",
+                SourceWarning,
+                stacklevel=2,
+            )
 
 
 def _lone_required(

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from pytest_transformer_validate.errors import SourceError
+from pytest_transformer_validate.sources.base import SourceWarning
 
 HEAD = """\
 from __future__ import annotations
@@ -176,3 +177,13 @@ def build_model({signature}):
     write("config.json", {"vocab_size": 5})
     model = load("m.py").model
     assert expected is None or model.got == expected
+
+
+def test_a_key_that_is_nearly_an_argument_is_pointed_out(write, load):
+    write("m.py", net("width=1, depth=2"))
+    write("config.json", {"width": 3, "detph": 4, "author": "me"})
+    with pytest.warns(SourceWarning, match="takes no 'detph'; did you mean depth") as caught:
+        assert got(load) == {"width": 3, "depth": 2}
+    assert len(caught) == 1
+    write("config.json", {"author": "me", "detph": 4})
+    assert got(load) == {"width": 1, "depth": 2}, "nothing says that keys are arguments"
