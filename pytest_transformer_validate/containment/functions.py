@@ -8,6 +8,7 @@ and are replaced again when it runs again.
 from __future__ import annotations
 
 import builtins
+import itertools
 import math
 import operator
 import sys
@@ -75,20 +76,21 @@ class _Owner:
 
     def __init__(self, owner: Any, used: frozenset[str] | None) -> None:
         self.owner = owner
+        self.held = owner if isinstance(owner, dict) else vars(owner)  # as it is at any time
         self.used = used
         self.note()
 
     def note(self) -> None:
         """Take what is there now for right."""
-        held = self._held()
-        self.names, self.values = list(held), list(held.values())
+        self.names, self.values = list(self.held), list(self.held.values())
 
     def same(self) -> bool:
-        held = self._held()
-        return len(held) == len(self.values) and all(map(operator.is_, held.values(), self.values))
+        return len(self.held) == len(self.values) and all(
+            map(operator.is_, self.held.values(), self.values)
+        )
 
     def changes(self) -> Iterator[Change]:
-        held = dict(self._held())
+        held = dict(self.held)
         for name, before in zip(self.names, self.values, strict=True):
             after = held.get(name, _MISSING)
             if after is before or not isinstance(before, _FUNCTIONS):
@@ -99,9 +101,6 @@ class _Owner:
             for name in held.keys() - set(self.names):
                 if any(name in vars(base) for base in self.owner.__mro__[1:]):
                     yield Change(self.owner, name, _MISSING, held[name])
-
-    def _held(self) -> Any:
-        return self.owner if isinstance(self.owner, dict) else vars(self.owner)
 
 
 def _wrapped_by_torch(before: Any, after: Any) -> bool:
@@ -127,12 +126,28 @@ class Functions:
         found = (value for owner in self._owners for value in owner.values)
         self._functions = [value for value in found if isinstance(value, types.FunctionType)]
         self._codes = [function.__code__ for function in self._functions]
+        self._held = [owner.held for owner in self._owners]
+        self._take()
+
+    def _take(self) -> None:
+        self._sizes = list(map(len, self._held))
+        self._values = [value for owner in self._owners for value in owner.values]
+
+    def _same(self) -> bool:
+        """Whether every name stands for what it did: all in one comparison, for each check."""
+        if list(map(len, self._held)) != self._sizes:
+            return False
+        now = itertools.chain.from_iterable([held.values() for held in self._held])
+        return all(map(operator.is_, now, self._values))
 
     def note(self) -> None:
         """Take for right what has changed since, outside of any model's code."""
+        if self._same():
+            return
         for owner in self._owners:
             if not owner.same():
                 owner.note()
+        self._take()
 
     def changes(self) -> tuple[list[Change], list[Change]]:
         """What has been replaced: functions that a verdict is made with, and others."""
@@ -142,6 +157,8 @@ class Functions:
             for function, code in zip(self._functions, self._codes, strict=True):
                 if function.__code__ is not code:
                     judged.append(Change(function, "__code__", code, function.__code__))
+        if self._same():
+            return judged, others
         for owner in self._owners:
             if owner.same():
                 continue

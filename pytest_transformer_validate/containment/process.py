@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import locale
+import operator
 import os
 import random
 import signal
@@ -72,6 +73,8 @@ class Modules:
 
     def give_back(self) -> None:
         """Put back what is gone."""
+        if all(map(operator.is_, map(sys.modules.get, self._modules), self._modules.values())):
+            return
         for name, module in self._modules.items():
             if sys.modules.get(name) is not module:
                 top = name.partition(".")[0]

@@ -57,9 +57,10 @@ class Pattern:
 def causal_pattern(seen: torch.Tensor) -> Pattern:
     """The pattern below and on the diagonal of ``seen`` (T, T)."""
     length = len(seen)
+    sees = seen.tolist()
     past = [(k, s) for k in range(length) for s in range(k + 1)]
-    unseen = tuple((k, s) for k, s in past if not bool(seen[k, s]))
-    distances = {k - s for k, s in past if bool(seen[k, s])}
+    unseen = tuple((k, s) for k, s in past if not sees[k][s])
+    distances = {k - s for k, s in past if sees[k][s]}
     reach = max(distances, default=0)
     if not unseen:
         return Pattern("all", reach)
@@ -78,7 +79,8 @@ def full_pattern(seen: torch.Tensor, positions: tuple[int, ...] | None = None) -
     length = seen.shape[1]
     places = positions or tuple(range(length))
     pairs = [(row, k, s) for row, k in enumerate(places) for s in range(length)]
-    visible = {(k, s) for row, k, s in pairs if bool(seen[row, s])}
+    sees = seen.tolist()
+    visible = {(k, s) for row, k, s in pairs if sees[row][s]}
     unseen = tuple((k, s) for _, k, s in pairs if (k, s) not in visible)
     reach = max((abs(k - s) for k, s in visible), default=0)
     if not unseen:

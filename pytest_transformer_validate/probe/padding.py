@@ -433,8 +433,11 @@ class Padding(Passes):
             for length in dict.fromkeys(lengths):
                 rows = [row for row, own in enumerate(lengths) if own == length]
                 groups[length] = self._alone(given, covers, rows, length, side, way)
+                told = side if self.takes_positions else ""
                 try:
-                    reference = _finite(self._by_row(groups[length], covers))
+                    reference = self._as_it_is(
+                        groups[length], covers, plan, length, told, condition, filler is None
+                    )
                 except Exception:
                     if length == size or len(set(lengths)) == 1:
                         raise
@@ -509,6 +512,11 @@ class Padding(Passes):
         told = self._with_ids(chosen, covers, texts)
         keep = torch.ones_like(texts, dtype=torch.bool)
         return self._told(told, keep, covers, side, way)
+
+    def _as_it_is(self, alone: Batch, covers: str, *case: object) -> torch.Tensor:
+        """The outputs of texts without padding, once for each ``case``."""
+        key = ("Padding.as_it_is", covers, *case)
+        return self.probe.remember(key, lambda: _finite(self._by_row(alone, covers)))
 
     def _cut(self, ids: torch.Tensor, lengths: list[int]) -> torch.Tensor:
         """Texts that end where they are cut, with an end id where there is one."""

@@ -76,12 +76,12 @@ class Swaps:
 def position_swaps(probe: Probe, plan: Plan) -> Swaps:
     """Replace single tokens, and whole suffixes, of one text; all experiments in one batch.
 
-    Suffixes start at about five of the plan's tokens; of a long text, one single token is
-    replaced, because each costs as much as a short text's twelve.
+    Suffixes start at about five of the plan's tokens; of a long text, the first of them alone is
+    replaced by itself, because each experiment costs as much as a dozen with a short text.
     """
     length, starts, suffixes = plan.length, plan.starts, _suffixes(plan.starts)
     if plan.name == "long":
-        starts = starts[len(starts) // 2 :][:1]
+        starts = starts[:1]
     source = max(1, length // 2) if plan.name == "long" else None
     before = copies(probe, length, len(starts) + len(suffixes), source)
     role = sequence(probe)

@@ -53,7 +53,7 @@ _HALVES = {torch.bfloat16, torch.float16}
 _SOFTMAX = {_aten._softmax.default, _aten._log_softmax.default}
 # bfloat16 tells neighbouring whole numbers apart up to 256, float16 up to 2048.
 _LONGEST = 512
-_UNDECLARED = 256
+_UNDECLARED = _EXACT = 256
 _LONGEST_LOOP = 128
 _SHORT = 64
 _PARTS = 4
@@ -104,8 +104,10 @@ class Precision(Passes):
         probe, subject = self.probe, self.probe.subject
         rows, length = subject.sizes
         if subject.small and not subject.vision:
-            longest = self._longest(min(subject.max_length or _UNDECLARED, _LONGEST))
-            length = min(longest, _LONGEST_LOOP) if self._loops() else longest
+            wanted = min(subject.max_length or _UNDECLARED, _LONGEST)
+            # Positions below 256 are exact in half precision: there is no need for all of them.
+            longest = self._longest(wanted) if wanted > _EXACT else min(wanted, _SHORT)
+            length = min(longest, _LONGEST_LOOP) if longest > _SHORT and self._loops() else longest
         rows = 1 if length > _SHORT or not subject.small else min(rows, 2)
         return probe.batch(rows, length, "precision", draw)
 

@@ -73,6 +73,17 @@ class Keeper:
     def __init__(self, model: torch.nn.Module) -> None:
         self._model = model
         self._kept: Kept | None = None
+        self._around = False
+
+    @contextlib.contextmanager
+    def around(self) -> Iterator[None]:
+        """Give random states back at the end of many guards, not after each: they seed anew."""
+        with _random_kept():
+            self._around = True
+            try:
+                yield
+            finally:
+                self._around = False
 
     @contextlib.contextmanager
     def guard(self, seed: int = 0) -> Iterator[Kept]:
@@ -81,9 +92,14 @@ class Keeper:
         if kept is None or not kept.same():
             kept = Kept(self._model)
         self._kept = None  # not known while the model runs
-        with _globals_kept(), kept.given_back():
-            seed_all(seed)
-            yield kept
+        around, self._around = self._around, False  # a guard in a guard gives back what it drew
+        try:
+            random_kept = contextlib.nullcontext() if around else _random_kept()
+            with random_kept, _settings_kept(), kept.given_back():
+                seed_all(seed)
+                yield kept
+        finally:
+            self._around = around
         self._kept = kept if kept.intact else None
 
 
@@ -103,12 +119,25 @@ def guard(model: torch.nn.Module, seed: int = 0) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _globals_kept() -> Iterator[None]:
+def _random_kept() -> Iterator[None]:
     numpy = sys.modules.get("numpy")
     python_state = random.getstate()
     numpy_state = numpy.random.get_state() if numpy is not None else None
     torch_state = torch.get_rng_state()
     cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    try:
+        yield
+    finally:
+        random.setstate(python_state)
+        if numpy is not None:
+            numpy.random.set_state(numpy_state)
+        torch.set_rng_state(torch_state)
+        if cuda_states is not None:
+            torch.cuda.set_rng_state_all(cuda_states)
+
+
+@contextlib.contextmanager
+def _settings_kept() -> Iterator[None]:
     dtype, grad, threads = (
         torch.get_default_dtype(),
         torch.is_grad_enabled(),
@@ -119,12 +148,6 @@ def _globals_kept() -> Iterator[None]:
     try:
         yield
     finally:
-        random.setstate(python_state)
-        if numpy is not None:
-            numpy.random.set_state(numpy_state)
-        torch.set_rng_state(torch_state)
-        if cuda_states is not None:
-            torch.cuda.set_rng_state_all(cuda_states)
         torch.set_default_dtype(dtype)
         torch.set_grad_enabled(grad)
         if torch.get_num_threads() != threads:
