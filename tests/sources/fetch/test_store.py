@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import stat
 import subprocess
 import sys
@@ -71,6 +72,26 @@ def test_d28_what_was_changed_is_never_given_out(store, tmp_path, change):
     assert not folder.exists()
     assert store.put(FILES) == folder
     assert store.get(TREE) == folder
+
+
+def test_f4_every_flipped_bit_and_every_cut_is_found(store):
+    """F4: 1,000 flips and 200 truncations of the cache, all detected."""
+    code = bytes(range(256)) * 4
+    tree = Tree.of({"model.py": code})
+    folder = store.put({"model.py": code})
+    writable(folder)
+    file = folder / "model.py"
+    draw = random.Random(0)
+    for _ in range(1000):
+        changed = bytearray(code)
+        changed[draw.randrange(len(code))] ^= 1 << draw.randrange(8)
+        file.write_bytes(changed)
+        assert not holds(folder, tree)
+    for _ in range(200):
+        file.write_bytes(code[: draw.randrange(len(code))])
+        assert not holds(folder, tree)
+    file.write_bytes(code)
+    assert holds(folder, tree)
 
 
 def test_d29_a_linked_tree_is_not_followed(store, tmp_path):
