@@ -11,7 +11,7 @@ import itertools
 import math
 import time
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -273,13 +273,13 @@ class Trainer:
         config = self.training_config
         if config.compile_mode is None:
             return model
-        compiled: torch.nn.Module = torch.compile(
+        compiled = torch.compile(
             model,
             mode=config.compile_mode,
             fullgraph=config.compile_fullgraph,
             dynamic=config.compile_dynamic,
         )
-        return compiled
+        return cast("torch.nn.Module", compiled)
 
     def loaders(
         self, train_data: Any, val_data: Any, strategy: OneDevice

@@ -1,0 +1,310 @@
+"""The loop against what it has to equal; and every mistake that trainers were known for."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pytest_transformer_validate.errors import CheckpointError, ConfigError, TrainingError
+from pytest_transformer_validate.task import TaskSpec
+from pytest_transformer_validate.training.checkpoints import checkpoints
+from pytest_transformer_validate.training.config import TrainingConfig
+from pytest_transformer_validate.training.hooks import TrainingHooks
+from pytest_transformer_validate.training.losses import loss_sum, target_count
+from pytest_transformer_validate.training.optim import warmup_cosine
+from pytest_transformer_validate.training.strategy import ConfigWarning
+from pytest_transformer_validate.training.trainer import Trainer
+from tests.training.models import TinyLM, padded, rows, tiny_lm
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> dict[str, Any]:
+    return {
+        "checkpoint_dir": str(tmp_path / "checkpoints"),
+        "precision": "32-true",
+        "learning_rate": 1e-2,
+        "warmup_ratio": 0.0,
+        "epochs": 1,
+        "run_name": "test",
+    }
+
+
+def trained(model: torch.nn.Module, data: Any, val: Any = None, **settings: Any) -> dict[str, Any]:
+    return Trainer(model, None, TrainingConfig(**settings)).train(data, val)
+
+
+def batches(texts: list[torch.Tensor], size: int) -> list[dict[str, torch.Tensor]]:
+    return [padded(texts[at : at + size]) for at in range(0, len(texts), size)]
+
+
+def same(one: torch.nn.Module, other: torch.nn.Module, rtol: float = 1e-5) -> None:
+    for (name, p), q in zip(one.named_parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=rtol, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
+class TestOneStep:
+    """One optimizer step, written out by hand in torch."""
+
+    @pytest.mark.parametrize("clip", [None, 0.01])
+    def test_is_adamw_on_the_mean_over_all_targets(self, settings, clip) -> None:
+        model, reference, batch = tiny_lm(), tiny_lm(), padded(rows(4))
+        trained(model, [batch], **settings, gradient_clip_norm=clip, weight_decay=0.1)
+        matrices = [p for p in reference.parameters() if p.dim() > 1]
+        vectors = [p for p in reference.parameters() if p.dim() < 2]
+        optimizer = torch.optim.AdamW(
+            [
+                {"params": matrices, "weight_decay": 0.1},
+                {"params": vectors, "weight_decay": 0.0},
+            ],
+            lr=1e-2,
+        )
+        logits = reference(batch["input_ids"], batch["attention_mask"])
+        labels = batch["labels"][:, 1:].flatten()
+        loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels)
+        loss.backward()
+        if clip:
+            torch.nn.utils.clip_grad_norm_(reference.parameters(), clip)
+        optimizer.step()
+        same(model, reference)
+
+
+class TestAccumulation:
+    @pytest.mark.parametrize("size", [1, 2, 3])
+    def test_micro_batches_of_unequal_lengths_are_one_big_batch(self, settings, size) -> None:
+        texts, one, many = rows(6), tiny_lm(), tiny_lm()
+        big = trained(one, [padded(texts)], **settings)
+        small = trained(
+            many, batches(texts, size), **settings, gradient_accumulation_steps=6 // size
+        )
+        same(one, many)
+        assert small["final_loss"] == pytest.approx(big["final_loss"], rel=1e-6)
+        norm = "gradient_norm"
+        assert small["metrics_summary"][norm][0] == pytest.approx(
+            big["metrics_summary"][norm][0], rel=1e-5
+        )
+
+    def test_the_last_cycle_of_an_epoch_may_be_shorter(self, settings) -> None:
+        texts, one, many = rows(5), tiny_lm(), tiny_lm()
+        trained(one, [padded(texts[:2]), padded(texts[2:4]), padded(texts[4:])], **settings)
+        trained(many, batches(texts, 1), **settings, gradient_accumulation_steps=2)
+        same(one, many)
+
+    def test_schedule_and_log_count_optimizer_steps(self, settings) -> None:
+        trainer = Trainer(
+            tiny_lm(),
+            None,
+            TrainingConfig(**settings | {"epochs": 2}, gradient_accumulation_steps=4),
+        )
+        seen = []
+        make = trainer.make_tracker
+        trainer.make_tracker = lambda: seen.append(make()) or seen[0]
+        trainer.train(batches(rows(10), 1))
+        steps = seen[0].get_step_metrics()
+        rates = steps[steps.metric == "learning_rate"]
+        assert list(rates.effective_step) == [1, 2, 3, 4, 5, 6]
+        assert list(rates.step) == [4, 8, 12, 16, 20, 24]
+        expected = [1e-2 * warmup_cosine(at, 6, 0) for at in range(6)]
+        assert list(rates.value) == pytest.approx(expected)
+
+
+class TestPadding:
+    def test_never_changes_the_loss(self, settings) -> None:
+        texts, one, many = rows(4), tiny_lm(), tiny_lm()
+        narrow = trained(one, [padded(texts)], **settings)
+        wide = trained(many, [padded(texts, width=20)], **settings)
+        assert wide["final_loss"] == pytest.approx(narrow["final_loss"], rel=1e-6)
+        same(one, many)
+
+    def test_a_batch_of_ignored_labels_trains_nothing_and_is_no_nan(self, settings) -> None:
+        batch = padded(rows(2))
+        batch["labels"].fill_(-100)
+        result = trained(tiny_lm(), [batch, padded(rows(2))], **settings)
+        assert math.isfinite(result["final_loss"])
+
+
+class TestEpochs:
+    def test_the_epochs_loss_is_a_mean_over_targets(self, settings) -> None:
+        texts, model = rows(5), tiny_lm()
+        settings["learning_rate"] = 1e-30
+        result = trained(model, batches(texts, 2), batches(texts, 3), **settings)
+        batch = padded(texts)
+        logits = model(batch["input_ids"], batch["attention_mask"])
+        task = TaskSpec("causal_lm")
+        mean = loss_sum(logits, batch["labels"], task) / target_count(batch["labels"], task)
+        assert result["final_loss"] == pytest.approx(mean.item(), rel=1e-5)
+        assert result["val_loss_history"] == pytest.approx([mean.item()], rel=1e-5)
+
+    def test_the_result_has_the_keys_of_the_predecessor(self, settings, tmp_path) -> None:
+        settings["epochs"] = 3
+        result = trained(tiny_lm(), batches(rows(6), 2), batches(rows(2, seed=1), 2), **settings)
+        columns = {"epoch", "train/loss", "train/perplexity", "train/accuracy", "val/loss"}
+        columns |= {"val/perplexity", "val/accuracy", "learning_rate", "gradient_norm"}
+        assert set(result["metrics_summary"]) == {*columns, "epoch_duration"}
+        assert len(result["loss_history"]) == len(result["val_loss_history"]) == 3
+        assert result["best_epoch"] in range(3)
+        assert result["workspace_root"] == str(tmp_path)
+        assert result["run_name"] == "test"
+        assert torch.load(result["checkpoint_path"], weights_only=True)["epoch"] >= 1
+
+    def test_early_stopping_watches_any_metric(self, settings) -> None:
+        settings |= {"epochs": 20, "learning_rate": 1e-30}
+        result = trained(
+            tiny_lm(),
+            [padded(rows(2))],
+            [padded(rows(2))],
+            **settings,
+            early_stopping_patience=2,
+            early_stopping_metric="val/accuracy",
+            early_stopping_mode="max",
+        )
+        assert len(result["loss_history"]) == 3
+
+    def test_an_unknown_metric_names_those_there_are(self, settings) -> None:
+        with pytest.raises(ConfigError, match="there are train/loss"):
+            trained(tiny_lm(), [padded(rows(2))], **settings, early_stopping_metric="train/los")
+
+    def test_two_seeded_runs_are_equal(self, settings) -> None:
+        one, other = tiny_lm(), tiny_lm()
+        trained(one, batches(rows(6), 2), **settings)
+        trained(other, batches(rows(6), 2), **settings)
+        assert all(map(torch.equal, one.parameters(), other.parameters()))
+
+    def test_the_models_mode_comes_back(self, settings) -> None:
+        model = tiny_lm().eval()
+        trained(model, [padded(rows(2))], **settings)
+        assert not model.training
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+def test_amp_is_within_the_error_of_its_dtype(settings, precision):
+    full, low = tiny_lm(), tiny_lm()
+    exact = trained(full, batches(rows(6), 2), **settings)
+    mixed = trained(low, batches(rows(6), 2), **settings | {"precision": precision})
+    unit = torch.finfo(torch.bfloat16 if precision[0] == "b" else torch.float16).eps
+    assert mixed["final_loss"] == pytest.approx(exact["final_loss"], rel=8 * unit)
+    assert {p.dtype for p in low.parameters()} == {torch.float32}
+
+
+def test_a_bigram_source_is_learned_to_its_entropy(settings):
+    """The next id follows the last by a known table, so the best loss is the table's entropy."""
+    generator = torch.Generator().manual_seed(0)
+    table = torch.softmax(2 * torch.randn(8, 8, generator=generator), -1)
+    ids = torch.zeros(64, 65, dtype=torch.long)
+    for at in range(64):
+        ids[:, at + 1] = torch.multinomial(table[ids[:, at]], 1, generator=generator)[:, 0]
+    held = ids[:, :-1].flatten()
+    entropy = -(table[held] * table[held].log()).sum(-1).mean().item()
+    torch.manual_seed(0)
+    data = [{"input_ids": part, "labels": part} for part in ids.split(16)]
+    settings |= {"epochs": 60, "learning_rate": 2e-2, "save_every_n_epochs": 60}
+    result = trained(TinyLM(8, 16), data, **settings, early_stopping_patience=None)
+    assert result["final_loss"] == pytest.approx(entropy, abs=0.03)
+
+
+class TestNonFinite:
+    def test_the_run_stops_and_says_where(self, settings, tmp_path) -> None:
+        model = tiny_lm()
+
+        def spoil(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+            return output * (float("nan") if module.training and inputs[0].shape[0] == 1 else 1)
+
+        model.mix.register_forward_hook(spoil)
+        texts = rows(5)
+        data = [padded(texts[:2]), padded(texts[2:4]), padded(texts[4:])]
+        with pytest.raises(TrainingError) as caught:
+            trained(model, data, **settings)
+        text = str(caught.value)
+        assert "optimizer step 3: the loss was nan" in text
+        assert "first not finite: the output of mix" in text
+        assert all(p.isfinite().all() for p in model.parameters())
+        (saved,) = (tmp_path / "checkpoints").glob("*.pt")
+        assert str(saved) in text
+
+    def test_an_infinite_gradient_of_a_finite_loss_is_not_applied(self, settings) -> None:
+        model = tiny_lm()
+        model.head.weight.register_hook(lambda grad: grad * float("inf"))
+        untouched = copy.deepcopy(model.state_dict())
+        with pytest.raises(TrainingError, match="the gradient of head.weight"):
+            trained(model, [padded(rows(2))], **settings)
+        assert all(torch.equal(v, untouched[k]) for k, v in model.state_dict().items())
+
+
+class TestResume:
+    def test_at_the_end_of_an_epoch_is_the_same_run(self, settings) -> None:
+        settings |= {"save_every_n_epochs": 1, "epochs": 4}
+        data, whole, half = batches(rows(6), 2), tiny_lm(), tiny_lm()
+        everything = trained(whole, data, **settings)
+
+        class Stop(TrainingHooks):
+            def on_epoch_end(self, epoch: int, metrics: Any) -> None:
+                if epoch == 1:
+                    raise KeyboardInterrupt
+
+        config = TrainingConfig(**settings | {"run_name": "half"})
+        trainer = Trainer(half, None, config, hooks=Stop())
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train(data)
+        saved = checkpoints(Path(settings["checkpoint_dir"]), "half")[-1].path
+        again = tiny_lm(seed=5)
+        result = Trainer(again, None, config).train(data, resume_from=saved)
+        assert all(map(torch.equal, whole.parameters(), again.parameters()))
+        assert result["loss_history"] == everything["loss_history"]
+
+    def test_a_checkpoint_of_another_model_is_refused(self, settings) -> None:
+        result = trained(tiny_lm(), [padded(rows(2))], **settings)
+        other = Trainer(TinyLM(VOCABULARY, 4), None, TrainingConfig(**settings))
+        with pytest.raises(CheckpointError, match="of another model"):
+            other.train([padded(rows(2))], resume_from=result["checkpoint_path"])
+
+
+class TestData:
+    def test_no_batch_is_said(self, settings) -> None:
+        with pytest.raises(ValueError, match="gives no batch"):
+            trained(tiny_lm(), [], **settings)
+
+    def test_a_batch_without_labels_names_what_it_has(self, settings) -> None:
+        with pytest.raises(ValueError, match="needs 'labels' for causal_lm; it has input_ids"):
+            trained(tiny_lm(), [{"input_ids": torch.ones(1, 3, dtype=torch.long)}], **settings)
+
+
+def test_hooks_are_called_in_order(settings):
+    calls: list[str] = []
+
+    class Hooks(TrainingHooks):
+        def on_training_start(self) -> None:
+            calls.append("start")
+
+        def on_epoch_start(self, epoch: int) -> None:
+            calls.append(f"epoch {epoch}")
+
+        def on_batch_end(self, batch_idx: int, loss: float) -> None:
+            calls.append(f"batch {batch_idx}")
+
+        def on_validation_end(self, metrics: Any) -> None:
+            calls.append(f"validated {sorted(metrics)}")
+
+        def on_epoch_end(self, epoch: int, metrics: Any) -> None:
+            calls.append(f"ended {epoch}")
+
+        def on_training_end(self) -> None:
+            calls.append("end")
+
+    config = TrainingConfig(**settings)
+    data = batches(rows(4), 2)
+    Trainer(tiny_lm(), None, config, hooks=Hooks()).train(data, data)
+    validated = "validated ['accuracy', 'loss', 'perplexity']"
+    assert calls == ["start", "epoch 0", "batch 0", "batch 1", validated, "ended 0", "end"]
+
+
+def test_settings_without_effect_warn(settings):
+    with pytest.warns(ConfigWarning, match="export_dir='out' has no effect"):
+        trained(tiny_lm(), [padded(rows(2))], **settings, export_dir="out")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trained(tiny_lm(), [padded(rows(2))], **settings)
