@@ -258,7 +258,7 @@ class TestResume:
 
     def test_a_checkpoint_of_another_model_is_refused(self, settings) -> None:
         result = trained(tiny_lm(), [padded(rows(2))], **settings)
-        other = Trainer(TinyLM(VOCABULARY, 4), None, TrainingConfig(**settings))
+        other = Trainer(TinyLM(width=4), None, TrainingConfig(**settings))
         with pytest.raises(CheckpointError, match="of another model"):
             other.train([padded(rows(2))], resume_from=result["checkpoint_path"])
 
