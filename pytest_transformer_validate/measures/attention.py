@@ -140,7 +140,7 @@ def visible(site: Site) -> torch.Tensor:
 
 def strong(site: Site) -> torch.Tensor:
     """(T, S): which cells any head gives more than a thousandth."""
-    found: torch.Tensor = (seen(site) > 1e-3).any(0)
+    found: torch.Tensor = (site.weights > 1e-3).any(0)
     return found
 
 
@@ -154,6 +154,16 @@ def mixes(footprint: Footprint) -> bool:
     apart = matrix.clone()
     apart[torch.arange(len(footprint.positions)), list(footprint.positions)] = 0
     return float(apart.max()) > 1e-12 * float(matrix.max())
+
+
+def beyond(footprint: Footprint, known: torch.Tensor) -> bool:
+    """Whether a module carries anything between positions that are not ``known`` (T, T) to be
+    connected."""
+    matrix = footprint.own
+    if matrix is None or matrix.shape[1] != len(known):
+        return False
+    rows = known[list(footprint.positions)]
+    return bool(((matrix.cpu() > 1e-12 * float(matrix.max())) & ~rows).any())
 
 
 def reachable(sites: Iterable[Site], length: int) -> torch.Tensor:

@@ -11,6 +11,7 @@ import torch
 from pytest_transformer_validate.probe.capture import captured
 from pytest_transformer_validate.probe.compare import difference, over, sequence
 from pytest_transformer_validate.probe.passes import Passes, remembered
+from pytest_transformer_validate.probe.positions import position_gradients, single_gradient
 from pytest_transformer_validate.probe.sites import Site
 from pytest_transformer_validate.probe.trace import ROOT
 from pytest_transformer_validate.subject.declared import levels
@@ -44,38 +45,46 @@ class Hidden:
 class AttentionWeights(Passes):
     """Every site of attention in one forward over one text."""
 
-    @remembered
     def sites(self, condition: str = "eval") -> list[Site]:
         """Of a text of the usual length for probes, in eval mode, or ``noised``."""
-        with self.probe.under(condition):
-            return self._over(self._text(self.probe.subject.sizes[1]))
+        return self.of_length(self.probe.subject.sizes[1], condition)
 
-    @remembered
     def long(self) -> list[Site]:
         """Of a text of about 32 tokens, as far as the maximum allows."""
-        subject = self.probe.subject
-        if subject.vision:
-            return self.sites()
-        length = self._long_length()
-        return self.sites() if length <= subject.sizes[1] else self._over(self._text(length))
-
-    def over(self, batch: Batch) -> list[Site]:
-        """Of one given text: a batch of one row."""
-        return self._over(batch)
+        return self.of_length(self.long_length, "eval")
 
     @remembered
-    def dependency(self, condition: str) -> torch.Tensor | None:
-        """(T, T): how much each output (row) depends on each token (column), see
-        ``Mixing.tokens``; row by row where a model takes no copies of a text, ``None`` where its
-        outputs are not those of tokens."""
-        length = self.probe.subject.sizes[1]
-        try:
-            return self.probe.mixing.tokens(condition).cpu()
-        except Exception:  # noqa: BLE001 - a batch may be bounded
-            with contextlib.suppress(Exception):
-                rows = [self.probe.single_gradient(n, condition) for n in range(length)]
-                return torch.stack(rows).cpu()
-        return None
+    def of_length(self, length: int, condition: str) -> list[Site]:
+        """Of a text of this length."""
+        with self.probe.under(condition):
+            return self._over(self._text(length))
+
+    @property
+    def long_length(self) -> int:
+        """About 32, and no less than the usual length."""
+        subject = self.probe.subject
+        if subject.vision:
+            return subject.sizes[1]
+        longest = long_text(subject.model, subject.max_length, _LONG, subject.multiple)
+        return max(longest, subject.sizes[1])
+
+    @remembered
+    def dependency(self, length: int, condition: str) -> torch.Tensor | None:
+        """(T, T): how much each output (row) of a text depends on each token (column), by
+        gradient; row by row where a model takes no copies of a text, ``None`` where it cannot be
+        read, or outputs are not those of tokens."""
+        matrix = None
+        with contextlib.suppress(Exception):  # a backward may not run, a batch may be bounded
+            matrix = self.probe.once(position_gradients, length, condition)
+        if matrix is None:
+            with contextlib.suppress(Exception):  # as above
+                rows = [
+                    self.probe.once(single_gradient, length, place, condition)
+                    for place in range(length)
+                ]
+                matrix = torch.stack(rows)
+        fits = matrix is not None and matrix.shape == (length, length)
+        return matrix.cpu() if fits and bool(matrix.isfinite().all()) else None
 
     @remembered
     def padded(self) -> list[Hidden]:
@@ -138,14 +147,14 @@ class AttentionWeights(Passes):
         _ = self.sites()
         return self._shifts
 
-    def lengths(self, *, longer: bool = False) -> dict[str, int]:
-        """Number of tokens of the sequence that the output follows, and of the source; ``longer``
-        in the long text."""
+    @property
+    def source_length(self) -> int | None:
+        """Tokens of the encoder's input; ``None`` where there is none."""
         subject = self.probe.subject
-        if subject.vision:
-            return {}
-        own = max(self._long_length(), subject.sizes[1]) if longer else subject.sizes[1]
-        return {"own": own, "source": self.probe.mixing.source_length if subject.decodes else own}
+        if subject.decodes and not subject.vision:
+            return self.probe.mixing.source_length
+        translates = not subject.vision and subject.task.task_type == "seq2seq"
+        return subject.sizes[1] if translates else None
 
     def named(self) -> str | None:
         """The first module that is called attention, by its class or its own name, and is no
@@ -161,10 +170,6 @@ class AttentionWeights(Passes):
     # How it is done...
 
     _shifts = False
-
-    def _long_length(self) -> int:
-        subject = self.probe.subject
-        return long_text(subject.model, subject.max_length, _LONG, subject.multiple)
 
     def _text(self, length: int) -> Batch:
         subject = self.probe.subject

@@ -71,7 +71,7 @@ def _judge_future(
 
 def _leaks(probe: Probe) -> bool:
     """Whether any output depends on a later token."""
-    matrix = probe.attention_weights.dependency("noised")
+    matrix = probe.attention_weights.dependency(probe.subject.sizes[1], "noised")
     return matrix is not None and float(matrix.triu(1).max()) > 0
 
 
@@ -99,8 +99,8 @@ def _judge_padding(probe: Probe, hidden: Hidden, cells: dict[str, int], notes: l
 def _on_padding(probe: Probe, hidden: Hidden, site: Site) -> torch.Tensor | None:
     """The weights that queries of real tokens give to padding, 0 elsewhere; ``None`` where the
     keys are not the padded tokens."""
-    lengths = probe.attention_weights.lengths()
-    crossing = lengths["own"] != lengths["source"] and site.shape[0] in lengths.values()
+    queries, source = probe.subject.sizes[1], probe.attention_weights.source_length
+    crossing = source is not None and source != queries and site.shape[0] == queries
     own = site.shape[0] == len(hidden.keep)
     if site.shape[1] != len(hidden.keep) or not (own or crossing):
         return None

@@ -30,15 +30,30 @@ def attention_reach(probe: Probe) -> AttentionReach:
     depends is reached through attention, unless another module carries it there. Held against the
     dependency matrix of tier 1 (by gradient), on a miss once more with all parameters moved.
     """
-    sites = over_own_text(probe, attention_sites(probe))
     length = probe.subject.sizes[1]
+    sites = over_own_text(probe, attention_sites(probe))
     if not sites:
         raise NotApplicable(f"no attention over the {length} tokens of the text itself")
-    measured = AttentionReach(value=0.0, limit=exactly_zero(), sites=len(sites), length=length)
+    measured = _judge(probe, length, len(sites))
+    longer = probe.attention_weights.long_length
+    if probe.subject.small and longer > length and _limited(probe, longer):
+        return _judge(probe, longer, len(sites))
+    return measured
+
+
+def _limited(probe: Probe, length: int) -> bool:
+    """Whether attention of a longer text leaves out cells that the task allows."""
+    sites = over_own_text(probe, probe.attention_weights.long(), length)
+    allowed = length * (length + 1) // 2
+    return bool(sites) and int(numbers.reachable(sites, length).sum()) < allowed
+
+
+def _judge(probe: Probe, length: int, count: int) -> AttentionReach:
+    measured = AttentionReach(value=0.0, limit=exactly_zero(), sites=count, length=length)
     problem, where = "", None
     for condition in ("eval", "noised"):
-        matrix = probe.attention_weights.dependency(condition)
-        if matrix is None or matrix.shape != (length, length):
+        matrix = probe.attention_weights.dependency(length, condition)
+        if matrix is None:
             raise NotApplicable("which output depends on which token cannot be read")
         if not bool((matrix.diagonal() > 0).all()):
             continue
@@ -60,42 +75,54 @@ def _disagreement(
     probe: Probe, condition: str, matrix: torch.Tensor
 ) -> tuple[str, str | None, int, int]:
     """What disagrees, where, at how many pairs, and how many pairs attention connects."""
-    sites = over_own_text(probe, probe.attention_weights.sites(condition))
-    needed = matrix > 1e-12 * float(matrix.max())
-    known = numbers.reachable(sites, len(needed))
+    length = len(matrix)
+    found = probe.attention_weights.of_length(length, condition)
+    sites = over_own_text(probe, found, length)
+    known = numbers.reachable(sites, length)
     count = int(known.sum())
-    lost = [(site, numbers.strong(site).cpu() & (matrix == 0)) for site in sites]
-    for site, pairs in lost:
+    for site in sites:
+        pairs = numbers.strong(site).cpu() & (matrix == 0)
         if bool(pairs.any()):
             query, key = pairs.nonzero()[0].tolist()
             text = (
                 f"query {query} gives key {key} a weight of "
-                f"{float(numbers.seen(site)[:, query, key].max()):.2g}, and the output at {query} "
+                f"{float(site.weights[:, query, key].max()):.2g}, and the output at {query} "
                 f"does not depend on token {key} at all ({int(pairs.sum())} such pairs)\n"
-                "likely: values are cut, masked or taken from other positions than the keys"
+                "likely: the result of this attention is lost, or values are cut off"
             )
             return text, site.module, int(pairs.sum()), count
-    beyond = needed & ~known
-    if bool(beyond.any()) and not _carried(probe, sites, condition):
-        query, key = beyond.nonzero()[0].tolist()
-        text = (
-            f"the output at {query} depends on token {key}, which no attention connects with it "
-            f"({int(beyond.sum())} such pairs)\n"
-            "likely: a mean, a state or a shift over positions beside attention"
-        )
-        return text, None, int(beyond.sum()), count
-    return "", None, 0, count
+    beyond = (matrix > 1e-12 * float(matrix.max())) & ~known
+    if not bool(beyond.any()):
+        return "", None, 0, count
+    carried, where = _carried(probe, sites, length, condition)
+    if carried:
+        return "", None, 0, count
+    query, key = beyond.nonzero()[0].tolist()
+    text = (
+        f"the output at {query} depends on token {key}, which no attention connects with it "
+        f"({int(beyond.sum())} such pairs)\n"
+        "likely: a mean, a state or a shift over positions beside attention"
+    )
+    return text, where, int(beyond.sum()), count
 
 
-def _carried(probe: Probe, sites: list[Site], condition: str) -> bool:
+def _carried(
+    probe: Probe, sites: list[Site], length: int, condition: str
+) -> tuple[bool, str | None]:
     """Whether a module without attention in it carries anything from position to position, or
-    may: where that cannot be read."""
-    inside = {site.module for site in sites}
-    found = probe.mixing.footprints(probe.subject.sizes[1], condition)
+    may, where that cannot be read; and the first module that carries more than its attention."""
+    found = probe.mixing.footprints(length, condition)
     if not found or probe.attention_weights.shifts():
-        return True
+        return True, None
+    where = None
     for each in found:
-        holds = any(m == each.module or m.startswith(f"{each.module}.") for m in inside)
-        if not holds and each.module != probe.root and numbers.mixes(each):
-            return True
-    return False
+        own = [s for s in sites if _holds(each.module, s.module, probe.root)]
+        if not own and numbers.mixes(each):
+            return True, None
+        if where is None and numbers.beyond(each, numbers.reachable(own, length)):
+            where = each.module
+    return False, where
+
+
+def _holds(module: str, inner: str, root: str) -> bool:
+    return module in (root, inner) or inner.startswith(f"{module}.")

@@ -37,16 +37,17 @@ def over_tokens(probe: Probe, which: str) -> list[Site]:
     found = passes.long() if which == "long" else passes.sites(which)
     if probe.subject.vision:
         return [s for s in found if s.normal != "none"]
-    least = min(passes.lengths(longer=which == "long").values())
+    own = passes.long_length if which == "long" else probe.subject.sizes[1]
+    least = min(own, passes.source_length or own)
     return [s for s in found if max(s.shape) >= least]
 
 
-def over_own_text(probe: Probe, sites: list[Site]) -> list[Site]:
-    """Self-attention over the sequence that the output follows."""
-    length = probe.subject.sizes[1]
-    lengths = probe.attention_weights.lengths()
+def over_own_text(probe: Probe, sites: list[Site], length: int = 0) -> list[Site]:
+    """Self-attention over the sequence that the output follows, of ``length`` tokens (default:
+    as many as probes take)."""
+    length = length or probe.subject.sizes[1]
     translates = probe.subject.task.task_type == "seq2seq"
-    if probe.subject.vision or (translates and lengths["source"] == length):
+    if probe.subject.vision or (translates and probe.attention_weights.source_length == length):
         return []  # what an encoder does looks like what a decoder does
     return [s for s in sites if s.shape == (length, length)]
 

@@ -146,6 +146,8 @@ FAMILIES: dict[str, str] = {
     # checkpointing_equivalence
     "drawn_anew_for_the_backward": "other random numbers when activations are computed again",
     "checkpoint_loses_an_argument": "a checkpointed block that is called with something else",
+    # export_equivalence
+    "another_path_when_exported": "code that asks whether a program is made, and errs there",
     # generate_equivalence
     "choice_is_not_the_largest": "another token than that of the largest logit, or too few",
     "generation_reads_another_text": "tokens, positions, a mask or a cache of another text",
@@ -153,4 +155,15 @@ FAMILIES: dict[str, str] = {
     "constant_of_another_library": "an epsilon, an activation or a scale that is not the same",
     "layout_of_another_library": "rotary pairs, heads or projections in another order",
     "ties_forgotten": "weights that are one tensor in the reference and two in the port",
+    # attention_rows
+    "weights_that_do_not_sum_to_one": "attention weights that are changed behind the softmax",
+    # attention_mask
+    "mask_that_does_not_quite_hide": "a mask of a number that training can outgrow",
+    # attention_reach
+    "carried_beside_attention": "tokens that reach an output past what attention may see",
+    # attention_heads
+    "heads_that_look_alike": "heads of one layer with the same weights",
+    # attention_scale
+    "scores_not_scaled": "queries times keys without 1/sqrt(d)",
+    "scores_scaled_twice": "queries times keys divided by d",
 }
