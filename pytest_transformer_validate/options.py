@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import math
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,6 +76,9 @@ INI_ONLY = {
     "tb_expect_fail": "deviations that are known, one a line: check or check[case]: reason",
 }
 API_URL = "GitHub's REST API; https://github.example.com/api/v3 for GitHub Enterprise"
+# Where pytest's own keys stand in the files that it reads.
+_SECTIONS = frozenset({"pytest", "tool:pytest", "tool.pytest", "tool.pytest.ini_options"})
+_KEY = re.compile(r"""["']?([\w-]+)["']?\s*[=:]""")
 GIST_VARIABLE = "GIST_ID"
 
 
@@ -137,8 +143,37 @@ def ini(config: pytest.Config, name: str) -> Any:
     """The value of the ini file or ``None``. Raises UsageError for one of the wrong type."""
     try:
         return config.getini(name)
-    except (TypeError, ValueError) as error:
-        raise pytest.UsageError(f"{name}: {error}") from error
+    except (TypeError, ValueError, pytest.UsageError) as error:
+        place = _places(config.inipath).get(name, name)
+        raise pytest.UsageError(f"{place}: {error}") from error
+
+
+def refuse_unknown(config: pytest.Config) -> None:
+    """Raise UsageError for an ini key that starts like ours and is none: pytest warns only, and
+    the run would go on without what was meant."""
+    known = [option.name for option in OPTIONS] + [*INI_ONLY, "tb_api_url"]
+    typed = [line.partition("=")[0].strip() for line in config.getoption("override_ini") or []]
+    places = {name: f"-o {name}" for name in typed} | _places(config.inipath)
+    for key, place in places.items():
+        if key.startswith(("tb_", "tb-")) and key not in known:
+            near = difflib.get_close_matches(key.replace("-", "_"), known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+            raise pytest.UsageError(f"{place}: unknown key; {hint}")
+
+
+def _places(path: Path | None) -> dict[str, str]:
+    """``file:line: key`` of every key of pytest in its configuration file."""
+    found: dict[str, str] = {}
+    inside = False
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        lines = [] if path is None else path.read_text(encoding="utf-8").splitlines()
+        for number, line in enumerate(lines, 1):
+            if line.startswith("["):
+                inside = line.partition("]")[0].strip("[ ") in _SECTIONS
+            key = _KEY.match(line)
+            if inside and key:
+                found[key[1]] = f"{path}:{number}: {key[1]}"
+    return found
 
 
 def base(config: pytest.Config, name: str) -> Path:

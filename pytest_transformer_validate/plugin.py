@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from pytest_transformer_validate import fixtures, hookspec, options
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Iterator
 
 MARKS = (
     "tier1: validation of a transformer: is it built right?",
@@ -50,17 +51,25 @@ def pytest_configure(config: pytest.Config) -> None:
     if options.value(config, "tier3"):
         asked = config.getoption("markexpr")
         config.option.markexpr = f"({asked}) and tier3" if asked else "tier3"
+    options.refuse_unknown(config)
     if not options.asked_for(config):
         return
     from pytest_transformer_validate.start import start
 
-    try:
+    with _clean_errors():
         run = start(config)
-    except pytest.UsageError as error:
-        from pytest_transformer_validate.report.text import printable
-
-        raise pytest.UsageError(*(printable(str(text)) for text in error.args)) from error
     if run is not None:
         from pytest_transformer_validate.session import register
 
         register(config, run)
+
+
+@contextlib.contextmanager
+def _clean_errors() -> Iterator[None]:
+    """What was typed may hold credentials and control characters."""
+    try:
+        yield
+    except pytest.UsageError as error:
+        from pytest_transformer_validate.report.text import printable
+
+        raise pytest.UsageError(*(printable(str(text)) for text in error.args)) from error

@@ -15,7 +15,7 @@ def pytest_unconfigure():
     print("OURS", *sorted(n for n in sys.modules if n.startswith("pytest_transformer_validate.")))
 """
 LIGHT = {"pytest", "_pytest", "pluggy", "iniconfig", "packaging", "pygments", "pytest_timeout"}
-OURS = {"errors", "fixtures", "hookspec", "options", "plugin", "task"}
+OURS = {"errors", "fixtures", "hookspec", "options", "plugin", "redaction", "task"}
 OURS |= {"report", "report.record", "report.text", "report.trace"}
 
 

@@ -48,7 +48,7 @@ WRONG_INI = [
     ("tb_expect_fail = sond: no", "*tb_expect_fail: unknown check 'sond'*did you mean sound?"),
     ("tb_expect_fail = cased[ugly]: no", "*cased has no case*"),
     ("tb_expect_fail = sound", "*a known deviation is written as*"),
-    ("tb_seed = abc", "*abc*"),
+    ("tb_seed = abc", "*tox.ini:4: tb_seed: *abc*"),
     ("tb_device = gpu", "*--tb-device must be*"),
     ("tb_model = nosuch.py", "*nosuch.py*"),
 ]
@@ -70,12 +70,33 @@ def test_what_is_declared_wrong(project: pytest.Pytester, line: str, words: str)
     result.stderr.fnmatch_lines([words])
 
 
+@pytest.mark.parametrize("text", ["tb_modle = x.py", "tb-model = x.py", "tb_sed: 3"])
+def test_an_unknown_key_of_ours_is_wrong_where_pytest_would_only_warn(
+    pytester: pytest.Pytester, text: str
+) -> None:
+    pytester.makeini(f"[pytest]\naddopts = -q\n{text}\n")
+    result = pytester.runpytest_inprocess()
+    assert result.ret == USAGE
+    result.stderr.fnmatch_lines(["ERROR: *tox.ini:3: tb*: unknown key; did you mean tb_*?"])
+
+
+def test_an_unknown_key_of_ours_is_wrong_wherever_it_stands(pytester: pytest.Pytester) -> None:
+    result = pytester.runpytest_inprocess("-o", "tb_sed=3")
+    assert result.ret == USAGE
+    result.stderr.fnmatch_lines(["ERROR: -o tb_sed: unknown key; did you mean tb_seed?"])
+    other = "[tool.pytest]\ntb_seed = 3\n[tool.other]\ntb_sed = 3\n"
+    pytester.makepyprojecttoml(other)
+    assert pytester.runpytest_inprocess().ret == pytest.ExitCode.NO_TESTS_COLLECTED
+
+
 @pytest.mark.parametrize("line", ['tb_seed = "abc"', 'tb_model = "model.py"', "tb_seed = nan"])
 def test_wrong_types_in_toml(project: pytest.Pytester, line: str) -> None:
     (project.path / "tox.ini").unlink()
     models = "" if "tb_model" in line else 'tb_model = ["model.py"]\n'
     project.makepyprojecttoml(f"[tool.pytest]\nstrict = true\n{models}{line}\n")
-    assert project.runpytest_inprocess().ret == USAGE
+    result = project.runpytest_inprocess()
+    assert result.ret == USAGE
+    result.stderr.fnmatch_lines([f"ERROR: *pyproject.toml:*: {line.partition(' ')[0]}: *"])
 
 
 def test_the_command_line_beats_the_ini_file(project: pytest.Pytester) -> None:
