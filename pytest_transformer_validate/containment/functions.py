@@ -126,19 +126,18 @@ class Functions:
         found = (value for owner in self._owners for value in owner.values)
         self._functions = [value for value in found if isinstance(value, types.FunctionType)]
         self._codes = [function.__code__ for function in self._functions]
-        self._held = [owner.held for owner in self._owners]
+        self._now = [owner.held.values() for owner in self._owners]  # views of what they hold
         self._take()
 
     def _take(self) -> None:
-        self._sizes = list(map(len, self._held))
+        self._sizes = list(map(len, self._now))
         self._values = [value for owner in self._owners for value in owner.values]
 
     def _same(self) -> bool:
         """Whether every name stands for what it did: all in one comparison, for each check."""
-        if list(map(len, self._held)) != self._sizes:
+        if list(map(len, self._now)) != self._sizes:
             return False
-        now = itertools.chain.from_iterable([held.values() for held in self._held])
-        return all(map(operator.is_, now, self._values))
+        return all(map(operator.is_, itertools.chain.from_iterable(self._now), self._values))
 
     def note(self) -> None:
         """Take for right what has changed since, outside of any model's code."""

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, ValuesView
 
 _PLAIN = frozenset((bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device))
 _LARGEST = 1 << 16  # elements of a tensor whose value is kept
@@ -44,6 +44,7 @@ class Holders:
     def __init__(self) -> None:
         self._empty: list[dict[Any, Any]] = []  # most are: no copies of those
         self._filled: list[dict[Any, Any]] = []
+        self._now: list[ValuesView[Any]] = []  # views of what the filled ones hold
         self._copies: list[dict[Any, Any]] = []
         self._values: list[Any] = []
 
@@ -57,16 +58,16 @@ class Holders:
             return {}
         kept = dict(holder)
         self._filled.append(holder)
+        self._now.append(dict.values(holder))
         self._copies.append(kept)
         self._values.extend(kept.values())
         return kept
 
     def same(self) -> bool:
         """Whether each dict still holds the same objects; all of them in one comparison."""
-        if any(self._empty) or list(map(len, self._filled)) != list(map(len, self._copies)):
+        if any(self._empty) or list(map(len, self._now)) != list(map(len, self._copies)):
             return False
-        now = itertools.chain.from_iterable(map(dict.values, self._filled))
-        return all(map(operator.is_, now, self._values))
+        return all(map(operator.is_, itertools.chain.from_iterable(self._now), self._values))
 
     def give_back(self) -> None:
         """Put back what each of them held."""
