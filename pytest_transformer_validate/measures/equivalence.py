@@ -71,3 +71,15 @@ def far_gradients(
         moved = float((first - second).abs().nan_to_num(float("inf")).max())
         found[name] = moved / limit if limit else float(moved > 0)
     return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Programs(Measurement):
+    """``value`` is how far a program that torch made is from the model at the worst shape;
+    ``shapes`` the same by shape (``"5x11"``, rows x length); ``refused`` what it said at shapes
+    that it does not take, ``static`` the axes that it fixed; ``breaks`` counts graph breaks."""
+
+    shapes: dict[str, float] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    static: tuple[str, ...] = ()
+    breaks: int | None = None

@@ -21,6 +21,7 @@ from pytest_transformer_validate.probe.checkpointing import Checkpointing
 from pytest_transformer_validate.probe.comparison import Comparison
 from pytest_transformer_validate.probe.draws import Draws
 from pytest_transformer_validate.probe.experts import Experts
+from pytest_transformer_validate.probe.exported import Exported
 from pytest_transformer_validate.probe.generation import Generation
 from pytest_transformer_validate.probe.losses import Losses
 from pytest_transformer_validate.probe.mixing import Mixing
@@ -202,6 +203,7 @@ class Probe:
     backends = functools.cached_property(Backends)
     caches = functools.cached_property(Caches)
     experts = functools.cached_property(Experts)
+    exported = functools.cached_property(Exported)
     generation = functools.cached_property(Generation)
     losses = functools.cached_property(Losses)
     resizing = functools.cached_property(Resizing)

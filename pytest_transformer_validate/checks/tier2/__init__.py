@@ -4,6 +4,7 @@ from pytest_transformer_validate.checks.tier2 import (  # isort: skip
     equivalence,
     checkpointing,
     generation,
+    export,
     reference,
     attention,
     attention_mask,
@@ -18,6 +19,7 @@ __all__ = [
     "attention_scale",
     "checkpointing",
     "equivalence",
+    "export",
     "generation",
     "reference",
 ]

@@ -1,0 +1,314 @@
+"""The model as a program: exported, compiled, or compiled ahead of time.
+
+A program is made from one text (several rows and tokens) with its batch and length left open, and
+run on others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_flatten_with_path, tree_unflatten
+
+from pytest_transformer_validate.errors import NotApplicable, error_line
+from pytest_transformer_validate.probe.align import Pair, first_apart, place
+from pytest_transformer_validate.probe.compare import difference, over, trace
+from pytest_transformer_validate.probe.passes import Passes, remembered
+from pytest_transformer_validate.probe.quiet import quietly
+from pytest_transformer_validate.probe.trace import ROOT, traced
+from pytest_transformer_validate.subject.masks import padding_id
+from pytest_transformer_validate.subject.outputs import read_output
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from pytest_transformer_validate.subject.batch import Batch
+
+    Run = Callable[..., torch.Tensor]
+
+AXES = ("batch", "length")
+_LONGEST = 48
+_INSIDE = "model."
+_GUARD = re.compile(r"tensors_(\d+)\.size\(\)\[(\d+)\] == (\d+)")
+_MODULES = ("torch._dynamo", "torch._export", "torch.export", "torch._inductor", "torch.fx")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A text of ``rows`` x ``length``; ``moved`` is how far the program is from the model there,
+    ``raised`` what it said instead."""
+
+    rows: int
+    length: int
+    moved: float
+    reference: torch.Tensor
+    raised: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """What a model is called with: ``tensors`` by name, at ``places`` among ``constants``, in a
+    nest that ``spec`` describes."""
+
+    names: list[str]
+    tensors: list[torch.Tensor]
+    constants: list[Any]
+    places: list[int]
+    spec: Any
+
+
+@dataclass(frozen=True)
+class Program:
+    """What came of making a program: ``run(*tensors)`` gives logits."""
+
+    run: Run
+
+
+class Exported(Passes):
+    """Passes over programs that torch makes of the model."""
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """(rows, length): the one that the program is made from, one row, and other lengths."""
+        subject = self.probe.subject
+        rows, length = subject.sizes
+        step = subject.multiple
+        if subject.vision:
+            return [(rows, 0), (1, 0), (rows + 2, 0), (2, 0)]
+        longest = min(subject.max_length or _LONGEST, _LONGEST)
+        longest = max(longest - longest % step, length)
+        shorter = max(step, length - 2 * step)
+        rows = max(2, rows if subject.small else 2)
+        found = [(rows, length), (1, length), (rows + 2, shorter), (2, longest), (1, longest)]
+        return [(min(r, subject.most_rows), n) for r, n in dict.fromkeys(found)]
+
+    @remembered
+    def program(self) -> Program:
+        """The exported program. Raises NotApplicable with torch's reason."""
+        return self._made("torch.export", self._export)
+
+    @remembered
+    def compared(self) -> list[Shape]:
+        """Every shape through the exported program, the one it was made from first."""
+        return self._compared(self.program())
+
+    def static(self) -> list[str]:
+        """The axes that the exported program fixed to one size, read from what it says."""
+        first = self._inputs(*self.shapes[0])
+        found = []
+        for shape in self.compared():
+            for number, axis, size in _GUARD.findall(shape.raised):
+                what = AXES[int(axis)] if int(axis) < len(AXES) else f"axis {axis}"
+                found.append(f"{what} of {first.names[int(number)]} = {size}")
+        return list(dict.fromkeys(found))
+
+    @remembered
+    def compiled(self) -> list[Shape]:
+        """Every shape through torch.compile."""
+        return self._compared(self._made("torch.compile", self._compile))
+
+    @remembered
+    def breaks(self) -> tuple[int, list[str]]:
+        """Graph breaks of torch.compile on the first shape, and torch's reasons."""
+        first = self._inputs(*self.shapes[0])
+
+        def explain(wrapper: nn.Module) -> Any:
+            torch._dynamo.reset()
+            return torch._dynamo.explain(wrapper)(*first.tensors)
+
+        found = self._made("torch.compile", explain)
+        reasons = [str(each.reason).partition("\n")[0] for each in found.break_reasons]
+        return int(found.graph_break_count), reasons
+
+    @remembered
+    def packaged(self) -> list[Shape]:
+        """Every shape through AOTInductor."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = str(Path(folder, "model.pt2"))
+            return self._compared(
+                self._made("AOTInductor", lambda wrapper: self._package(wrapper, path))
+            )
+
+    def _made(self, who: str, make: Callable[[nn.Module], Any]) -> Any:
+        """What ``make`` gives for the model, in eval mode; NotApplicable with what it raises."""
+        with self.probe.running("program") as subject, quietly(), _silent():
+            wrapper = _Logits(subject.model, self._inputs(*self.shapes[0]), self._read)
+            try:
+                return make(wrapper)
+            except Exception as error:
+                line = error_line(error)
+                raise NotApplicable(f"{who} does not take the model: {line}") from error
+
+    def _compared(self, program: Program) -> list[Shape]:
+        return [self._on(program, rows, length) for rows, length in self.shapes]
+
+    def _on(self, program: Program, rows: int, length: int) -> Shape:
+        batch = self._batch(rows, length)
+        reference = self.probe.forward(batch).logits
+        inputs = self._inputs(rows, length)
+        if inputs.constants != self._inputs(*self.shapes[0]).constants:
+            return Shape(rows, length, 0.0, reference, "the model is given other numbers here")
+        with self.probe.running("program") as subject, quietly(), _silent():
+            try:
+                logits = subject.read(program.run(*inputs.tensors), batch).logits
+            except Exception as error:  # noqa: BLE001 - a program may be made for one shape
+                return Shape(rows, length, 0.0, reference, error_line(error))
+        if logits.shape != reference.shape:
+            return Shape(rows, length, float("inf"), reference)
+        both_nan = reference.isnan() & logits.isnan()
+        moved = torch.where(both_nan, 0, difference(reference, logits)).nan_to_num(float("inf"))
+        return Shape(rows, length, float(moved.max()) if moved.numel() else 0.0, reference)
+
+    def _batch(self, rows: int, length: int) -> Batch:
+        """A text of a shape: padded on the right where the model can be told, but for the first,
+        whose masks hide nothing."""
+        probe = self.probe
+        batch = probe.batch(rows, length, "program", rows, length)
+        if probe.subject.vision or probe.subject.sizes[1] < 6:
+            return batch
+        for covers, way in probe.padding.told():
+            ids = batch[covers]
+            keep = probe.padding.keep(ids, "right")
+            if (rows, length) == self.shapes[0]:
+                keep = torch.ones_like(keep)
+            if way is not None:
+                batch = way.tell(batch, keep)
+            else:
+                filler = padding_id(probe.subject) or 0
+                batch = batch.with_(**{covers: ids.masked_fill(~keep, filler)})
+        return batch
+
+    @remembered
+    def _inputs(self, rows: int, length: int) -> Inputs:
+        """What the model is called with for a shape."""
+        given: list[Any] = []
+
+        def note(_module: Any, args: Any, kwargs: Any) -> None:
+            given.append((args, kwargs))
+
+        batch = self._batch(rows, length)
+        with self.probe.running("arguments") as subject:
+            handle = subject.model.register_forward_pre_hook(note, with_kwargs=True)
+            try:
+                subject(batch)
+            finally:
+                handle.remove()
+        leaves, spec = tree_flatten_with_path(given[0])
+        places = [i for i, (_, leaf) in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
+        paths = [leaves[place][0][-1] for place in places]
+        return Inputs(
+            names=[str(getattr(path, "key", f"input {path}")) for path in paths],
+            tensors=[leaves[place][1] for place in places],
+            constants=[None if i in places else leaf for i, (_, leaf) in enumerate(leaves)],
+            places=places,
+            spec=spec,
+        )
+
+    def _read(self, raw: Any) -> torch.Tensor:
+        """The tensor of logits, as the model lays it out."""
+        column = self.probe.subject.facts.layout == "column"
+        return read_output(raw, column=column).logits
+
+    def _export(self, wrapper: nn.Module) -> Program:
+        program = self._export_of(wrapper)
+        return Program(program.module())
+
+    def _export_of(self, wrapper: nn.Module) -> Any:
+        """torch's ExportedProgram, with every axis open that differs between the shapes."""
+        first = self._inputs(*self.shapes[0])
+        others = [self._inputs(*shape).tensors for shape in self.shapes[1:]]
+        opened = [_open(t, [other[i] for other in others]) for i, t in enumerate(first.tensors)]
+        return torch.export.export(
+            wrapper, tuple(first.tensors), dynamic_shapes={"tensors": tuple(opened)}, strict=False
+        )
+
+    def locate(self, shape: Shape) -> str | None:
+        """The first module of the exported program that gives something else than the model's;
+        the program is taken apart by modules again for this."""
+        probe, batch = self.probe, self._batch(shape.rows, shape.length)
+        calls = trace(probe, batch)
+        inputs = self._inputs(shape.rows, shape.length)
+
+        def unflatten(wrapper: nn.Module) -> Any:
+            modules = torch.export.unflatten(self._export_of(wrapper))
+            with traced(modules) as others:
+                modules(*inputs.tensors)
+            return others
+
+        try:
+            others = self._made("torch.export", unflatten)
+        except NotApplicable:
+            return None
+        calls = calls[::-1]  # of several calls of one module the first counts
+        named = {f"{_INSIDE}{call.name}".removesuffix(f".{ROOT}"): call for call in calls}
+        pairs = [Pair(named[other.name], other) for other in others if other.name in named]
+
+        def moved(a: torch.Tensor, b: torch.Tensor) -> bool:
+            return over(a, b, 64 * probe.eps)
+
+        found = first_apart(pairs, moved)
+        return None if found is None else place(pairs, found, moved)[0]
+
+    def _compile(self, wrapper: nn.Module) -> Program:
+        torch._dynamo.reset()
+        return Program(torch.compile(wrapper, dynamic=True))
+
+    def _package(self, wrapper: nn.Module, path: str) -> Program:
+        from torch._inductor import aoti_compile_and_package, aoti_load_package
+
+        program = self._export_of(wrapper)
+        aoti_compile_and_package(program, package_path=path)
+        return Program(aoti_load_package(path))
+
+
+class _Logits(nn.Module):
+    """The model as a function of tensors alone, giving nothing but logits."""
+
+    def __init__(
+        self, model: nn.Module, inputs: Inputs, read: Callable[[Any], torch.Tensor]
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.inputs = inputs
+        self.read = read
+
+    def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
+        leaves = list(self.inputs.constants)
+        for place, tensor in zip(self.inputs.places, tensors, strict=True):
+            leaves[place] = tensor
+        args, kwargs = tree_unflatten(leaves, self.inputs.spec)
+        return self.read(self.model(*args, **kwargs))
+
+
+def _open(value: torch.Tensor, others: list[torch.Tensor]) -> dict[int, Any]:
+    """Which axes of an input are left open: those that are of another size elsewhere."""
+    return {
+        axis: torch.export.Dim.AUTO
+        for axis, size in enumerate(value.shape)
+        if any(other.shape[axis] != size for other in others)
+    }
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """torch's makers of programs log and print what they raise anyway."""
+    loggers = [logging.getLogger(name) for name in _MODULES]
+    before = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL + 1)
+        sink = io.StringIO()
+        with contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
+            yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
