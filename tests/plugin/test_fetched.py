@@ -193,7 +193,7 @@ def test_d20_many_workers_make_one_request(host, run, healthy, code):
     entry["raw_url"] = host.raw("model.py", answer(code))
     host.serve({"model.py": entry})
     args = ("test_own.py", "-k", "test_load or sound")
-    result = run("--tb-trust=new", "-n", "3", "--dist=load", *args)
+    result = run("--tb-trust=new", "-n", "2", "--dist=load", *args)
     assert result.ret == 0
     assert len(host.requests) == 2
 
