@@ -84,6 +84,8 @@ def _not_reached(error: BaseException) -> str:
     lines = [f"{hub()} could not be reached: {_plain(error)}"]
     if used:
         lines.append(f"  {', '.join(used)}")
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        lines.append("  a certificate authority of your own is named by SSL_CERT_FILE")
     lines.append("  try again; --tb-offline takes a copy that was fetched before")
     return "\n".join(lines)
 

@@ -37,6 +37,7 @@ class HubSource(FetchedSource):
     """
 
     always_code: ClassVar[bool] = False
+    needs: ClassVar[Mapping[str, str]] = {"huggingface_hub": "hf", "transformers": "hf"}
 
     spec: str
     id: str

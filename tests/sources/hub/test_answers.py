@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pytest_transformer_validate.errors import SourceError
+from pytest_transformer_validate.sources.hub.answers import explain
 
 TOKEN = "hf_" + "x" * 34
 
@@ -134,3 +135,10 @@ def test_a_copy_of_which_nobody_knows_whether_it_has_weights(hub, describe, weig
     hf_hub_download(hub.name, "config.json", revision="main")
     assert describe(offline=True)[0]["commit"] == commit
     assert "whether the repository has any is not known" in said(weights, commit, offline=True)
+
+
+def test_a_certificate_that_nobody_knows(hub):
+    error = ConnectionError("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed")
+    text = explain(error, hub.name, None)
+    assert "CERTIFICATE_VERIFY_FAILED" in text
+    assert "named by SSL_CERT_FILE" in text

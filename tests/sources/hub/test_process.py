@@ -35,6 +35,15 @@ def test_the_token_is_taken_from_the_environment_that_is_given(hub):
         ask(request(hub))
 
 
+def test_a_proxy_is_used(hub, monkeypatch):
+    """Row 88: the stand-in answers for a host that does not exist."""
+    commit = hub.push()
+    direct = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
+    proxied = {**direct, "HTTP_PROXY": hub.url, "HF_ENDPOINT": "http://hub.invalid"}
+    (part,) = ask(request(hub), proxied)
+    assert part["commit"] == commit
+
+
 def test_a_body_that_never_ends_is_left_at_the_limit(hub, tmp_path):
     hub.push(faults=[["GET .*/resolve/", "drip"]])
     began = time.monotonic()

@@ -24,9 +24,11 @@ def run(hub, pytester, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("CI", raising=False)
 
-    def run_it(*args, model=f"hf:{hub.name}"):
-        options = (f"--tb-model={model}", "-k", "load", "-p", "no:cacheprovider")
-        result = pytester.runpytest_subprocess(*options, *args)
+    def run_it(*args, models=(f"hf:{hub.name}",)):
+        named = [f"--tb-model={model}" for model in models]
+        result = pytester.runpytest_subprocess(
+            *named, "-k", "load", "-p", "no:cacheprovider", *args
+        )
         text = f"{result.stdout.str()}\n{result.stderr.str()}"
         assert TOKEN not in text
         assert "INTERNALERROR" not in text
@@ -35,14 +37,23 @@ def run(hub, pytester, tmp_path, monkeypatch):
     return run_it
 
 
+def not_found(hub, text):
+    """Row 59: a model that is not there fails alone, and its check says why."""
+    assert f"hf:{hub.org}/gone: not found on {hub.url}: mistyped, deleted, or private" in text
+    return re.search(rf"FAILED hf:{hub.org}/gone::tier1::load", text)
+
+
 def test_a_model_is_fetched_checked_and_named_by_its_commit(hub, run):
     commit = hub.push()
     name = f"hf:{hub.name}@{commit[:12]}"
-    code, text = run("-v", f"{name}::tier1::load")
-    assert code == 0
+    gone = f"hf:{hub.org}/gone"
+    ids = (f"{name}::tier1::load", f"{gone}::tier1::load")
+    code, text = run("-v", *ids, models=(f"hf:{hub.name}", gone))
+    assert code == pytest.ExitCode.TESTS_FAILED
     assert f"{name}: revision {commit} by {hub.org}, sha256 " in text
     assert re.search(rf"PASSED {name}::tier1::load", text)
-    assert "1 passed" in text
+    assert not_found(hub, text)
+    assert "1 failed, 1 passed" in text
 
 
 @EITHER
@@ -60,19 +71,13 @@ def test_accepted_code_runs_in_a_worker_without_the_token(hub, run, monkeypatch,
     code = remote_code.CONFIGURATION + SPY.format(place=str(tmp_path / "found"))
     files = {**remote_code.FILES, "configuration_tiny.py": code}
     hub.push(files, private=True, token=TOKEN)
-    code, text = run("--tb-trust=new", "-n", "2")
-    assert code == 0
+    models = (f"hf:{hub.name}", f"hf:{hub.org}/gone")
+    code, text = run("--tb-trust=new", "-n", "2", models=models)
+    assert code == pytest.ExitCode.TESTS_FAILED
     assert "accepted by --tb-trust, written to tb.lock" in text
     assert (tmp_path / "found").read_text() == "None"
-
-
-@EITHER
-def test_a_model_that_is_not_there_fails_alone(hub, run, extra):
-    """Row 59: exit 1, the model's check says why."""
-    code, text = run(*extra, model=f"hf:{hub.org}/gone")
-    assert code == pytest.ExitCode.TESTS_FAILED
-    assert f"hf:{hub.org}/gone: not found on {hub.url}: mistyped, deleted, or private" in text
-    assert f"FAILED hf:{hub.org}/gone::tier1::load" in text
+    assert not_found(hub, text)
+    assert "1 failed, 1 passed" in text
 
 
 def test_listing_fetches_nothing(hub, run):
@@ -83,8 +88,7 @@ def test_listing_fetches_nothing(hub, run):
     assert hub.requests() == []
 
 
-@pytest.mark.parametrize("spec", ["hf:name", "hf:org/name@../x", "https://huggingface.co/a/b"])
-def test_what_is_no_name_is_usage(hub, run, spec):
-    code, text = run(model=spec)
+def test_what_is_no_name_is_usage(hub, run):
+    code, text = run(models=("hf:org/name@../x",))
     assert code == pytest.ExitCode.USAGE_ERROR
-    assert "hf:" in text
+    assert "named by hf:org/name" in text

@@ -12,6 +12,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from pytest_transformer_validate import validate
 from pytest_transformer_validate.errors import SourceError, SpecError
 from pytest_transformer_validate.sources.base import LoadOptions
 from pytest_transformer_validate.sources.fetch.consent import Terms
@@ -84,7 +85,9 @@ def test_data_needs_no_consent(hub, resolve, lock):
     assert f"revision {commit} by {hub.org}" in source.provenance()
     assert "data without code" in source.provenance()
     assert "expect_fail in its config.json is ignored" in source.provenance()
+    before = hub.requests()
     loaded = source.load(LoadOptions(seed=2))
+    assert hub.requests() == before
     assert type(loaded.model).__name__ == "GPT2LMHeadModel"
     assert loaded.weights == "random (seed 2)"
     assert loaded.expect_fail == {}
@@ -281,3 +284,15 @@ def test_a_kernel_in_a_config_is_code_that_nobody_accepted(hub, resolve):
     hub.push({"config.json": {**CONFIG, "attn_implementation": "org/kernel"}})
     with pytest.raises(SourceError, match="'org/kernel' is a kernel of the Hugging Face Hub"):
         resolve().load(LoadOptions())
+
+
+def test_without_pytest(hub, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    hub.push(DATA)
+    assert validate(f"hf:{hub.name}", checks="load").passed
+    hub.push(CODE)
+    with pytest.raises(SpecError) as caught:
+        validate(f"hf:{hub.name}")
+    sha256 = str(caught.value).rpartition("trust=")[2].strip("'")
+    assert validate(f"hf:{hub.name}", trust=sha256, checks="load").passed
+    assert not (tmp_path / "tb.lock").exists()
