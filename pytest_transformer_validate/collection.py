@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 TIER3_HINT = "tier 3 trains the model; add --tb-train"
 SLOW_HINT = "slow checks run when asked for: -m slow, or by name"
 
+_CONFTESTS = pytest.StashKey[tuple[set[object], list[tuple[object, Path]]]]()
+
 
 class _Node(pytest.Collector):
     """Hooks of a model's nodes are those of the conftests above the model and at the root."""
@@ -293,14 +295,20 @@ class _Hooks:
         self._folders = {config.rootpath, *path.parents, path}
 
     def __getattr__(self, name: str) -> Any:
-        manager = self._config.pluginmanager
-        foreign = [p for p in manager.get_plugins() if self._is_foreign(p)]
-        hook = manager.subset_hook_caller(name, foreign)
+        foreign = [p for p, folder in _conftests(self._config) if folder not in self._folders]
+        hook = self._config.pluginmanager.subset_hook_caller(name, foreign)
         self.__dict__[name] = hook
         return hook
 
-    def _is_foreign(self, plugin: object) -> bool:
-        file = getattr(plugin, "__file__", None)
-        if not isinstance(file, str) or Path(file).name != "conftest.py":
-            return False
-        return Path(file).parent not in self._folders
+
+def _conftests(config: pytest.Config) -> list[tuple[object, Path]]:
+    """The plugins that are a conftest.py, with their folders; looked for again only when other
+    plugins are registered, because every hook of every check comes here."""
+    plugins = config.pluginmanager.get_plugins()
+    known = config.stash.get(_CONFTESTS, None)
+    if known is None or known[0] != plugins:
+        files = ((p, getattr(p, "__file__", None)) for p in plugins)
+        paths = ((p, Path(file)) for p, file in files if isinstance(file, str))
+        found = [(p, path.parent) for p, path in paths if path.name == "conftest.py"]
+        known = config.stash[_CONFTESTS] = plugins, found
+    return known[1]

@@ -92,20 +92,22 @@ class AsLoaded:
     """How a model was when it was loaded, cheap to compare with how it is."""
 
     def __init__(self, model: torch.nn.Module) -> None:
-        from pytest_transformer_validate.subject.guard import fingerprint, state_tensors
+        from pytest_transformer_validate.subject.guard import fingerprint
+        from pytest_transformer_validate.subject.keeping import Kept
 
         self._fingerprint = fingerprint
         self._print = fingerprint(model)
-        self._tensors = [
-            (tensor, tensor._version, tensor.detach().clone()) for tensor in state_tensors(model)
-        ]
+        self._kept = Kept(model)
+
+    def untouched(self) -> bool:
+        """Whether nothing of the model was so much as written to."""
+        return self._kept.same() and self._kept.parameters_same()
 
     def describes(self, model: torch.nn.Module) -> bool:
         """Whether nothing of the model has changed."""
-        return self._fingerprint(model) == self._print and all(
-            tensor._version == version or tensor.equal(value)
-            for tensor, version, value in self._tensors
-        )
+        if self.untouched():
+            return True
+        return self._fingerprint(model) == self._print and self._kept.values_same()
 
 
 @dataclass(eq=False)
@@ -231,7 +233,9 @@ class RunModel:
         return Reference(source, LoadOptions(seed=self.settings.seed), self.settings.dtype)
 
     def _take_print(self) -> None:
-        if self._loaded is not None:
+        if self._loaded is None:
+            return
+        if self._as_loaded is None or not self._as_loaded.untouched():
             self._as_loaded = AsLoaded(self._loaded.model)
 
     def _note_change(self) -> None:

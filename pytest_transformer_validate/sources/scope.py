@@ -73,7 +73,8 @@ class ModuleScope(PathScope):
         self._write_bytecode = True
 
     def _open(self) -> None:
-        self._load_standard_modules()
+        neighbours = self._neighbours()
+        _load_standard_modules(neighbours)
         super()._open()
         self._write_bytecode = not sys.dont_write_bytecode
         sys.dont_write_bytecode = True
@@ -82,7 +83,7 @@ class ModuleScope(PathScope):
         own = {_top(name) for name in self._own}
         self._aside = {
             top
-            for top in own | self._neighbours()
+            for top in own | neighbours
             if top in sys.modules
             and not _stays(top)
             and (top in own or not self._holds(sys.modules[top]))
@@ -104,8 +105,9 @@ class ModuleScope(PathScope):
         kept_out = {name: own for name, own in self._own.items() if _top(name) not in tops}
         self._own = {**kept_out, **_take_out(tops)}
         _take_out(self._aside)
-        for name, module in self._before.items():
-            if _top(name) in tops | self._aside:
+        gone = tops | self._aside
+        for name, module in self._before.items() if gone else ():
+            if _top(name) in gone:
                 sys.modules[name] = module
         self._before = {}
         sys.dont_write_bytecode = not self._write_bytecode
@@ -131,13 +133,14 @@ class ModuleScope(PathScope):
                     found.add(entry.name)
         return {name for name in found if not name.startswith("__")}
 
-    def _load_standard_modules(self) -> None:
-        """Import the standard modules that a neighbour has the name of, so that a ``random.py``
-        in the folder is not what the rest of the process gets for ``import random``."""
-        for name in self._neighbours() & sys.stdlib_module_names:
-            with suppress(ImportError), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                importlib.import_module(name)
+
+def _load_standard_modules(neighbours: set[str]) -> None:
+    """Import the standard modules that a neighbour has the name of, so that a ``random.py`` in
+    the folder is not what the rest of the process gets for ``import random``."""
+    for name in neighbours & sys.stdlib_module_names:
+        with suppress(ImportError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            importlib.import_module(name)
 
 
 def is_taken(name: str) -> bool:
@@ -179,6 +182,8 @@ def _is_installed(path: Path) -> bool:
 
 
 def _take_out(tops: set[str]) -> dict[str, ModuleType]:
+    if not tops:
+        return {}
     return {name: sys.modules.pop(name) for name in list(sys.modules) if _top(name) in tops}
 
 

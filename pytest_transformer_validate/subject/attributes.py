@@ -105,6 +105,11 @@ class Attributes:
         return [tensor for tensor, _, value in self._tensors if value is not None]
 
     @property
+    def values(self) -> list[tuple[torch.Tensor, int, torch.Tensor]]:
+        """Those tensors with their version and value then."""
+        return [(t, version, value) for t, version, value in self._tensors if value is not None]
+
+    @property
     def large(self) -> list[torch.Tensor]:
         """Tensors of which only the version is known."""
         return [tensor for tensor, _, value in self._tensors if value is None]

@@ -41,8 +41,8 @@ def fingerprint(model: torch.nn.Module) -> tuple[Any, ...]:
 
     Identity of every parameter, buffer and tensor in a plain attribute, version counter of the
     parameters and of large tensors in plain attributes, whether parameters ask for a gradient and
-    have one, mode and number of hooks of every module. Values of ``state_tensors`` are compared
-    elsewhere: ``guard`` gives them back, which their version counter does not show.
+    have one, mode and number of hooks of every module. Values of buffers and of small tensors are
+    compared elsewhere: ``guard`` gives them back, which their version counter does not show.
     """
     attributes = Attributes(model)
     tensors = (
@@ -59,12 +59,6 @@ def fingerprint(model: torch.nn.Module) -> tuple[Any, ...]:
         for name, module in model.named_modules()
     )
     return tensors, modules
-
-
-def state_tensors(model: torch.nn.Module) -> list[torch.Tensor]:
-    """Tensors that ``guard`` gives back by value: buffers, and small ones in plain attributes."""
-    buffers = [buffer for buffer in model.buffers() if not buffer.is_meta]
-    return buffers + Attributes(model).small
 
 
 class Keeper:

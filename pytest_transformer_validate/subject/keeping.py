@@ -51,6 +51,7 @@ class Kept:
         self._registries = _registries(self.modules)
         self._attributes = Attributes(model, self.modules)
         self._parameters = members(self.modules, "_parameters")
+        self._facts = _facts(self._parameters)
         self._folding = _folding(self.modules)
         # The second one holds the memory, so that its address is given to no other tensor.
         self._buffers: list[Buffer] = [
@@ -67,6 +68,18 @@ class Kept:
             self._registries.same()
             and self._attributes.same()
             and not any(map(_written, self._buffers))
+        )
+
+    def parameters_same(self) -> bool:
+        """Whether no parameter was written to, frozen or thawed, or was given a gradient."""
+        return self._facts == _facts(self._parameters)
+
+    def values_same(self) -> bool:
+        """Whether buffers, and small tensors in attributes, hold the numbers that they held."""
+        buffers = ((tensor, version, value) for tensor, _, version, value in self._buffers)
+        return all(
+            version_of(tensor) == version or tensor.equal(value)
+            for tensor, version, value in (*buffers, *self._attributes.values)
         )
 
     def train(self, mode: bool) -> None:
@@ -106,6 +119,10 @@ class Kept:
                     data.copy_(value)
             for buffer in () if self.intact else filter(_written, self._buffers):
                 give_value_back(buffer[0], buffer[-1])
+
+
+def _facts(parameters: list[torch.Tensor]) -> list[tuple[int, bool, bool]]:
+    return [(version_of(p), p.requires_grad, p.grad is None) for p in parameters]
 
 
 def _written(buffer: Buffer) -> bool:
