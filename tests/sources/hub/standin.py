@@ -53,9 +53,10 @@ class Repository:
 
     def admit(self, token: str | None, *, files: bool) -> None:
         """Raise for who may not see the repository, or not open its files."""
-        if token is not None and token != self.about.get("token"):
+        absent = bool(self.about.get("absent"))
+        if not absent and token not in (None, self.about.get("token")):
             raise Refusal(401, "", "Invalid credentials in Authorization header")
-        if self.about.get("absent") or (self.about.get("private") and token is None):
+        if absent or (self.about.get("private") and token is None):
             raise Refusal(401 if token is None else 404, "RepoNotFound", "Repository not found")
         if files and self.about.get("gated") and token is None:
             raise Refusal(401, "GatedRepo", f"Access to model {self.name} is restricted")
