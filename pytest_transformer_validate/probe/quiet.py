@@ -7,7 +7,7 @@ import sys
 import warnings
 from typing import TYPE_CHECKING
 
-from pytest_transformer_validate.sources.huggingface import quiet
+from pytest_transformer_validate.sources.directory import quiet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

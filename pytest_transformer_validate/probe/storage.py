@@ -28,7 +28,7 @@ from pytest_transformer_validate.probe.elsewhere import (
 )
 from pytest_transformer_validate.probe.passes import Passes, remembered
 from pytest_transformer_validate.probe.trace import ROOT, first_to_differ, where_raised
-from pytest_transformer_validate.sources.huggingface import quiet
+from pytest_transformer_validate.sources.directory import quiet
 from pytest_transformer_validate.subject.tables import TableReader
 
 if TYPE_CHECKING:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pytest_transformer_validate.sources.base import Loaded, LoadOptions, Source
-from pytest_transformer_validate.sources.directory import Directory, quiet
+from pytest_transformer_validate.sources.directory import Directory
 from pytest_transformer_validate.sources.wording import shown
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
-
-__all__ = ["HuggingFaceSource", "quiet"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +21,8 @@ class HuggingFaceSource(Source):
     Nothing is fetched. Code that its ``auto_map`` names is run, as a model file's is: the folder
     is the user's own.
     """
+
+    needs: ClassVar[Mapping[str, str]] = {"transformers": "hf"}
 
     spec: str
     id: str
