@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pytest_transformer_validate.checks.registry import Check
     from pytest_transformer_validate.models import Run, RunModel
 
+MADE = pytest.StashKey[dict[str, list[tuple[str, Any, Any]]]]()
 TIER3_HINT = "tier 3 trains the model; add --tb-train"
 SLOW_HINT = "slow checks run when asked for: -m slow, or by name"
 
@@ -84,19 +85,40 @@ class Tier(_Node, pytest.Module):
         """pytest's own functions for the check, with its cases as parameters."""
         function = _function(check, self.nodeid)
         setattr(self.obj, check.name, function)
-        hook = self.ihook.pytest_pycollect_makeitem
-        for made in hook(collector=self, name=check.name, obj=function) or []:
+        for name, callspec, info in self._made(check, function):
             item = CheckItem.from_parent(
                 self,
-                name=made.name,
+                name=name,
                 originalname=check.name,
-                callspec=getattr(made, "callspec", None),
+                callspec=callspec,
+                callobj=function,
+                fixtureinfo=info,
             )
             item.model, item.check, item.tier = self.model, check, self.tier
             if check.slow:
                 item.add_marker("slow")
             _limit_time(item)
             yield item
+
+    def _made(self, check: Check, function: Callable[..., None]) -> list[tuple[str, Any, Any]]:
+        """Names, parameters and fixtures of what pytest makes of the check; the same for every
+        model where no conftest has a say in it."""
+        known = self.session.stash.setdefault(MADE, {})
+        if check.name in known:
+            return known[check.name]
+        hook = self.ihook.pytest_pycollect_makeitem
+        items = hook(collector=self, name=check.name, obj=function) or []
+        made = [
+            (item.name, getattr(item, "callspec", None), getattr(item, "_fixtureinfo", None))
+            for item in items
+        ]
+        if not any(
+            hasattr(conftest, name)
+            for conftest, _ in _conftests(self.config)
+            for name in ("pytest_pycollect_makeitem", "pytest_generate_tests")
+        ):
+            known[check.name] = made
+        return made
 
 
 class CheckItem(pytest.Function):
@@ -115,11 +137,15 @@ class CheckItem(pytest.Function):
         spec = getattr(self, "callspec", None)
         return None if spec is None else str(spec.params[CASE])
 
+    def prepare(self) -> None:
+        """What the process needs before the model's code runs."""
+        with contextlib.suppress(MissingDependency):  # the load says so
+            self.model.prepare()
+
     def judge(self, request: pytest.FixtureRequest) -> None:
         """Run the check; what it says becomes the item's outcome."""
         try:
-            with contextlib.suppress(MissingDependency):  # the load says so
-                self.model.prepare()
+            self.prepare()
             outcome = self.model.run.judge(self.check, self.case, lambda: _probe(request))
         finally:
             self.model.room.house.deadline.stop()

@@ -258,6 +258,12 @@ class Run:
     selected: Mapping[str, frozenset[str]] = field(default_factory=dict)
     house: House = field(default_factory=House)
 
+    @property
+    def sources(self) -> list[Source]:
+        """The sources of all models, and of what they are compared with."""
+        compared = (model.compared for model in self.models)
+        return [*(model.source for model in self.models), *filter(None, compared)]
+
     def wanted(self, model: RunModel) -> list[Check]:
         """The checks of ``model`` that were asked for."""
         return [check for check in self.checks if self.wanted_ids(model, check)]

@@ -120,13 +120,18 @@ def _record_without_check(
 
 
 def limit_time(item: CheckItem, settings: Any) -> bool | None:
-    """Set the timer of a check, for pytest-timeout; ``None`` where that has to do it itself."""
+    """Set the timer of a check, for pytest-timeout; ``None`` where that has to do it itself.
+
+    What the process needs before any model does not count.
+    """
     import pytest_timeout
 
     deadline = item.model.room.house.deadline
     if settings.method != "signal" or not deadline.works():
         return None
     if settings.disable_debugger_detection or not pytest_timeout.is_debugging():
+        if item.get_closest_marker("skip") is None:
+            item.prepare()
         timed: Any = item
         timed.cancel_timeout = deadline.stop
         deadline.start(settings.timeout)

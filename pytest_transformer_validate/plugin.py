@@ -30,17 +30,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_cmdline_main(config: pytest.Config) -> Generator[None, object, object]:
-    """Whole models to a worker of pytest-xdist, where no ``--dist`` asks for something else.
+    """What models need of pytest-xdist: a worker for fetched ones, whole models to a worker.
 
-    A wrapper, because pytest-xdist puts its own default in place when it is called.
+    A wrapper, because pytest-xdist puts its own defaults in place when it is called.
     """
-    if (
-        config.getoption("numprocesses", None)
-        and config.getoption("dist", None) == "no"
-        and not config.getoption("distload", False)
-        and options.asked_for(config)
-    ):
-        config.option.dist = "loadfile"
+    if options.asked_for(config):
+        from pytest_transformer_validate.isolation.policy import distribute
+        from pytest_transformer_validate.start import named
+
+        with _clean_errors():
+            distribute(config, named(config))
     return (yield)
 
 
@@ -59,9 +58,11 @@ def pytest_configure(config: pytest.Config) -> None:
     with _clean_errors():
         run = start(config)
     if run is not None:
+        from pytest_transformer_validate.isolation.policy import withhold
         from pytest_transformer_validate.session import register
 
         register(config, run)
+        withhold(config, run.sources)
 
 
 @contextlib.contextmanager

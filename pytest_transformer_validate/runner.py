@@ -9,6 +9,7 @@ import traceback
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pytest_transformer_validate.containment.stops import TimeLimit
 from pytest_transformer_validate.errors import (
     Blocked,
     CheckFailed,
@@ -124,6 +125,8 @@ class ModelRun:
         except BaseException as raised:
             if self._ends_run(raised):
                 raise
+            if isinstance(raised, TimeLimit) and not context:
+                self._load_error, self._load_traceback = raised, raised.__traceback__
             where = None if probe is None else probe.where_raised(raised)
             return self._raised(check, case, raised, where)
 
@@ -131,11 +134,11 @@ class ModelRun:
         self, check: Check, case: str | None, said: CheckFailed | NotApplicable | Blocked
     ) -> _Verdict:
         if isinstance(said, CheckFailed):
-            text = self._failure_text(check, case, said.message)
+            text = self.failure_text(check, case, said.message)
             return _Verdict("failed", text, said.measurement, said, said.where)
         if isinstance(said, NotApplicable):
             return _Verdict("skipped", said.reason, said.measurement, said)
-        return _Verdict("blocked", self._failure_text(check, case, said.place), error=said)
+        return _Verdict("blocked", self.failure_text(check, case, said.place), error=said)
 
     def _objected(
         self, check: Check, case: str | None, verdict: _Verdict, found: list[str]
@@ -147,7 +150,7 @@ class ModelRun:
         if verdict.status in FAILURES:
             added = "\n".join(f"  {line}" for text in told for line in text.splitlines())
             return verdict._replace(message=f"{verdict.message}\n{added}")
-        return _Verdict("broken", self._failure_text(check, case, "\n".join(told)))
+        return _Verdict("broken", self.failure_text(check, case, "\n".join(told)))
 
     def _ends_run(self, raised: BaseException) -> bool:
         """Whether it is a person's, or a word of the check to pytest, and not the model's."""
@@ -193,17 +196,18 @@ class ModelRun:
         if raised is not self._load_error:
             who = "the check raised" if where is None else f"the model raised in {where}"
             text = text if own_words else f"{who}\n{text}"
-            text = self._failure_text(check, case, text)
+            text = self.failure_text(check, case, text)
             return _Verdict("broken", text, error=raised, where=where)
         shown, self._load_shown = self._load_shown, True
         if check.name == LOAD:
             text = f"the model does not load\n{text}"
-            return _Verdict("broken", self._failure_text(check, case, text), error=raised)
+            return _Verdict("broken", self.failure_text(check, case, text), error=raised)
         line = f"blocked by {LOAD}: {exception_line(raised).partition(chr(10))[0]}"
-        text = self._failure_text(check, case, line if shown else f"{line}\n{text}")
+        text = self.failure_text(check, case, line if shown else f"{line}\n{text}")
         return _Verdict("blocked", text, error=raised)
 
-    def _failure_text(self, check: Check, case: str | None, message: str) -> str:
+    def failure_text(self, check: Check, case: str | None, message: str) -> str:
+        """The text of a failure: the check, its message, the command that repeats it."""
         name = _name(check, case)
         first, *rest = message.splitlines() or [""]
         lines = [f"{name} (tier {check.tier}): {first}", *(f"  {line}" for line in rest)]
@@ -232,7 +236,7 @@ class ModelRun:
                 f"declared reason: {self.declared[key]}\n"
                 f"remove this line: {key!r}"
             )
-            return "stale", self._failure_text(check, case, text)
+            return "stale", self.failure_text(check, case, text)
         return status, message
 
 

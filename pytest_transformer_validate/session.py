@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_transformer_validate import __version__, collection, outcome
 from pytest_transformer_validate.collection import CheckItem, OwnReports
+from pytest_transformer_validate.isolation.controller import Workers
+from pytest_transformer_validate.isolation.worker import Worker
 from pytest_transformer_validate.report import html, terminal
 from pytest_transformer_validate.report import json as json_report
 from pytest_transformer_validate.report.record import Record
@@ -32,10 +35,15 @@ def register(config: pytest.Config, run: Run) -> None:
     manager.register(models, "transformer_validate_models")
     manager.register(Sinks(run), "transformer_validate_sinks")
     if hasattr(config, "workerinput"):
+        manager.register(Worker(config, run), "transformer_validate_worker")
         return
-    resolved = [model.source for model in run.models]
-    resolved += [model.compared for model in run.models if model.compared is not None]
-    manager.register(Messenger(resolved), "transformer_validate_messenger")
+    if config.getoption("tx", None):
+        manager.register(Workers(config, run), "transformer_validate_workers")
+    elif not config.getini("faulthandler_timeout"):  # Python has one such timer
+        last_resort = os.fdopen(os.dup(2), "w")
+        config.add_cleanup(last_resort.close)
+        run.house.deadline.last_resort = last_resort
+    manager.register(Messenger(run.sources), "transformer_validate_messenger")
     manager.register(Results(config, run, models), "transformer_validate_results")
     if manager.hasplugin("html"):
         manager.register(HtmlColumns(), "transformer_validate_html")
@@ -118,6 +126,9 @@ class Models:
         if hasattr(self.config, "workeroutput"):
             self.config.workeroutput[_DESELECTED] = self.held_back
 
+    def pytest_sessionstart(self) -> None:
+        self.run.house.interrupts.listen()
+
     def pytest_unconfigure(self) -> None:
         self.run.house.close()
 
@@ -141,6 +152,8 @@ class Results:
         lines = [f"transformer-validate {__version__}: {names} ({about})"]
         for model in self.run.models:
             lines += [f"  {model.id}: {line}" for line in model.source.provenance().splitlines()]
+        if any(source.fetched for source in self.run.sources):
+            lines.append("  fetched code runs in workers, which have no credentials")
         return [printable(line) for line in lines]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 from dataclasses import replace
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 _GLOBAL = ("tb_device", "tb_dtype", "tb_seed", "tb_timeout", "tb_reference")
 _IN_FILE = "[tb_model in the ini file]"
 _IN_HOOK = "[pytest_tb_models]"
+_ANSWERS = pytest.StashKey[list[Any]]()
 _IN_ENVIRONMENT = "[GIST_ID in the environment]"
 
 
@@ -69,6 +71,15 @@ def start(config: pytest.Config) -> Run | None:
         selected={model: frozenset(names) for model, names in selected.items()},
         house=house,
     )
+
+
+def named(config: pytest.Config) -> list[Source]:
+    """The sources that the options name, as far as they can be parsed: ``start`` says the rest."""
+    found: list[Source] = []
+    with contextlib.suppress(SpecError, MissingDependency, pytest.UsageError):
+        found += (source for source, _ in _sources(config))
+        found += filter(None, [_reference(config)])
+    return found
 
 
 def _with_check_options(
@@ -155,9 +166,13 @@ def _reference(config: pytest.Config) -> Source | None:
 
 
 def _of_hook(config: pytest.Config) -> list[Any]:
+    """What the hook gives; asked once."""
+    if _ANSWERS in config.stash:
+        return config.stash[_ANSWERS]
     try:
         answers = config.hook.pytest_tb_models(config=config)
-        return [entry for answer in answers if answer is not None for entry in answer]
+        found = [entry for answer in answers if answer is not None for entry in answer]
+        return config.stash.setdefault(_ANSWERS, found)
     except Exception as error:
         raise pytest.UsageError(
             f"pytest_tb_models raised {type(error).__name__}: {error}"

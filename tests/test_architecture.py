@@ -37,6 +37,7 @@ FLOORS = (
     ("options", "hookspec"),
     ("models", "resolution"),
     ("fixtures", "outcome"),
+    ("isolation",),
     ("collection",),
     ("sinks",),
     ("start", "session"),
@@ -52,6 +53,7 @@ TORCH_FREE = (
     "errors",
     "fixtures",
     "hookspec",
+    "isolation",
     "measures",
     "models",
 )

@@ -66,7 +66,7 @@ class Deadline:
         """The words for a check that ran longer than it may, and was not stopped by that."""
         if not self.running or time.monotonic() - self._began <= self._seconds:
             return None
-        return f"{self._text()}, and it caught what told it to stop"
+        return f"{self._text()}\n  it went on when it was told to stop"
 
     def _text(self) -> str:
         return f"Timeout (>{self._seconds:g}s): the check ran longer than its limit"

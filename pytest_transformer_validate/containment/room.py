@@ -39,9 +39,9 @@ class House:
 
     def close(self) -> None:
         """Give them back."""
+        self.interrupts.stop_listening()
         if self._open:
             self._open = False
-            self.interrupts.stop_listening()
             self.exits.uninstall()
 
 

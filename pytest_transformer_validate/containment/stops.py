@@ -19,38 +19,41 @@ class LeftProcess(SystemExit):
 
 
 class Interrupts:
-    """Tells Ctrl-C from a KeyboardInterrupt that a model raises, by listening to the signal."""
+    """Tells Ctrl-C from a KeyboardInterrupt that a model raises, by listening to the signal. The
+    polite request to end (SIGTERM), which would end Python at once, interrupts as Ctrl-C does."""
 
     def __init__(self) -> None:
-        self._before: Any = None
-        self._own: Any = None
+        self._before: dict[int, Any] = {}
         self._came = False
 
     def listen(self) -> None:
-        """Note from now on that the signal came; only the main thread of a process can."""
-        if threading.current_thread() is not threading.main_thread():
+        """Note from now on that a signal came; only the main thread of a process can."""
+        if self._before or threading.current_thread() is not threading.main_thread():
             return
-        before = signal.getsignal(signal.SIGINT)
-        if not callable(before):
-            return
-
-        def note(number: int, frame: Any) -> Any:
-            self._came = True
-            return before(number, frame)
-
-        self._before, self._own = before, note
-        signal.signal(signal.SIGINT, note)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before = signal.getsignal(number)
+            if callable(before) or (number == signal.SIGTERM and before == signal.SIG_DFL):
+                self._before[number] = before
+                signal.signal(number, self._note)
 
     def stop_listening(self) -> None:
-        """Give the signal back to who had it."""
-        if self._own is not None and signal.getsignal(signal.SIGINT) is self._own:
-            signal.signal(signal.SIGINT, self._before)
-        self._before = self._own = None
+        """Give the signals back to who had them."""
+        for number, before in self._before.items():
+            if signal.getsignal(number) == self._note:
+                signal.signal(number, before)
+        self._before.clear()
+
+    def _note(self, number: int, frame: Any) -> Any:
+        self._came = True
+        before = self._before.get(number)
+        if callable(before):
+            return before(number, frame)
+        raise KeyboardInterrupt(signal.Signals(number).name)
 
     def ends_run(self, error: BaseException) -> bool:
         """Whether a person asked for the end of the run, and not the model."""
         if isinstance(error, KeyboardInterrupt):
-            return self._own is None or self._came
+            return signal.SIGINT not in self._before or self._came
         if isinstance(error, GeneratorExit):
             return True
         frames = traceback.walk_tb(error.__traceback__)

@@ -41,7 +41,7 @@ def test_the_verdicts_and_reports_are_those_of_one_process(two: pytest.Pytester)
             assert len((two.path / name).read_text().split()) == 1
             (two.path / name).unlink()
     assert both[0] == both[1]
-    assert "LoadFileScheduling" in two.runpytest_subprocess(*MODELS, "-n2", "-v").stdout.str()
+    assert "WholeModelScheduling" in two.runpytest_subprocess(*MODELS, "-n2", "-v").stdout.str()
 
 
 def test_ids_can_be_typed(two: pytest.Pytester) -> None:

@@ -1,0 +1,53 @@
+"""What a worker of pytest-xdist does before it runs a model."""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import functools
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_transformer_validate.isolation.lost import Lost
+
+if TYPE_CHECKING:
+    import pytest
+
+    from pytest_transformer_validate.models import Run
+
+INPUT = "tb_folder"
+_PR_SET_PDEATHSIG = 1
+
+
+class Worker:
+    """A worker leads a process group, so that what a model leaves running is found; it ends when
+    pytest does; it writes its stack down when it crashes; and it knows which models ended others.
+    """
+
+    def __init__(self, config: pytest.Config, run: Run) -> None:
+        self._run = run
+        given: dict[str, Any] = vars(config)["workerinput"]
+        self._name = given["workerid"]
+        folder = Path(given.get(INPUT, ""))
+        self._lost = Lost(folder) if INPUT in given and folder.is_dir() else None
+        self._stack: Any = None
+
+    def pytest_sessionstart(self) -> None:
+        if hasattr(os, "setpgid") and os.getpgrp() != os.getpid():
+            os.setpgid(0, 0)
+        if sys.platform == "linux":
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if self._lost is None:
+            return
+        for index, model in enumerate(self._run.models):
+            model.lost = functools.partial(self._lost.why, index)
+        self._stack = self._lost.crash_file(self._name).open("w", encoding="utf-8")
+        faulthandler.enable(file=self._stack)
+
+    def pytest_unconfigure(self) -> None:
+        if self._stack is not None:
+            faulthandler.disable()
+            self._stack.close()
