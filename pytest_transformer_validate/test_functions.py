@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = [
     "run_all_tests",
     "run_all_tier1_tests",
+    "test_attention_patterns",
     "test_gradient_flow",
     "test_inference_speed",
     "test_memory_footprint",
@@ -244,6 +245,41 @@ def test_inference_speed(
     size = (1, _lengths(probe)[-1])
     seconds = probe.resources.timed(n_trials, warm=3, sizes=(size,))[size]
     return {**times(seconds), "throughput_samples_per_sec": 1 / statistics.fmean(seconds)}
+
+
+@_reports(table=False)
+def test_attention_patterns(
+    model: torch.nn.Module,
+    config: Any = None,
+    input_text: str = "The quick brown fox jumps over the lazy dog",
+    tokenizer: Any = None,
+    *,
+    adapter: Any = None,
+    task_spec: Any = None,
+) -> dict[str, Any]:
+    """Attention over one text: 16 random ids without a tokenizer.
+
+    Lists hold a number for each call of attention: ``attention_entropy`` is the mean over heads
+    and rows, in nats; ``head_specialization_scores`` how much a weight differs between heads
+    (standard deviation). ``collapsed_layers`` are the places, in these lists, where every head of
+    a trained model looks at all keys alike.
+    """
+    from pytest_transformer_validate.checks.tier2.captured import attention_sites
+    from pytest_transformer_validate.measures import attention
+
+    probe = _probe(model, config, task_spec)
+    ids = None if tokenizer is None else list(tokenizer.encode(input_text))
+    sites, length = probe.attention_weights.of_ids(ids)
+    sites = sites or attention_sites(probe)  # which says why there are none
+    layers = [attention.layer(site) for site in sites]
+    trained = probe.attention_weights.trained
+    return {
+        "num_layers": len(sites),
+        "input_length": length,
+        "collapsed_layers": [n for n, each in enumerate(layers) if trained and each.uniform],
+        "head_specialization_scores": [attention.specialization(site) for site in sites],
+        "attention_entropy": [attention.entropy(site) for site in sites],
+    }
 
 
 @_reports(table=False)

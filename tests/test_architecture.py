@@ -33,7 +33,7 @@ FLOORS = (
     ("runner",),
     ("validation", "evidence"),
     ("test_functions",),
-    ("tier1_critical_validation",),
+    ("tier1_critical_validation", "tier2_advanced_analysis"),
     ("options", "hookspec"),
     ("models", "resolution"),
     ("fixtures", "outcome"),
@@ -59,6 +59,7 @@ TORCH_FREE = (
 )
 TORCH_FREE += ("optional", "options", "outcome", "plugin", "report", "runner", "session")
 TORCH_FREE += ("sources", "start", "task", "test_functions", "tier1_critical_validation")
+TORCH_FREE += ("tier2_advanced_analysis",)
 TORCH_FREE += ("redaction", "resolution", "sinks", "validation", "__main__")
 
 HEAVY = ("torch", "numpy", "transformers", "pandas", "safetensors", "matplotlib", "captum")

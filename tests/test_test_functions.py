@@ -10,7 +10,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pytest_transformer_validate import Result, test_functions, tier1_critical_validation
+from pytest_transformer_validate import (
+    Result,
+    test_functions,
+    tier1_critical_validation,
+    tier2_advanced_analysis,
+)
 from pytest_transformer_validate.evidence.zoo import ZOO
 from tests.models import VOCAB, Decoder, Patches
 
@@ -189,11 +194,39 @@ def test_the_model_is_left_as_it_was(name):
 
 
 def test_the_names_by_tier_are_the_same():
-    for name in tier1_critical_validation.__all__:
-        assert getattr(tier1_critical_validation, name) is getattr(test_functions, name)
-    assert set(tier1_critical_validation.__all__) == set(test_functions.__all__) - {
-        "run_all_tests"
-    }
+    tiers = (tier1_critical_validation, tier2_advanced_analysis)
+    for tier in tiers:
+        for name in tier.__all__:
+            assert getattr(tier, name) is getattr(test_functions, name)
+    named = {name for tier in tiers for name in tier.__all__}
+    assert named == set(test_functions.__all__) - {"run_all_tests"}
+
+
+class Words:
+    def encode(self, text):
+        return [3 + len(word) for word in text.split()]
+
+
+@pytest.mark.parametrize(("tokenizer", "length"), [(Words(), 9), (None, 16)])
+def test_attention_patterns_hold_a_number_for_each_layer(model, tokenizer, length):
+    found = test_functions.test_attention_patterns(model, CONFIG, tokenizer=tokenizer)
+    assert list(found) == [
+        "num_layers",
+        "input_length",
+        "collapsed_layers",
+        "head_specialization_scores",
+        "attention_entropy",
+    ]
+    assert (found["num_layers"], found["input_length"]) == (2, length)
+    assert not found["collapsed_layers"]
+    longest = [torch.arange(1, length + 1).log().mean().item()] * 2
+    assert found["attention_entropy"] == pytest.approx(longest, rel=0.2)
+    assert all(0 < score < 0.2 for score in found["head_specialization_scores"])
+
+
+def test_attention_patterns_say_that_there_is_no_attention():
+    model = torch.nn.Sequential(torch.nn.Embedding(VOCAB, 8), torch.nn.Linear(8, VOCAB))
+    assert test_functions.test_attention_patterns(model, CONFIG) == {"error": "no attention found"}
 
 
 @pytest.mark.parametrize("name", test_functions.__all__)

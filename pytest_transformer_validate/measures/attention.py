@@ -273,6 +273,18 @@ def picture(site: Site) -> tuple[tuple[float, ...], ...]:
     return tuple(tuple(round(float(x), 4) for x in row) for row in mean)
 
 
+def specialization(site: Site) -> float:
+    """How much a weight differs between heads, as a standard deviation."""
+    return float(site.weights.double().std(0).mean()) if len(site.weights) > 1 else 0.0
+
+
+def entropy(site: Site) -> float:
+    """Of the rows, in nats: the mean over heads and rows."""
+    rows = site.weights.double().clamp_min(0)
+    rows = rows / rows.sum(-1, keepdim=True).clamp_min(1e-300)
+    return float(-(rows * rows.clamp_min(1e-300).log()).sum(-1).mean())
+
+
 def mean_entropy(layers: Sequence[Layer]) -> float | None:
     """Over all heads of all layers."""
     every = [e for each in layers for e in each.entropy]

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pytest_transformer_validate.subject.subject import Subject
 
 _LONG = 32
+_IDS = 16
 _SCALES = ("scal", "multiplier", "mult", "temperature", "alpha")
 _NAMES = ("attention_weights", "attn_weights", "attentions", "attention_probs", "attn_probs")
 
@@ -58,6 +59,21 @@ class AttentionWeights(Passes):
         """Of a text of this length."""
         with self.probe.under(condition):
             return self._over(self._text(length))
+
+    def of_ids(self, ids: list[int] | None) -> tuple[list[Site], int]:
+        """Over one text of these ids, or of 16 random ones, or one image; and how many tokens
+        or patches there are."""
+        subject = self.probe.subject
+        if subject.vision:
+            sites = self.sites()
+            return sites, max((site.shape[1] for site in sites), default=0)
+        longest = subject.max_length or _IDS
+        batch = self._text(min(_IDS, longest) if ids is None else len(ids))
+        role = sequence(self.probe)
+        if ids is not None:
+            given = torch.tensor([ids], device=subject.device)
+            batch = batch.with_(**dict.fromkeys({"input_ids", role}, given))
+        return self._over(batch), batch[role].shape[1]
 
     @property
     def long_length(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from pytest_transformer_validate.checks.registry import check
@@ -76,24 +77,29 @@ def _leaks(probe: Probe) -> bool:
 
 
 def _judge_padding(probe: Probe, hidden: Hidden, cells: dict[str, int], notes: list[str]) -> None:
-    """Judged where the mask hides padding in some head of the model at least."""
+    """Judged in stacks of layers in which some head of some layer hides padding at least."""
     judged = [
         (place, site, weights)
         for place, site in enumerate(hidden.sites)
         if (weights := _on_padding(probe, hidden, site)) is not None
     ]
-    least = [float(w.amax((1, 2)).min()) for _, _, w in judged]
-    hides = any(value <= PLAIN for value in least)
+    hiding = {_stack(s) for _, s, w in judged if float(w.amax((1, 2)).min()) <= PLAIN}
     for place, site, given in judged:
+        cells["padding"] = cells.get("padding", 0) + int((~hidden.keep).sum()) * site.shape[0]
+        if _stack(site) not in hiding:
+            notes.append(f"{site.module}: padding has a weight here, and in all layers beside it")
+            continue
         weights = given
-        if float(given.max()) > PLAIN and hides:
+        if float(given.max()) > PLAIN:
             weights = given * probe.attention_weights.reaches(hidden, place)
         value = float(weights.max())
-        cells["padding"] = cells.get("padding", 0) + int((~hidden.keep).sum()) * site.shape[0]
-        if value > tiny(site) and hides:
+        if value > tiny(site):
             raise _mask_failure(site, weights, "padding", value, cells)
-        if float(numbers.seen(site)[..., ~hidden.keep].max()) > PLAIN and not hides:
-            notes.append(f"{site.module}: padding has a weight here, and in all other attention")
+
+
+def _stack(site: Site) -> str:
+    """What the names of layers of one list have in common."""
+    return re.sub(r"\d+", "#", site.module)
 
 
 def _on_padding(probe: Probe, hidden: Hidden, site: Site) -> torch.Tensor | None:
