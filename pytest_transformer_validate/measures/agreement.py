@@ -80,3 +80,16 @@ def by_layer(pairs: Sequence[Pair]) -> dict[str, float]:
     """How far the result of each pair is apart; of many, every second, third..."""
     step = -(-len(pairs) // LISTED) or 1
     return {pair.own.name: pair.apart for pair in pairs[::step]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantisedAgreement(Measurement):
+    """A model against its dynamically quantised copy, as information.
+
+    ``value`` is the mean of KL(model || copy) in nats, ``top1`` the share of outputs with the same
+    largest logit; ``layers`` of ``linear`` linear layers were quantised.
+    """
+
+    top1: float
+    layers: int
+    linear: int

@@ -6,9 +6,6 @@ run on others.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import re
 import tempfile
 from dataclasses import dataclass
@@ -17,19 +14,25 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_flatten_with_path, tree_unflatten
 
 from pytest_transformer_validate.errors import NotApplicable, error_line
 from pytest_transformer_validate.probe.align import Pair, first_apart, place
 from pytest_transformer_validate.probe.compare import difference, over, trace
 from pytest_transformer_validate.probe.passes import Passes, remembered
+from pytest_transformer_validate.probe.program_inputs import (
+    Inputs,
+    Logits,
+    inputs_of,
+    open_axes,
+    silent,
+)
 from pytest_transformer_validate.probe.quiet import quietly
 from pytest_transformer_validate.probe.trace import ROOT, traced
 from pytest_transformer_validate.subject.masks import padding_id
 from pytest_transformer_validate.subject.outputs import read_output
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from pytest_transformer_validate.subject.batch import Batch
 
@@ -39,7 +42,6 @@ AXES = ("batch", "length")
 _LONGEST = 48
 _INSIDE = "model."
 _GUARD = re.compile(r"tensors_(\d+)\.size\(\)\[(\d+)\] == (\d+)")
-_MODULES = ("torch._dynamo", "torch._export", "torch.export", "torch._inductor", "torch.fx")
 
 
 @dataclass(frozen=True)
@@ -52,18 +54,6 @@ class Shape:
     moved: float
     reference: torch.Tensor
     raised: str = ""
-
-
-@dataclass(frozen=True, eq=False)
-class Inputs:
-    """What a model is called with: ``tensors`` by name, at ``places`` among ``constants``, in a
-    nest that ``spec`` describes."""
-
-    names: list[str]
-    tensors: list[torch.Tensor]
-    constants: list[Any]
-    places: list[int]
-    spec: Any
 
 
 @dataclass(frozen=True)
@@ -140,8 +130,8 @@ class Exported(Passes):
 
     def _made(self, who: str, make: Callable[[nn.Module], Any]) -> Any:
         """What ``make`` gives for the model, in eval mode; NotApplicable with what it raises."""
-        with self.probe.running("program") as subject, quietly(), _silent():
-            wrapper = _Logits(subject.model, self._inputs(*self.shapes[0]), self._read)
+        with self.probe.running("program") as subject, quietly(), silent():
+            wrapper = Logits(subject.model, self._inputs(*self.shapes[0]), self._read)
             try:
                 return make(wrapper)
             except Exception as error:
@@ -157,7 +147,7 @@ class Exported(Passes):
         inputs = self._inputs(rows, length)
         if inputs.constants != self._inputs(*self.shapes[0]).constants:
             return Shape(rows, length, 0.0, reference, "the model is given other numbers here")
-        with self.probe.running("program") as subject, quietly(), _silent():
+        with self.probe.running("program") as subject, quietly(), silent():
             try:
                 logits = subject.read(program.run(*inputs.tensors), batch).logits
             except Exception as error:  # noqa: BLE001 - a program may be made for one shape
@@ -202,16 +192,7 @@ class Exported(Passes):
                 subject(batch)
             finally:
                 handle.remove()
-        leaves, spec = tree_flatten_with_path(given[0])
-        places = [i for i, (_, leaf) in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
-        paths = [leaves[place][0][-1] for place in places]
-        return Inputs(
-            names=[str(getattr(path, "key", f"input {path}")) for path in paths],
-            tensors=[leaves[place][1] for place in places],
-            constants=[None if i in places else leaf for i, (_, leaf) in enumerate(leaves)],
-            places=places,
-            spec=spec,
-        )
+        return inputs_of(given[0])
 
     def _read(self, raw: Any) -> torch.Tensor:
         """The tensor of logits, as the model lays it out."""
@@ -226,7 +207,9 @@ class Exported(Passes):
         """torch's ExportedProgram, with every axis open that differs between the shapes."""
         first = self._inputs(*self.shapes[0])
         others = [self._inputs(*shape).tensors for shape in self.shapes[1:]]
-        opened = [_open(t, [other[i] for other in others]) for i, t in enumerate(first.tensors)]
+        opened = [
+            open_axes(t, [other[i] for other in others]) for i, t in enumerate(first.tensors)
+        ]
         return torch.export.export(
             wrapper, tuple(first.tensors), dynamic_shapes={"tensors": tuple(opened)}, strict=False
         )
@@ -268,47 +251,3 @@ class Exported(Passes):
         program = self._export_of(wrapper)
         aoti_compile_and_package(program, package_path=path)
         return Program(aoti_load_package(path))
-
-
-class _Logits(nn.Module):
-    """The model as a function of tensors alone, giving nothing but logits."""
-
-    def __init__(
-        self, model: nn.Module, inputs: Inputs, read: Callable[[Any], torch.Tensor]
-    ) -> None:
-        super().__init__()
-        self.model = model
-        self.inputs = inputs
-        self.read = read
-
-    def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
-        leaves = list(self.inputs.constants)
-        for place, tensor in zip(self.inputs.places, tensors, strict=True):
-            leaves[place] = tensor
-        args, kwargs = tree_unflatten(leaves, self.inputs.spec)
-        return self.read(self.model(*args, **kwargs))
-
-
-def _open(value: torch.Tensor, others: list[torch.Tensor]) -> dict[int, Any]:
-    """Which axes of an input are left open: those that are of another size elsewhere."""
-    return {
-        axis: torch.export.Dim.AUTO
-        for axis, size in enumerate(value.shape)
-        if any(other.shape[axis] != size for other in others)
-    }
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """torch's makers of programs log and print what they raise anyway."""
-    loggers = [logging.getLogger(name) for name in _MODULES]
-    before = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL + 1)
-        sink = io.StringIO()
-        with contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
-            yield
-    finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)

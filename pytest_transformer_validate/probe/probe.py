@@ -28,6 +28,7 @@ from pytest_transformer_validate.probe.mixing import Mixing
 from pytest_transformer_validate.probe.order import Order
 from pytest_transformer_validate.probe.padding import Padding
 from pytest_transformer_validate.probe.precision import MaskDtype, Precision
+from pytest_transformer_validate.probe.quantised import Quantisation
 from pytest_transformer_validate.probe.resized import Resizing
 from pytest_transformer_validate.probe.resources import Resources
 from pytest_transformer_validate.probe.siblings import Siblings
@@ -206,6 +207,7 @@ class Probe:
     exported = functools.cached_property(Exported)
     generation = functools.cached_property(Generation)
     losses = functools.cached_property(Losses)
+    quantisation = functools.cached_property(Quantisation)
     resizing = functools.cached_property(Resizing)
     resources = functools.cached_property(Resources)
     tables = functools.cached_property(Tables)

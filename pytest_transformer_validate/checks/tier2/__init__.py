@@ -5,6 +5,7 @@ from pytest_transformer_validate.checks.tier2 import (  # isort: skip
     checkpointing,
     generation,
     export,
+    quantisation,
     reference,
     attention,
     attention_mask,
@@ -21,5 +22,6 @@ __all__ = [
     "equivalence",
     "export",
     "generation",
+    "quantisation",
     "reference",
 ]
