@@ -105,10 +105,12 @@ class _Owner:
 
 def _wrapped_by_torch(before: Any, after: Any) -> bool:
     """Whether torch itself wrapped a function of its own, as it does when a library first imports
-    its compiler: the wrapper is the compiler's, and calls ``before``."""
+    its compiler or compiles: the wrapper is the compiler's, and calls ``before``."""
     import torch
 
-    made = (code for code in torch._disable_dynamo.__code__.co_consts)
+    guard = sys.modules.get("torch._dynamo.mutation_guard")
+    makers = [torch._disable_dynamo, getattr(guard, "install_generation_tagging_init", None)]
+    made = itertools.chain.from_iterable(m.__code__.co_consts for m in makers if m is not None)
     wrappers = [code for code in made if isinstance(code, types.CodeType)]
     cells = getattr(after, "__closure__", None) or ()
     return (
