@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pytest_transformer_validate.errors import SourceError
+from pytest_transformer_validate.sources.hub.name import is_repository
 from pytest_transformer_validate.sources.wording import clipped
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def _all(value: Any, key: str, place: str) -> list[Reference]:
 
 def _one(text: Any, key: str, place: str) -> Reference:
     match = _REFERENCE.fullmatch(text) if isinstance(text, str) else None
-    if match is None:
+    if match is None or not is_repository(match["repository"] or "org/name"):
         raise SourceError(
             f"{place}, key auto_map.{clipped(key, 60)}: must name a class of a file beside the "
             f'config, "modeling.Net", given {clipped(repr(text), 80)}'

@@ -24,7 +24,20 @@ def test_where_a_class_is():
 
 
 @pytest.mark.parametrize(
-    "text", ["Net", "../a.Net", "a/b.Net", "", "a.1", "x--a.Net", "a.Net;", 3, ["a.Net"]]
+    "text",
+    [
+        "Net",
+        "../a.Net",
+        "a/b.Net",
+        "",
+        "a.1",
+        "x--a.Net",
+        "../x--a.Net",
+        "a/b.git--a.Net",
+        "a.Net;",
+        3,
+        ["a.Net"],
+    ],
 )
 def test_what_names_no_class(text):
     with pytest.raises(SourceError, match="key auto_map.AutoModel: must name a class"):

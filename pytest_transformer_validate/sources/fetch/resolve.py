@@ -129,7 +129,7 @@ class _Resolver:
         if self.terms.offline:
             if source.always_code:
                 require_any(source.spec, entry, self.terms)
-            found = source.find_offline(pinned, self.store)
+            found = source.find_offline(pinned, pin, self.store)
             if found is not None:
                 return found
             raise SourceError(

@@ -90,8 +90,9 @@ class FetchedSource(Source):
         """The files of a revision that is known, see ``fetch``."""
         return self.fetch(pin.revision, store)
 
-    def find_offline(self, revision: str | None, store: Store) -> Fetched | None:
-        """What another cache of this machine has of a revision; nothing is asked of the host."""
+    def find_offline(self, revision: str | None, pin: Pin | None, store: Store) -> Fetched | None:
+        """What another cache of this machine has of a revision, of which ``pin`` may be known;
+        nothing is asked of the host."""
         return None
 
     def complete(self, pin: Pin, *, offline: bool) -> None:

@@ -75,13 +75,11 @@ class HubSource(FetchedSource):
 
     def fetch_again(self, pin: Pin, store: Store) -> Fetched:
         """See ``FetchedSource.fetch_again``: code of other repositories at the same commits."""
-        found = [_FOREIGN.fullmatch(path) for path in pin.tree.files]
-        pins = {match["repository"]: match["commit"] for match in found if match}
-        return self._describe(pin.revision, store, pins)
+        return self._describe(pin.revision, store, pin)
 
-    def find_offline(self, revision: str | None, store: Store) -> Fetched | None:
+    def find_offline(self, revision: str | None, pin: Pin | None, store: Store) -> Fetched | None:
         """See ``FetchedSource.find_offline``."""
-        return self._describe(revision, store, offline=True)
+        return self._describe(revision, store, pin, offline=True)
 
     def complete(self, pin: Pin, *, offline: bool) -> None:
         """Fetch the weights."""
@@ -115,16 +113,17 @@ class HubSource(FetchedSource):
         self,
         revision: str | None,
         store: Store,
-        pins: Mapping[str, str] | None = None,
+        pin: Pin | None = None,
         *,
         offline: bool = False,
     ) -> Fetched:
+        found = [_FOREIGN.fullmatch(path) for path in (pin.tree.files if pin else ())]
         reply = ask(
             {
                 "what": DESCRIBE,
                 "repository": self.repository,
                 "revision": revision or self.typed,
-                "pins": dict(pins or {}),
+                "pins": {match["repository"]: match["commit"] for match in found if match},
                 "offline": offline,
             }
         )

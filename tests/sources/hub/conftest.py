@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,6 @@ class Hub:
     url: str
     root: Path
     org: str
-    about: dict[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

@@ -220,7 +220,7 @@ def test_code_that_was_changed_on_this_machine_never_runs(hub, resolve):
     assert resolve().load(LoadOptions())
 
 
-def test_code_of_another_repository_is_pinned_with_it(hub, resolve, lock):
+def test_code_of_another_repository_is_pinned_with_it(hub, resolve, tmp_path):
     """Row 61: both commits are named, recorded, and kept when the other repository moves on."""
     other = hub.push(remote_code.CODE, name="code")
     names = {
@@ -233,7 +233,10 @@ def test_code_of_another_repository_is_pinned_with_it(hub, resolve, lock):
     loaded = source.load(LoadOptions())
     assert run(loaded).shape == (1, 2, 20)
     hub.push(remote_code.CODE | {"parts/late.py": "scale = 3.0"}, name="code")
-    (Path(source.resolution.folder).parent).rename(hub.root.parent / f"{hub.org} gone")
+    store = Path(source.resolution.folder).parent
+    store.rename(tmp_path / "gone")
+    assert resolve(offline=True).resolution.pin == source.resolution.pin
+    store.rename(tmp_path / "gone too")
     again = resolve()
     assert again.resolution.pin.tree == source.resolution.pin.tree
     assert torch.equal(run(again.load(LoadOptions())), run(loaded))
