@@ -1,0 +1,1 @@
+"""From data of any kind to batches: tokens, collators, quality, loaders."""

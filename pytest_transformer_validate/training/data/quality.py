@@ -1,0 +1,229 @@
+"""Advice on data before it is trained on, in three layers.
+
+Before training a sample of the data is looked at; the trainer looks at the first batches; the
+collator only refuses empty ones. Lengths are those of the masks, where there are masks.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import sys
+import warnings
+from collections.abc import Mapping, Sized
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+TASK_MIN_SEQ_LEN = {
+    "lm": 2,
+    "causal_lm": 2,
+    "language_modeling": 2,
+    "masked_lm": 1,
+    "seq2seq": 2,
+    "classification": 1,
+    "text_classification": 1,
+    "vision_classification": 0,
+    "vision_multilabel": 0,
+}
+SAMPLE = 1_000
+FIRST_BATCHES = 10
+MOST_SHORT = 0.01
+# The rate below which a severity holds; a rate on a border is the worse one.
+_SEVERITIES = ((0.10, "excellent"), (0.20, "good"), (0.40, "high"), (0.60, "very_high"))
+_ADVICE = {
+    "excellent": "few sequences are too short",
+    "good": "some sequences are too short",
+    "high": "many sequences are too short, which is normal for data like WikiText with its blanks",
+    "very_high": "most of what is read is too short; look at how the data is split",
+    "critical": "hardly anything would be left; the data is probably not what it should be",
+}
+
+
+@dataclass(frozen=True)
+class LengthReport:
+    """What a sample of the data says. Advice, not a gate: ``passed`` is always True.
+
+    ``metrics``: ``filter_rate`` (part of the sample that is too short), ``sample_size``,
+    ``valid_sequences``, ``filtered_sequences``, ``dataset_size`` (None for data without length).
+    """
+
+    severity: str
+    message: str
+    warnings: list[str] = field(default_factory=list)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    passed: bool = True
+
+
+class SequenceLengthValidator:
+    """Looks at a random sample of 1,000 examples.
+
+    Args:
+        min_seq_len: the shortest sequence that can be trained on, in tokens.
+        max_filter_rate: above this part of too short ones there is a warning.
+        field_name: where an example holds its tokens.
+        seed: of the sample.
+    """
+
+    def __init__(
+        self,
+        min_seq_len: int,
+        max_filter_rate: float = 0.05,
+        field_name: str = "input_ids",
+        seed: int = 0,
+    ) -> None:
+        self.min_seq_len = min_seq_len
+        self.max_filter_rate = max_filter_rate
+        self.field_name = field_name
+        self.seed = seed
+
+    def validate(self, data: Any) -> LengthReport:
+        """The report. Where it is critical a person at a terminal or notebook is asked whether to
+        go on; "no" raises ValueError, and without anybody to ask it is a warning."""
+        size = len(data) if isinstance(data, Sized) else None
+        sample = _sample(data, size, self.seed)
+        short = sum(length_of(e, self.field_name) < self.min_seq_len for e in sample)
+        rate = short / len(sample) if sample else 1.0
+        severity = severity_of(rate)
+        message = f"{rate:.1%} of {len(sample)} sampled sequences have fewer than "
+        message += f"{self.min_seq_len} tokens: {_ADVICE[severity]}"
+        said = []
+        if rate > self.max_filter_rate:
+            said.append(
+                f"{rate:.1%} of the sequences are too short (allowed {self.max_filter_rate:.1%}); "
+                f"filter_short_sequences(dataset, min_length={self.min_seq_len}) takes them out"
+            )
+        metrics = {"filter_rate": rate, "sample_size": len(sample), "dataset_size": size}
+        metrics |= {"valid_sequences": len(sample) - short, "filtered_sequences": short}
+        if severity == "critical":
+            _ask(message)
+        return LengthReport(severity, message, said, metrics)
+
+
+def severity_of(rate: float) -> str:
+    """``excellent`` below 10 %, ``good`` 20 %, ``high`` 40 %, ``very_high`` 60 %, ``critical``."""
+    return next((name for border, name in _SEVERITIES if rate < border), "critical")
+
+
+def length_of(example: Any, field_name: str = "input_ids") -> int:
+    """The tokens of an example: by its mask, else by the length of its ids."""
+    if not isinstance(example, Mapping):
+        return len(example)
+    mask = example.get("attention_mask")
+    if mask is not None:
+        return int(sum(int(kept) for kept in mask))
+    if field_name not in example:
+        raise ValueError(f"an example needs {field_name!r}; it has {', '.join(map(str, example))}")
+    return len(example[field_name])
+
+
+def filter_short_sequences(
+    dataset: Any, min_length: int = 2, field: str = "input_ids", verbose: bool = True
+) -> Any:
+    """The examples with at least ``min_length`` tokens, in the kind of data that was given.
+
+    Hugging Face datasets are filtered by the offsets of their lists (no example is read); PyTorch
+    datasets become a ``Subset``; lists stay lists. ``verbose`` says how many were left out.
+    """
+    keep = _kept(dataset, min_length, field)
+    if verbose:
+        left_out = len(dataset) - len(keep)
+        warnings.warn(
+            f"{left_out} of {len(dataset)} sequences have fewer than {min_length} tokens and are "
+            "left out",
+            QualityWarning,
+            stacklevel=2,
+        )
+    if hasattr(dataset, "select") and hasattr(dataset, "data"):
+        return dataset.select(keep)
+    if isinstance(dataset, list | tuple):
+        return type(dataset)(dataset[at] for at in keep)
+    import torch
+
+    return torch.utils.data.Subset(dataset, list(keep))
+
+
+class QualityWarning(UserWarning):
+    """Something about the data that a person should know."""
+
+
+def check_first_batches(loader: Iterable[Mapping[str, Any]], task_type: str) -> None:
+    """Look at the first 10 batches of a loader. Raises ValueError where more than 1 % of their
+    sequences are too short for the task, counted by the mask."""
+    least = TASK_MIN_SEQ_LEN.get(task_type, 1)
+    lengths: list[int] = []
+    for batch in itertools.islice(loader, FIRST_BATCHES):
+        lengths += _lengths(batch)
+    short = sum(length < least for length in lengths)
+    if lengths and short > MOST_SHORT * len(lengths):
+        raise ValueError(
+            f"{short} of the first {len(lengths)} sequences have fewer than {least} tokens, which "
+            f"{task_type} needs; filter_short_sequences(dataset, min_length={least}) drops them"
+        )
+
+
+def _lengths(batch: Mapping[str, Any]) -> list[int]:
+    if "attention_mask" in batch:
+        found: list[int] = batch["attention_mask"].sum(-1).tolist()
+        return found
+    ids = batch.get("input_ids")
+    return [] if ids is None else [ids.shape[-1]] * len(ids)
+
+
+def _kept(dataset: Any, least: int, name: str) -> Sequence[int]:
+    table = getattr(dataset, "data", None)
+    if hasattr(dataset, "select") and table is not None and name in dataset.column_names:
+        return _kept_by_offsets(dataset, table, least, name)
+    return [at for at in range(len(dataset)) if length_of(dataset[at], name) >= least]
+
+
+def _kept_by_offsets(dataset: Any, table: Any, least: int, name: str) -> Sequence[int]:
+    """By the lengths of Arrow lists; a mask column counts where there is one."""
+    import pyarrow
+    import pyarrow.compute as compute
+
+    column = table.column(name)
+    if "attention_mask" in dataset.column_names:
+        sums = [
+            compute.list_value_length(chunk) if not len(chunk) else _mask_sums(chunk)
+            for chunk in table.column("attention_mask").chunks
+        ]
+        lengths = pyarrow.chunked_array(sums)
+    else:
+        lengths = compute.list_value_length(column)
+    long = compute.fill_null(compute.greater_equal(lengths, least), False)
+    if dataset._indices is not None:
+        long = long.take(dataset._indices.column(0))
+    return compute.indices_nonzero(long).to_pylist()  # type: ignore[no-any-return]
+
+
+def _mask_sums(chunk: Any) -> Any:
+    """The number of ones in each list of a chunk, by prefix sums over its flat values."""
+    import numpy
+    import pyarrow
+
+    offsets = chunk.offsets.to_numpy()
+    values = chunk.values.to_numpy(zero_copy_only=False)
+    sums = numpy.concatenate([[0], numpy.cumsum(values, dtype=numpy.int64)])
+    return pyarrow.array(sums[offsets[1:]] - sums[offsets[:-1]])
+
+
+def _sample(data: Any, size: int | None, seed: int) -> list[Any]:
+    if size is None:
+        return list(itertools.islice(iter(data), SAMPLE))
+    picks = random.Random(seed).sample(range(size), min(SAMPLE, size))
+    return [data[at] for at in sorted(picks)]
+
+
+def _ask(message: str) -> None:
+    """Ask a person whether to go on. Raises ValueError for no."""
+    shell = sys.modules.get("IPython")
+    notebook = shell is not None and shell.get_ipython() is not None
+    if not (notebook or (sys.stdin is not None and sys.stdin.isatty())):
+        warnings.warn(message, QualityWarning, stacklevel=3)
+        return
+    answer = input(f"{message}\nContinue? (yes/no) ").strip().lower()
+    if answer not in {"y", "yes"}:
+        raise ValueError(f"stopped: {message}")
