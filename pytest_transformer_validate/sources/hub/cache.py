@@ -68,18 +68,15 @@ class Cache:
         with _explained(repository, revision):
             return self._ask(repository, revision)
 
-    def fetch(self, copy: Copy, names: Iterable[str], *, again: bool = False) -> None:
-        """Have these files of a commit in the cache; ``again``: even if they are there."""
-        names = list(names)
-        absent = names if again else copy.lacks(names)
+    def fetch(self, copy: Copy, names: Iterable[str]) -> None:
+        """Have these files of a commit in the cache."""
+        absent = copy.lacks(names)
         if absent and self.offline:
             why = f"the copy lacks {listed(absent, 3)}"
             raise SourceError(not_cached(copy.repository, copy.commit, asked=self._asked, why=why))
         with _explained(copy.repository, copy.commit):
             for name in absent:
-                self._api.hf_hub_download(
-                    copy.repository, name, revision=copy.commit, force_download=again
-                )
+                self._api.hf_hub_download(copy.repository, name, revision=copy.commit)
 
     def _known_commit(self, repository: str, revision: str | None) -> str | None:
         """The commit that the cache knows for a revision."""
