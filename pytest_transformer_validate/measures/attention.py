@@ -240,7 +240,8 @@ def norms(site: Site) -> tuple[float, float, bool]:
     even = False
     for vectors in (site.query, site.key):
         lengths = vectors.double().norm(dim=-1).flatten()
-        mean = float(lengths.mean())
+        lengths = lengths[lengths > 0]  # blocks are filled up with zeros
+        mean = float(lengths.mean()) if lengths.numel() else 0.0
         even = even or (mean > 0 and float(lengths.std(correction=0)) < 0.01 * mean)
         found.append(mean / vectors.shape[-1] ** 0.5)
     return found[0], found[1], even

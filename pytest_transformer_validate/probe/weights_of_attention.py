@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 _LONG = 32
 _IDS = 16
+_ATTENTION = re.compile(r"(attn|attention)\d*$", re.IGNORECASE)
 _SCALES = ("scal", "multiplier", "mult", "temperature", "alpha")
 _NAMES = ("attention_weights", "attn_weights", "attentions", "attention_probs", "attn_probs")
 
@@ -111,7 +113,8 @@ class AttentionWeights(Passes):
         found = []
         for covers, way in self.probe.padding.told():
             batch, keep = self._padded(covers, way)
-            found.append(Hidden(covers, self._over(batch), keep, batch))
+            with contextlib.suppress(Exception):  # tier 1 judges what padding may look like
+                found.append(Hidden(covers, self._over(batch), keep, batch))
         return found
 
     def reaches(self, hidden: Hidden, place: int) -> torch.Tensor:
@@ -176,10 +179,8 @@ class AttentionWeights(Passes):
         """The first module that is called attention, by its class or its own name, and is no
         list of others."""
         for name, module in self.probe.subject.model.named_modules():
-            own = name.rpartition(".")[2].lower()
-            if ("attention" in type(module).__name__.lower() or "attn" in own) and not isinstance(
-                module, torch.nn.ModuleList
-            ):
+            called = _ATTENTION.search(name) or "attention" in type(module).__name__.lower()
+            if called and not isinstance(module, torch.nn.ModuleList):
                 return name or ROOT
         return None
 
@@ -242,6 +243,9 @@ class AttentionWeights(Passes):
         keep = probe.padding.keep(ids, layout)[0].to(ids.device)
         pad = padding_id(subject)
         padded = ids if pad is None else torch.where(keep, ids, pad)
+        if subject.ends:  # classifiers look for the end of a text
+            padded = padded.clone()
+            padded[:, int(keep.nonzero().max())] = subject.end_id
         given = batch.with_(**{covers: padded})
         return (given if way is None else way.tell(given, keep[None])), keep
 

@@ -85,10 +85,10 @@ def _judge_padding(probe: Probe, hidden: Hidden, cells: dict[str, int], notes: l
     ]
     hiding = {_stack(s) for _, s, w in judged if float(w.amax((1, 2)).min()) <= PLAIN}
     for place, site, given in judged:
-        cells["padding"] = cells.get("padding", 0) + int((~hidden.keep).sum()) * site.shape[0]
         if _stack(site) not in hiding:
             notes.append(f"{site.module}: padding has a weight here, and in all layers beside it")
             continue
+        cells["padding"] = cells.get("padding", 0) + int((~hidden.keep).sum()) * site.shape[0]
         weights = given
         if float(given.max()) > PLAIN:
             weights = given * probe.attention_weights.reaches(hidden, place)
