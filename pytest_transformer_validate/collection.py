@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pytest_transformer_validate.models import Run, RunModel
 
 MADE = pytest.StashKey[dict[str, list[tuple[str, Any, Any]]]]()
+MADE = pytest.StashKey[dict[str, list[tuple[str, Any, Any]]]]()
 TIER3_HINT = "tier 3 trains the model; add --tb-train"
 SLOW_HINT = "slow checks run when asked for: -m slow, or by name"
 
@@ -99,6 +100,26 @@ class Tier(_Node, pytest.Module):
                 item.add_marker("slow")
             _limit_time(item)
             yield item
+
+    def _made(self, check: Check, function: Callable[..., None]) -> list[tuple[str, Any, Any]]:
+        """Names, parameters and fixtures of what pytest makes of the check; the same for every
+        model where no conftest has a say in it."""
+        known = self.session.stash.setdefault(MADE, {})
+        if check.name in known:
+            return known[check.name]
+        hook = self.ihook.pytest_pycollect_makeitem
+        items = hook(collector=self, name=check.name, obj=function) or []
+        made = [
+            (item.name, getattr(item, "callspec", None), getattr(item, "_fixtureinfo", None))
+            for item in items
+        ]
+        if not any(
+            hasattr(conftest, name)
+            for conftest, _ in _conftests(self.config)
+            for name in ("pytest_pycollect_makeitem", "pytest_generate_tests")
+        ):
+            known[check.name] = made
+        return made
 
     def _made(self, check: Check, function: Callable[..., None]) -> list[tuple[str, Any, Any]]:
         """Names, parameters and fixtures of what pytest makes of the check; the same for every

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
+import importlib.util
+import re
 import warnings
 from typing import TYPE_CHECKING
 
@@ -10,6 +13,10 @@ from pytest_transformer_validate.errors import MissingDependency
 
 if TYPE_CHECKING:
     from types import ModuleType
+
+
+OLDEST_TORCH = "2.10"
+_INSTALL = "install it with: pip install"
 
 
 def require(module: str, *, extra: str) -> ModuleType:
@@ -24,10 +31,26 @@ def require(module: str, *, extra: str) -> ModuleType:
         top = module.partition(".")[0]
         if error.name is None or error.name.partition(".")[0] != top:
             raise
-        raise MissingDependency(
-            f"{top} is not installed; install it with: "
-            f'pip install "pytest-transformer-validate[{extra}]"'
-        ) from error
+        raise _missing(top, extra) from error
+
+
+def expect(module: str, *, extra: str) -> None:
+    """Raise MissingDependency where ``require`` would; nothing is imported."""
+    if not _is_there(module):
+        raise _missing(module, extra)
+
+
+def expect_torch() -> None:
+    """Raise MissingDependency where there is no torch or too old a one; nothing is imported."""
+    wanted = f'{_INSTALL} "torch>={OLDEST_TORCH}"'
+    if not _is_there("torch"):
+        raise MissingDependency(f"torch is not installed, which models need; {wanted}")
+    try:
+        version = importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:
+        return
+    if _numbers(version) < _numbers(OLDEST_TORCH):
+        raise MissingDependency(f"torch {version} is too old to judge models with; {wanted}")
 
 
 def find(module: str) -> ModuleType | None:
@@ -43,3 +66,20 @@ def import_torch() -> ModuleType:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
         return importlib.import_module("torch")
+
+
+def _missing(package: str, extra: str) -> MissingDependency:
+    return MissingDependency(
+        f'{package} is not installed; {_INSTALL} "pytest-transformer-validate[{extra}]"'
+    )
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])

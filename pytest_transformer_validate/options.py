@@ -17,7 +17,7 @@ from pytest_transformer_validate.errors import SpecError
 from pytest_transformer_validate.task import TASKS, canonical_task
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 DTYPES = {"float64": "float64", "float32": "float32", "float16": "float16", "bfloat16": "bfloat16"}
 DTYPES |= {"fp64": "float64", "fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -146,6 +146,18 @@ def ini(config: pytest.Config, name: str) -> Any:
     except (TypeError, ValueError, pytest.UsageError) as error:
         place = _places(config.inipath).get(name, name)
         raise pytest.UsageError(f"{place}: {error}") from error
+
+
+@contextlib.contextmanager
+def clean_errors() -> Iterator[None]:
+    """What was typed may hold credentials and control characters: the texts of UsageErrors that
+    are raised within are fit to be shown."""
+    try:
+        yield
+    except pytest.UsageError as error:
+        from pytest_transformer_validate.report.text import printable
+
+        raise pytest.UsageError(*(printable(str(text)) for text in error.args)) from error
 
 
 def refuse_unknown(config: pytest.Config) -> None:

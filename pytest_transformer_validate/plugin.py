@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,7 +9,7 @@ import pytest
 from pytest_transformer_validate import fixtures, hookspec, options
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Generator
 
 MARKS = (
     "tier1: validation of a transformer: is it built right?",
@@ -38,7 +37,7 @@ def pytest_cmdline_main(config: pytest.Config) -> Generator[None, object, object
         from pytest_transformer_validate.isolation.policy import distribute
         from pytest_transformer_validate.start import named
 
-        with _clean_errors():
+        with options.clean_errors():
             distribute(config, named(config))
     return (yield)
 
@@ -55,7 +54,7 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     from pytest_transformer_validate.start import start
 
-    with _clean_errors():
+    with options.clean_errors():
         run = start(config)
     if run is not None:
         from pytest_transformer_validate.isolation.policy import withhold
@@ -63,14 +62,3 @@ def pytest_configure(config: pytest.Config) -> None:
 
         register(config, run)
         withhold(config, run.sources)
-
-
-@contextlib.contextmanager
-def _clean_errors() -> Iterator[None]:
-    """What was typed may hold credentials and control characters."""
-    try:
-        yield
-    except pytest.UsageError as error:
-        from pytest_transformer_validate.report.text import printable
-
-        raise pytest.UsageError(*(printable(str(text)) for text in error.args)) from error

@@ -13,6 +13,7 @@ import pytest
 
 from pytest_transformer_validate import options
 from pytest_transformer_validate.errors import MissingDependency, SpecError
+from pytest_transformer_validate.optional import expect, expect_torch
 from pytest_transformer_validate.options import Settings
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def start(config: pytest.Config) -> Run | None:
         if not sources:
             return None
         reference = _reference(config)
+        _refuse_missing([source for source, _ in sources])
         sources, reference = _resolved(config, sources, reference)
         checks = tuple(all_checks())
         settings = _with_check_options(config, settings, checks)
@@ -71,6 +73,14 @@ def start(config: pytest.Config) -> Run | None:
         selected={model: frozenset(names) for model, names in selected.items()},
         house=house,
     )
+
+
+def _refuse_missing(sources: list[Source]) -> None:
+    """Raise MissingDependency for what the models of this run cannot do without."""
+    expect_torch()
+    for source in sources:
+        for package, extra in source.needs.items():
+            expect(package, extra=extra)
 
 
 def named(config: pytest.Config) -> list[Source]:

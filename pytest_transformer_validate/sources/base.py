@@ -7,6 +7,7 @@ import hashlib
 import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pytest_transformer_validate.redaction import redact
@@ -70,12 +71,14 @@ class Source(ABC):
     ``spec`` is what was typed, ``short`` its short form, and ``id``, which heads node ids, the
     short form fit for every report (see ``node_id``); ``fetched`` says whether its code comes
     from another machine: such a model runs in a worker, with recorded consent.
+    ``needs`` are packages, and the extras that install them, without which it cannot be loaded.
     """
 
     spec: str
     id: str
     short: str
     fetched: ClassVar[bool] = False
+    needs: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
     def __post_init__(self) -> None:
         """Keep the id that was given as ``short``."""
