@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import os
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -210,6 +211,7 @@ class RunModel:
         # Now, because inside a model's scope no bytecode is written, and every run would compile.
         import_module("pytest_transformer_validate.probe.probe")
         _share_threads()
+        _freeze()
 
     def _load(self) -> Loaded:
         self.prepare()
@@ -298,6 +300,13 @@ def pick_device(name: str) -> torch.device:
 
 
 @functools.cache
+@functools.cache
+def _freeze() -> None:
+    """Keep what is there before any model out of Python's search for cycles, until the run ends:
+    going through all of torch takes as long as several checks."""
+    gc.freeze()
+
+
 def _share_threads() -> None:
     """In a pytest-xdist worker, take this worker's part of the processors; done once."""
     workers = os.environ.get("PYTEST_XDIST_WORKER_COUNT", "")

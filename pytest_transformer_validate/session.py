@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -123,6 +124,7 @@ class Models:
     def pytest_sessionfinish(self) -> None:
         for model in self.run.models:
             model.release()
+        gc.unfreeze()
         if hasattr(self.config, "workeroutput"):
             self.config.workeroutput[_DESELECTED] = self.held_back
 

@@ -102,13 +102,15 @@ def same_vectors(entering: torch.Tensor) -> tuple[int, int] | None:
     """The first two positions that are given one and the same vector, of (T, D) in which others
     differ; ``None`` where all differ, or all are the same, but for the first few (a convolution
     begins there)."""
+    import torch
+
     scale = float(entering.abs().max())
     if constant_over_positions(entering[min(2 * _EDGE, len(entering) // 2) :]):
         return None
     order = entering.double()
-    gaps = (order[:, None] - order[None]).abs().amax(-1) if len(order) <= 128 else None
-    if gaps is None:
+    if len(order) > 128:
         return _same_in_long(order, scale)
+    gaps = torch.cdist(order, order, p=float("inf"))
     gaps.fill_diagonal_(float("inf"))
     if float(gaps.min()) > 1e-7 * scale:
         return None
