@@ -41,11 +41,13 @@ class Weights:
 @dataclass(frozen=True)
 class Compared:
     """Outputs of one text (n, V): ``logits`` of the model, ``expected`` of the reference, at real
-    tokens, over the outputs that both have; ``narrowed`` says that one has more."""
+    tokens, over the outputs that both have; ``narrowed`` says that one has more;
+    ``shapes`` are those of both where they do not agree."""
 
     logits: torch.Tensor
     expected: torch.Tensor
     narrowed: bool = False
+    shapes: tuple[tuple[int, ...], ...] = ()
 
     @property
     def moved(self) -> float:
@@ -124,8 +126,7 @@ class Comparison(Passes):
         width = min(logits.shape[-1], expected.shape[-1])
         narrowed = logits.shape[-1] != expected.shape[-1]
         if logits.shape[:-1] != expected.shape[:-1]:
-            shapes = f"{tuple(logits.shape)} and {tuple(expected.shape)}"
-            raise NotApplicable(f"the outputs are not of one kind: {shapes}")
+            return Compared(logits, expected, shapes=(tuple(logits.shape), tuple(expected.shape)))
         logits, expected = logits[..., :width], expected[..., :width]
         if keep is not None and logits.dim() > 2 and logits.shape[:2] == keep.shape:
             return Compared(logits[keep], expected[keep], narrowed)

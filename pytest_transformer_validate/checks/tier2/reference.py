@@ -42,6 +42,8 @@ def reference(probe: Probe, *, factor: float = 64.0, kl: float = 0.05) -> Agreem
     quantised = comparison.quantised
     for text in comparison.texts():
         found = comparison.compared(text)
+        if found.shapes:
+            _fail_shapes(measured, found.shapes)
         measured = _measured(measured, text, found)
         if quantised:
             measured = _judge_quantised(probe, measured, kl)
@@ -109,6 +111,15 @@ def _fail(probe: Probe, text: str, measured: Agreement, limit: Limit) -> None:
         *measured.notes,
     ]
     raise CheckFailed("\n".join(lines), measured, where=own)
+
+
+def _fail_shapes(measured: Agreement, shapes: tuple[tuple[int, ...], ...]) -> None:
+    raise CheckFailed(
+        f"{RULE}\n"
+        f"logits are {shapes[0]} here and {shapes[1]} in {measured.reference}\n"
+        "likely: another head, or a model for another task",
+        measured,
+    )
 
 
 def _fail_untied(measured: Agreement, names: tuple[str, ...]) -> None:
