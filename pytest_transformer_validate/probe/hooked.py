@@ -40,16 +40,14 @@ def hooked(
     def before(name: str) -> Callable[..., Any]:
         def hook(_module: Any, args: Any, kwargs: Any) -> Any:
             given = floating((args, kwargs))
-            return (
-                None if (new := enter(name, given)) is None else _put((args, kwargs), given, new)
-            )
+            return None if (new := enter(name, given)) is None else put((args, kwargs), given, new)
 
         return hook
 
     def after(name: str) -> Callable[..., Any]:
         def hook(_module: Any, _args: Any, _kwargs: Any, output: Any) -> Any:
             given = floating(output)
-            return None if (new := leave(name, given)) is None else _put(output, given, new)
+            return None if (new := leave(name, given)) is None else put(output, given, new)
 
         return hook
 
@@ -67,7 +65,7 @@ def hooked(
             handle.remove()
 
 
-def _put(value: Any, old: list[torch.Tensor], new: list[torch.Tensor]) -> Any:
+def put(value: Any, old: list[torch.Tensor], new: list[torch.Tensor]) -> Any:
     """The nest ``value`` with the tensors ``old`` replaced by ``new``, as far as it is made of
     tuples, lists, dicts and model outputs."""
     by_id = {id(a): b for a, b in zip(old, new, strict=True)}

@@ -14,6 +14,7 @@ from pytest_transformer_validate.errors import Blocked, NotApplicable, SubjectEr
 from pytest_transformer_validate.probe import compare, forwards, gradients, positions, rows
 from pytest_transformer_validate.probe.answers import NO_OUTPUT, Answers
 from pytest_transformer_validate.probe.attention import Attention
+from pytest_transformer_validate.probe.attribution import Attributions
 from pytest_transformer_validate.probe.backends import Backends
 from pytest_transformer_validate.probe.bounds import Bounds
 from pytest_transformer_validate.probe.caches import Caches
@@ -201,6 +202,7 @@ class Probe:
     answers = functools.cached_property(Answers)
     attention = functools.cached_property(Attention)
     attention_weights = functools.cached_property(AttentionWeights)
+    attributions = functools.cached_property(Attributions)
     backends = functools.cached_property(Backends)
     caches = functools.cached_property(Caches)
     experts = functools.cached_property(Experts)

@@ -11,6 +11,7 @@ from pytest_transformer_validate.checks.tier2 import (  # isort: skip
     attention_mask,
     attention_reach,
     attention_scale,
+    attribution,
 )
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "attention_mask",
     "attention_reach",
     "attention_scale",
+    "attribution",
     "checkpointing",
     "equivalence",
     "export",

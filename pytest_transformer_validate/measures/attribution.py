@@ -1,0 +1,90 @@
+"""Numbers of attributions: what they lack, and whether the gradient is the slope."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from pytest_transformer_validate.measures.measurement import Measurement
+from pytest_transformer_validate.measures.tolerance import unit
+
+if TYPE_CHECKING:
+    import torch
+
+    from pytest_transformer_validate.probe.attribution import Integrated, Path, Slopes
+
+_SAME = 1e-2  # slopes that differ by less are the same
+_ROUNDING = 64  # u of the logits that a sum of attributions may lack
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attribution(Measurement):
+    """Integrated gradients of one logit.
+
+    ``value`` is what the attributions lack to the change of the logit, as a part of it, after
+    ``steps`` steps. ``position`` and ``target`` say which logit is explained (the one that moves
+    most), ``change`` by how much it moves from ``baseline`` to the text. ``tokens`` holds a
+    number for each token of each sequence, by role; ``patches`` rows of numbers for an image.
+    ``forbidden`` is the largest attribution that a token got which the task forbids, by what
+    forbids it; ``likeness`` the cosine between attributions with these weights and with moved
+    ones. ``slopes`` says, where it was asked, at how many of how many points of the path the
+    gradient is not the slope of the logit, and at how many the logit has steps.
+    """
+
+    steps: int = 0
+    position: int | None = None
+    target: int = 0
+    change: float = 0.0
+    baseline: str = ""
+    tokens: dict[str, list[float]] = field(default_factory=dict)
+    ids: dict[str, list[int]] = field(default_factory=dict)
+    patches: list[list[float]] = field(default_factory=list)
+    forbidden: dict[str, float] = field(default_factory=dict)
+    likeness: float | None = None
+    slopes: dict[str, int] = field(default_factory=dict)
+
+
+def lacking(found: Integrated) -> float:
+    """What attributions lack to the change of the logit, as a part of it; 0 for rounding."""
+    if abs(found.missing) <= _ROUNDING * unit(found.path.logits):
+        return 0.0
+    return abs(found.missing / found.path.change)
+
+
+def moves(path: Path) -> bool:
+    """Whether the logit moves by more than rounding."""
+    return abs(path.change) > _ROUNDING * unit(path.logits)
+
+
+def stepped(slopes: Slopes) -> int:
+    """At how many points differences over a small and a large part of the path disagree: the
+    logit has steps there."""
+    return _apart(slopes, slopes.small, slopes.large)
+
+
+def wrong(slopes: Slopes) -> int:
+    """At how many points the gradient is not the slope, where a slope there is."""
+    return _apart(slopes, slopes.gradient, slopes.small)
+
+
+def factor(slopes: Slopes) -> float | None:
+    """The gradient over the slope, where that is one number all along the path."""
+    steep = slopes.small.abs() > _SAME * slopes.small.abs().mean()
+    ratios = slopes.gradient[steep] / slopes.small[steep]
+    if len(ratios) < 2 or float((ratios - ratios.mean()).abs().max()) > _SAME:
+        return None
+    return float(ratios.mean())
+
+
+def likeness(one: Integrated, other: Integrated) -> float:
+    """The cosine between two attributions of the same text, number by number."""
+    import torch
+
+    a, b = (torch.cat([part.flatten().double() for part in each.parts]) for each in (one, other))
+    return float(torch.nn.functional.cosine_similarity(a, b, dim=0))
+
+
+def _apart(slopes: Slopes, one: torch.Tensor, other: torch.Tensor) -> int:
+    usual = float(slopes.small.abs().mean())
+    size = one.abs().maximum(other.abs()).clamp(min=usual)
+    return int(((one - other).abs() > _SAME * size).sum())

@@ -1,0 +1,290 @@
+"""Integrated gradients: what each token, or each patch, adds to one logit.
+
+Captum integrates the gradient along the straight path from the vectors of another text, in which
+one plain id stands everywhere, to those of the text itself. The ids stay as they are, so that
+nothing that is computed from them (positions, masks) changes on the way.
+
+Axes: N points of the path, T tokens, D width, S steps.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pytest_transformer_validate.errors import Blocked, NotApplicable, error_line
+from pytest_transformer_validate.optional import require
+from pytest_transformer_validate.probe.compare import sequence
+from pytest_transformer_validate.probe.passes import Passes, remembered
+from pytest_transformer_validate.probe.slopes import first_wrong
+from pytest_transformer_validate.probe.vectors import PIXELS, Reader, read
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pytest_transformer_validate.subject.batch import Batch
+    from pytest_transformer_validate.subject.subject import Subject
+
+    Vectors = tuple[torch.Tensor, ...]
+
+_ROWS = 16  # points of the path that go through a small model together
+_POINTS = 16  # at which the gradient is held against differences
+STEPS = (2e-3, 2e-2)  # of the path: differences over two of them tell slopes from steps
+_PADDED = 3
+
+
+@dataclass(frozen=True)
+class Path:
+    """From ``start`` to ``end``, one row each, as ``reader`` reads them.
+
+    ``target`` is the logit that is explained: the one that moves most between the two, by
+    ``change``; ``logits`` are those of both (2, V). ``baseline`` says what start is.
+    """
+
+    reader: Reader
+    start: Vectors
+    end: Vectors
+    target: int
+    change: float
+    logits: torch.Tensor
+    baseline: str
+
+
+@dataclass(frozen=True)
+class Integrated:
+    """Attributions from ``steps`` steps: of the whole shape of the vectors, and ``missing``, what
+    they lack to the change of the logit."""
+
+    path: Path
+    steps: int
+    parts: Vectors
+    missing: float
+
+    def tokens(self, role: str) -> list[float]:
+        """One number a token: all lookups by ``role`` together."""
+        own = [p for r, p in zip(self.path.reader.roles, self.parts, strict=True) if r == role]
+        total = sum(p[0].flatten(1).sum(1) for p in own)
+        return [float(number) for number in torch.as_tensor(total)]
+
+    def sizes(self, role: str) -> torch.Tensor:
+        """(T,): the largest number that any part of a token got."""
+        own = [p for r, p in zip(self.path.reader.roles, self.parts, strict=True) if r == role]
+        return torch.stack([p[0].flatten(1).abs().amax(1) for p in own]).amax(0).cpu()
+
+    def patches(self, side: int) -> list[list[float]]:
+        """Rows of patches of an image, ``side`` pixels wide."""
+        total = self.parts[0][0].sum(0)
+        pooled = torch.nn.functional.avg_pool2d(total[None], side)[0] * side**2
+        return [[float(number) for number in row] for row in pooled]
+
+
+@dataclass(frozen=True)
+class Slopes:
+    """The slope of the logit along the path at N points: by gradient, and by differences over a
+    small and over a larger part of the path."""
+
+    gradient: torch.Tensor
+    small: torch.Tensor
+    large: torch.Tensor
+
+
+class Attributions(Passes):
+    """Attributions of one logit. ``condition`` is that of ``Probe.under``."""
+
+    @functools.cached_property
+    def rows(self) -> int:
+        """How many points of the path go through the model together."""
+        subject = self.probe.subject
+        return min(_ROWS if subject.small else _ROWS // 2, subject.most_rows)
+
+    @remembered
+    def path(self, condition: str, padded: bool = False) -> Path:
+        """The path to a text, or to one that ends in padding; see ``padding``."""
+        probe = self.probe
+        batch = self._batch(padded)
+        other, words = self._other(batch)
+        reader = Reader(batch, (), self._position(batch))
+        with probe.under(condition), probe.running("attribution") as subject:
+            end, start = read(subject, batch), read(subject, other)
+            roles = tuple(role for role, found in end.items() for _ in found)
+            if [len(v) for v in end.values()] != [len(v) for v in start.values()]:
+                raise NotApplicable("how often tokens are looked up depends on the tokens")
+            reader = Reader(batch, roles, reader.position)
+            ends = tuple(t for found in end.values() for t in found)
+            starts = tuple(t for found in start.values() for t in found)
+            logits = [reader.logits(subject, vectors)[0] for vectors in (starts, ends)]
+        moved = (logits[1] - logits[0]).double()
+        if not bool(moved.isfinite().any()):
+            raise Blocked("logits are not finite: see output_stability")
+        target = int(moved.nan_to_num(0, 0, 0).abs().argmax())
+        change = float(moved[target])
+        return Path(reader, starts, ends, target, change, torch.stack(logits), words)
+
+    @remembered
+    def integrated(self, steps: int, condition: str = "eval", padded: bool = False) -> Integrated:
+        """Captum's IntegratedGradients with that many steps of a Gauss-Legendre rule, a few of
+        them at a time. Raises NotApplicable where no gradient can be taken."""
+        captum: Any = require("captum.attr", extra="analysis")
+        path = self.path(condition, padded)
+
+        def run(subject: Subject) -> Vectors:
+            explained = captum.IntegratedGradients(_logit(subject, path))
+            found = explained.attribute(
+                path.end, baselines=path.start, n_steps=steps, internal_batch_size=self.rows
+            )
+            return tuple(t.detach() for t in found)
+
+        parts = self._differentiated(condition, run)
+        total = sum(float(part.double().sum()) for part in parts)
+        return Integrated(path, steps, parts, total - path.change)
+
+    @functools.cached_property
+    def sequence(self) -> str:
+        """The role of the ids that the output follows."""
+        return sequence(self.probe)
+
+    @functools.cached_property
+    def _exact(self) -> Attributions:
+        """The same over a float64 copy of a small model, where it has one: differences over small
+        steps need digits."""
+        if not self.probe.subject.small:
+            return self
+        try:
+            twin = self.probe.in_float64().attributions
+            twin.path("eval")
+        except Exception:  # noqa: BLE001 - a model need not run in float64
+            return self
+        return twin
+
+    def slopes(self) -> Slopes:
+        """The slope along the path, three times."""
+        return self._exact._slopes()
+
+    def first_wrong(self) -> str | None:
+        """See ``slopes.first_wrong``: at the end of the path."""
+        probe = self._exact.probe
+        path = probe.attributions.path("eval")
+        with probe.running("attribution", grad=True) as subject:
+            return first_wrong(subject.model, lambda: path.reader.logits(subject, path.end))
+
+    @remembered
+    def _slopes(self) -> Slopes:
+        path = self.path("eval")
+
+        def run(subject: Subject) -> Slopes:
+            logit = _logit(subject, path)
+            points = (torch.arange(_POINTS) + 0.5) / _POINTS
+            by_gradient, differences = [], [[], []]  # type: ignore[var-annotated]
+            for few in points.split(self.rows):
+                vectors = _at(path, few)
+                gradients = torch.autograd.grad(logit(*vectors).sum(), vectors)
+                ways = [b - a for a, b in zip(path.start, path.end, strict=True)]
+                by_gradient.append(
+                    sum(
+                        (g * w).flatten(1).double().sum(1)
+                        for g, w in zip(gradients, ways, strict=True)
+                    )
+                )
+                with torch.no_grad():
+                    for found, step in zip(differences, STEPS, strict=True):
+                        up, down = (logit(*_at(path, few + s)) for s in (step, -step))
+                        found.append((up - down).double() / (2 * step))
+            small, large = (torch.cat(found).cpu() for found in differences)
+            return Slopes(torch.cat(by_gradient).cpu(), small, large)  # type: ignore[arg-type]
+
+        return self._differentiated("eval", run)
+
+    @remembered
+    def moved_under_mask(self) -> float:
+        """How far the logit moves when other tokens stand in the padding."""
+        probe, path = self.probe, self.path("eval", padded=True)
+        keep = self.kept(path)
+        ids = path.reader.batch["input_ids"]
+        fresh = probe.batch(1, ids.shape[1], "under the mask")["input_ids"]
+        other = path.reader.batch.with_(input_ids=torch.where(keep, ids, fresh))
+        with probe.running("attribution") as subject:
+            reader = Reader(other, (), path.reader.position)
+            logits = [r._read(subject, r.batch)[0, path.target] for r in (path.reader, reader)]
+        return abs(float(logits[1] - logits[0]))
+
+    def kept(self, path: Path) -> torch.Tensor:
+        """(1, T): what is not padding in the padded text."""
+        ids = path.reader.batch["input_ids"]
+        return (torch.arange(ids.shape[1], device=ids.device) < ids.shape[1] - _PADDED)[None]
+
+    @functools.cached_property
+    def patch(self) -> int:
+        """Side of the patches of an image."""
+        return self.probe.mixing.patch
+
+    def _batch(self, padded: bool) -> Batch:
+        probe = self.probe
+        batch = probe.batch(1, probe.subject.sizes[1], "attribution")
+        if not padded:
+            return batch
+        way = next((w for covers, w in probe.padding.told() if covers == "input_ids"), None)
+        if way is None or batch["input_ids"].shape[1] <= 2 * _PADDED:
+            raise NotApplicable("no mask can be given")
+        ids = batch["input_ids"]
+        keep = torch.arange(ids.shape[1], device=ids.device) < ids.shape[1] - _PADDED
+        return way.tell(batch, keep[None])
+
+    def _other(self, batch: Batch) -> tuple[Batch, str]:
+        """The text that the path starts at: one id, which is not padding and not in the text."""
+        probe = self.probe
+        if PIXELS in batch.inputs:
+            return batch.with_(pixel_values=torch.ones_like(batch[PIXELS])), "an image of ones"
+        other, words = {}, []
+        for role in ("input_ids", "decoder_input_ids"):
+            if role not in batch.inputs:
+                continue
+            pool = probe.batch(1, probe.subject.sizes[1], "baseline")[role].flatten()
+            fresh = pool[~torch.isin(pool, batch[role])]
+            chosen = int((fresh if len(fresh) else pool)[0])
+            other[role] = torch.full_like(batch[role], chosen)
+            words.append(f"id {chosen} everywhere")
+        return batch.with_(**other), " and ".join(words)
+
+    def _position(self, batch: Batch) -> int | None:
+        """Some way into the text, so that there is something behind it; ``None`` for one output
+        a text."""
+        task = self.probe.subject.task
+        if not task.per_token:
+            return None
+        ids = batch.inputs.get("decoder_input_ids", batch.main)
+        return (2 * ids.shape[1]) // 3 - 1 if ids.shape[1] > 2 else 0
+
+    def _differentiated(self, condition: str, run: Callable[[Subject], Any]) -> Any:
+        probe = self.probe
+        with probe.under(condition), probe.running("attribution", grad=True) as subject:
+            try:
+                return run(subject)
+            except (NotApplicable, Blocked):
+                raise
+            except Exception as error:
+                line = error_line(error)
+                raise NotApplicable(f"no gradient can be taken in eval mode: {line}") from error
+
+
+def _logit(subject: Subject, path: Path) -> Callable[..., torch.Tensor]:
+    """The explained logit (N,) as a function of the vectors."""
+
+    def logit(*vectors: torch.Tensor) -> torch.Tensor:
+        found = path.reader.logits(subject, vectors)[:, path.target]
+        for each in vectors:  # a lookup that is not used further has a gradient of zero
+            found = found + 0 * each.flatten(1).sum(1)
+        return found
+
+    return logit
+
+
+def _at(path: Path, points: torch.Tensor) -> list[torch.Tensor]:
+    """The vectors (N, ...) at points of the path, 0 its start and 1 its end."""
+    vectors = []
+    for a, b in zip(path.start, path.end, strict=True):
+        weight = points.to(a).view(-1, *[1] * (a.dim() - 1))
+        vectors.append((a + weight * (b - a)).requires_grad_())
+    return vectors
