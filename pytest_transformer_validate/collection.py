@@ -121,26 +121,6 @@ class Tier(_Node, pytest.Module):
             known[check.name] = made
         return made
 
-    def _made(self, check: Check, function: Callable[..., None]) -> list[tuple[str, Any, Any]]:
-        """Names, parameters and fixtures of what pytest makes of the check; the same for every
-        model where no conftest has a say in it."""
-        known = self.session.stash.setdefault(MADE, {})
-        if check.name in known:
-            return known[check.name]
-        hook = self.ihook.pytest_pycollect_makeitem
-        items = hook(collector=self, name=check.name, obj=function) or []
-        made = [
-            (item.name, getattr(item, "callspec", None), getattr(item, "_fixtureinfo", None))
-            for item in items
-        ]
-        if not any(
-            hasattr(conftest, name)
-            for conftest, _ in _conftests(self.config)
-            for name in ("pytest_pycollect_makeitem", "pytest_generate_tests")
-        ):
-            known[check.name] = made
-        return made
-
 
 class CheckItem(pytest.Function):
     """One check, or one case of it, on one model."""

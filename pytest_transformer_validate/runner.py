@@ -117,12 +117,14 @@ class ModelRun:
             context.update(probe.context())
             return _Verdict("passed", measurement=self._call(check, case, probe))
         except (CheckFailed, NotApplicable, Blocked) as forged:
+            self._look_around()
             if not _by_model(forged):
                 return self._said(check, case, forged)
             return self._raised(
                 check, case, forged, None if probe is None else probe.where_raised(forged)
             )
         except BaseException as raised:
+            self._look_around()
             if self._ends_run(raised):
                 raise
             if isinstance(raised, TimeLimit) and not context:
@@ -151,6 +153,11 @@ class ModelRun:
             added = "\n".join(f"  {line}" for text in told for line in text.splitlines())
             return verdict._replace(message=f"{verdict.message}\n{added}")
         return _Verdict("broken", self.failure_text(check, case, "\n".join(told)))
+
+    def _look_around(self) -> None:
+        """Put back what is needed to say what happened."""
+        if self.room is not None:
+            self.room.look_around()
 
     def _ends_run(self, raised: BaseException) -> bool:
         """Whether it is a person's, or a word of the check to pytest, and not the model's."""

@@ -214,7 +214,9 @@ class _Model:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._held.close()
+        # as what is given back was taken: where the model's own settings are in force
+        with self._run.room or contextlib.nullcontext():
+            self._held.close()
 
     def probe(self) -> Probe:
         """The probe that all checks share."""

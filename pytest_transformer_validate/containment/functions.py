@@ -11,9 +11,13 @@ import builtins
 import itertools
 import math
 import operator
+import random
 import sys
 import time
 import types
+
+# Bound here, because a model may have replaced them where Python looks for them.
+from builtins import all, dict, isinstance, len, list, map, set, zip  # noqa: UP029 - see above
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +26,12 @@ if TYPE_CHECKING:
 
 _OWN_PACKAGE = __name__.partition(".")[0]
 _JUDGING = ("checks", "measures", "probe", "runner", "report", "subject")
-_PYTEST = ("_pytest.reports", "_pytest.runner", "_pytest.outcomes", "_pytest.main")
+_PYTEST: tuple[str, ...] = (
+    "_pytest.reports",
+    "_pytest.runner",
+    "_pytest.outcomes",
+    "_pytest.main",
+)
 _PYTEST += ("_pytest.terminal", "_pytest.python", "pluggy._hooks", "pluggy._callers")
 _LAYERS = ("torch.nn", "torch.nn.functional", "torch.nn.init", "torch.autograd", "torch.optim")
 # Follows the default dtype.
@@ -109,7 +118,10 @@ def _wrapped_by_torch(before: Any, after: Any) -> bool:
     import torch
 
     guard = sys.modules.get("torch._dynamo.mutation_guard")
-    makers = [torch._disable_dynamo, getattr(guard, "install_generation_tagging_init", None)]
+    makers: list[Any] = [
+        vars(torch)["_disable_dynamo"],
+        getattr(guard, "install_generation_tagging_init", None),
+    ]
     made = itertools.chain.from_iterable(m.__code__.co_consts for m in makers if m is not None)
     wrappers = [code for code in made if isinstance(code, types.CodeType)]
     cells = getattr(after, "__closure__", None) or ()
@@ -174,17 +186,16 @@ def _owners() -> Iterator[_Owner]:
 
     modules = {name for name, value in vars(torch).items() if isinstance(value, types.ModuleType)}
     used = _used_names() - modules - _CHANGES
-    for owner in (torch, torch.Tensor, torch._C.TensorBase, torch.linalg, torch.nn.Module):
-        yield _Owner(owner, used)
-    for module in (builtins, math, time):
-        yield _Owner(module, used)
+    plain: list[Any] = [torch, torch.Tensor, torch._C.TensorBase, torch.linalg, torch.nn.Module]
+    for each in (*plain, builtins, math, random, time):
+        yield _Owner(each, used)
     for name in _PYTEST:
         yield from _with_classes(sys.modules.get(name), None)
     for name, module in list(sys.modules.items()):
         if name.startswith(f"{_OWN_PACKAGE}.") and not name.startswith(f"{_OWN_PACKAGE}.evidence"):
             yield from _with_classes(module, None)
     nothing: frozenset[str] = frozenset()
-    seen = {torch, torch.Tensor, torch._C.TensorBase, torch.linalg, torch.nn.Module}
+    seen = set(plain)
     for name in _LAYERS:
         for owner in _with_classes(sys.modules[name], nothing, "torch"):
             if owner.owner not in seen:

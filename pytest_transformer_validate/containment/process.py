@@ -5,17 +5,19 @@ from __future__ import annotations
 import contextlib
 import gc
 import locale
-import operator
 import os
 import random
 import signal
 import sys
 import threading
 import warnings
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import ModuleType
 
 _HOOKS = (
     (sys, ("excepthook", "unraisablehook", "displayhook", "breakpointhook", "stdout", "stderr")),
@@ -65,21 +67,54 @@ def kept() -> Iterator[None]:
         random.setstate(state)
 
 
-class Modules:
-    """Modules that belong to Python or are needed here, deleted and replaced ones put back."""
+class Modules(MetaPathFinder, Loader):
+    """Modules that belong to Python or are needed here: deleted and replaced ones are put back.
+
+    In force (see ``enter``) an import of one that is needed finds the module that was there: torch
+    does not survive to be imported twice.
+    """
 
     def __init__(self) -> None:
         self._modules = dict(sys.modules)
 
+    def enter(self) -> None:
+        """Find what was deleted before anything else is asked."""
+        sys.meta_path.insert(0, self)
+
+    def leave(self) -> None:
+        """Put everything back, and find nothing any more."""
+        self.give_back()
+        while self in sys.meta_path:
+            sys.meta_path.remove(self)
+
     def give_back(self) -> None:
         """Put back what is gone."""
-        if all(map(operator.is_, map(sys.modules.get, self._modules), self._modules.values())):
-            return
         for name, module in self._modules.items():
-            if sys.modules.get(name) is not module:
-                top = name.partition(".")[0]
-                if top in _NEEDED or top == _OWN_PACKAGE or top in sys.stdlib_module_names:
-                    sys.modules[name] = module
+            if sys.modules.get(name) is not module and (
+                _is_needed(name) or name.partition(".")[0] in sys.stdlib_module_names
+            ):
+                sys.modules[name] = module
+
+    def find_spec(self, fullname: str, *_: object) -> ModuleSpec | None:
+        """The way to a module that was there."""
+        known = fullname in self._modules and _is_needed(fullname)
+        return ModuleSpec(fullname, self) if known else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        """The module itself; importing writes a new ``__spec__`` into it."""
+        module = self._modules[spec.name]
+        spec.loader_state = module.__spec__
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        """It has been run already."""
+        if module.__spec__ is not None and module.__spec__.loader is self:
+            module.__spec__ = module.__spec__.loader_state
+
+
+def _is_needed(name: str) -> bool:
+    top = name.partition(".")[0]
+    return top in _NEEDED or top == _OWN_PACKAGE
 
 
 class Own:

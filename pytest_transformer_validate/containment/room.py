@@ -101,6 +101,7 @@ class Room:
         self.house.exits.running += 1
         self._looked = False
         self._modules = process.Modules()
+        self._modules.enter()
         self._held.enter_context(process.kept())
         self._own.enter()
         if _torch_is_here():
@@ -122,6 +123,8 @@ class Room:
             self._own.leave()
         finally:
             self._held.close()
+            if self._modules is not None:
+                self._modules.leave()
             self.house.exits.running -= 1
 
     def _put_judges_back(self) -> list[Change]:

@@ -135,12 +135,15 @@ def kept() -> Iterator[None]:
     hooks = [(held, dict(held)) for held in _global_hooks()]
     depth = [(pop, size()) for pop, size in _stacks()]
     inference = torch.is_inference_mode_enabled()
+    saving = _saving()
     try:
         yield
     finally:
         for (pop, before), (_, size) in zip(depth, _stacks(), strict=True):
             for _ in range(size() - before):
                 pop()
+        while _saving() not in (None, saving):
+            torch._C._autograd._pop_saved_tensors_default_hooks()
         if torch.is_inference_mode_enabled() != inference:
             # never left: the one that the model entered cannot be found to leave it
             _ENTERED.append(torch.inference_mode(mode=inference))
@@ -168,6 +171,13 @@ def _global_hooks() -> list[dict[Any, Any]]:
         for name, held in named.items()
         if name.startswith("_global") and held is not None and isinstance(held, dict)
     ]
+
+
+def _saving() -> Any:
+    """What is called with every tensor that is saved for a backward pass."""
+    import torch
+
+    return torch._C._autograd._top_saved_tensors_default_hooks(True)
 
 
 def _stacks() -> list[tuple[Callable[[], Any], Callable[[], int]]]:

@@ -15,7 +15,14 @@ if TYPE_CHECKING:
     from pytest_transformer_validate.sources.base import Source
 
 _INSTALL = "pip install 'pytest-transformer-validate[xdist]'"
-_NOTHING_RUNS = ("collectonly", "help", "version", "markers", "cacheshow", "showfixtures")
+_NOTHING_RUNS: tuple[str, ...] = (
+    "collectonly",
+    "help",
+    "version",
+    "markers",
+    "cacheshow",
+    "showfixtures",
+)
 _NOTHING_RUNS += ("show_fixtures_per_test",)
 _SPARE_RESTARTS = 4
 

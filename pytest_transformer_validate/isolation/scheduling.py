@@ -12,7 +12,7 @@ def whole_models(config: pytest.Config, log: Any) -> Any:
     """xdist's ``loadfile``, which would run the test again that a worker died of."""
     from xdist.scheduler import LoadFileScheduling
 
-    class WholeModelScheduling(LoadFileScheduling):
+    class WholeModelScheduling(LoadFileScheduling):  # type: ignore[misc]
         def remove_node(self, node: Any) -> str | None:
             workload = self.assigned_work.pop(node)
             units = list(workload.values())
