@@ -202,7 +202,7 @@ def copies(site: Site) -> tuple[float, int, int]:
     there = weights > 0
     count = there.sum(-1, keepdim=True).clamp_min(1)
     uneven = ((weights - weights.sum(-1, keepdim=True) / count).abs() * there).amax((1, 2))
-    limit = 256 * torch.finfo(site.weights.dtype).eps
+    limit = min(256 * torch.finfo(site.weights.dtype).eps, 0.02)
     heads = [h for h, most in enumerate(uneven.tolist()) if most > limit]
     found = (math.inf, 0, 0)
     for place, one in enumerate(heads[:64]):

@@ -101,8 +101,9 @@ class AttentionWeights(Passes):
                     for place in range(length)
                 ]
                 matrix = torch.stack(rows)
-        fits = matrix is not None and matrix.shape == (length, length)
-        return matrix.cpu() if fits and bool(matrix.isfinite().all()) else None
+        if matrix is None or matrix.shape != (length, length):
+            return None
+        return matrix.cpu() if bool(matrix.isfinite().all()) else None
 
     @remembered
     def padded(self) -> list[Hidden]:
@@ -243,7 +244,7 @@ class AttentionWeights(Passes):
         keep = probe.padding.keep(ids, layout)[0].to(ids.device)
         pad = padding_id(subject)
         padded = ids if pad is None else torch.where(keep, ids, pad)
-        if subject.ends:  # classifiers look for the end of a text
+        if subject.ends and subject.end_id is not None:  # classifiers look for the end of a text
             padded = padded.clone()
             padded[:, int(keep.nonzero().max())] = subject.end_id
         given = batch.with_(**{covers: padded})

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pytest_transformer_validate.probe.sites import Site
 
 
+_SINGLE = 2.0**-23
 _HAND = 1e-3  # a sum that is added to, so that nothing is divided by zero
 
 
@@ -93,17 +94,18 @@ def attention_heads(probe: Probe, *, factor: float = 16.0) -> AttentionHeads:
     """No two heads of a layer have the same weights.
 
     Heads that look at all keys alike, as they do where queries start at zero, do not count. A copy
-    is equal to ``factor`` u, as the model is and with all parameters moved at random.
+    is equal to ``factor`` u of float32 in any dtype, as the model is and with all parameters moved
+    at random.
     """
     sites = attention_sites(probe)
     several = [s for s in sites if len(s.weights) > 1]
     if not several:
         raise NotApplicable("every layer has one head")
     closest = math.inf
+    limit = Limit(value=factor * _SINGLE, rule=f"{factor:g} u of float32")
     for place, site in enumerate(several):
         distance, one, other = numbers.copies(site)
         closest = min(closest, distance)
-        limit = Limit(value=factor * eps(site), rule=f"{factor:g} u")
         if distance > limit.value or not _copied_noised(probe, place, limit.value):
             continue
         raise CheckFailed(
@@ -117,7 +119,7 @@ def attention_heads(probe: Probe, *, factor: float = 16.0) -> AttentionHeads:
         )
     return AttentionHeads(
         value=None if math.isinf(closest) else closest,
-        limit=Limit(value=factor * probe.eps, rule=f"{factor:g} u"),
+        limit=limit,
         sites=len(several),
         heads=sum(len(s.weights) for s in several),
     )

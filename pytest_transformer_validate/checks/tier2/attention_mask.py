@@ -58,6 +58,9 @@ def _judge_future(
 ) -> None:
     if probe.subject.task.task_type not in {"causal_lm", "seq2seq"}:
         return
+    if probe.subject.given.causal_mask is not None and probe.subject.dtype.itemsize < 4:
+        notes.append("which mask the caller has to give cannot be told in half precision")
+        return
     for site in over_own_text(probe, sites):
         weights = numbers.seen(site).triu(1)
         value = float(weights.max())
