@@ -14,9 +14,12 @@ import warnings
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from torch.utils.data import DataLoader, Subset
 
 from pytest_transformer_validate.errors import TrainingError
 from pytest_transformer_validate.subject.subject import Subject
+from pytest_transformer_validate.training.data.module import Loader, UniversalDataModule
+from pytest_transformer_validate.training.data.quality import check_first_batches
 from pytest_transformer_validate.training.losses import perplexity
 from pytest_transformer_validate.training.metrics.tracker import MetricsTracker
 from pytest_transformer_validate.training.nonfinite import first_bad_tensor
@@ -40,7 +43,7 @@ if TYPE_CHECKING:
     from pytest_transformer_validate.training.strategy import OneDevice
     from pytest_transformer_validate.training.window import StepNumbers
 
-    Loader = Iterable[Mapping[str, torch.Tensor]]
+    Batches = Iterable[Mapping[str, torch.Tensor]]
 
 
 class Run:
@@ -49,8 +52,8 @@ class Run:
     def __init__(
         self,
         trainer: Trainer,
-        train: Loader,
-        val: Loader | None,
+        train: Batches,
+        val: Batches | None,
         strategy: OneDevice,
         resume_from: str | Path | None,
     ) -> None:
@@ -165,6 +168,8 @@ class Trainer:
     def _epoch(self, run: Run) -> None:
         """One pass over the training data, one over the validation data, one row of metrics."""
         start = time.perf_counter()
+        if isinstance(run.train, Loader):
+            run.train.set_epoch(run.epoch)
         if run.strategy.rank == 0 and self.hooks:
             self.hooks.on_epoch_start(run.epoch)
         numbers = self._train_epoch(run)
@@ -242,7 +247,7 @@ class Trainer:
         )
 
     @torch.no_grad()
-    def _evaluate(self, run: Run, loader: Loader) -> dict[str, float]:
+    def _evaluate(self, run: Run, loader: Batches) -> dict[str, float]:
         """Loss, perplexity and accuracy over all targets of the validation data."""
         run.called.eval()
         sums = torch.zeros(3, dtype=torch.float64, device=run.strategy.device)
@@ -283,19 +288,57 @@ class Trainer:
 
     def loaders(
         self, train_data: Any, val_data: Any, strategy: OneDevice
-    ) -> tuple[Loader, Loader | None]:
-        """Loaders of training and validation data."""
-        return train_data, val_data
+    ) -> tuple[Batches, Batches | None]:
+        """Loaders of training and validation data; those that are given are taken as they are."""
+        if _gives_batches(train_data):
+            return train_data, val_data
+        config = self.training_config
+        data = UniversalDataModule(
+            _first(train_data, config.max_train_samples),
+            _first(val_data, config.max_val_samples),
+            self.task_spec or Subject(self.model, self.config, tokenizer=self.tokenizer).task,
+            self.tokenizer,
+            self.data_collator,
+            batch_size=config.batch_size,
+            val_split=config.validation_split,
+            num_workers=0,
+            seed=config.random_seed,
+            max_length=config.max_seq_len,
+            rank=strategy.rank,
+            world=strategy.world,
+        )
+        train = data.train_dataloader()
+        check_first_batches(train, data.task.task_type)
+        train.set_epoch(0)
+        return train, data.val_dataloader()
 
 
-def _grouped(loader: Loader, size: int) -> Iterator[list[Mapping[str, torch.Tensor]]]:
+def _gives_batches(data: Any) -> bool:
+    """Whether data is a loader: torch's, or a sequence whose items are batches of tensors."""
+    if isinstance(data, DataLoader | Loader):
+        return True
+    first = data[0] if isinstance(data, list | tuple) and data else None
+    ids = first.get("input_ids", first.get("pixel_values")) if isinstance(first, dict) else None
+    return isinstance(ids, torch.Tensor) and ids.dim() in (2, 4)
+
+
+def _first(data: Any, most: int | None) -> Any:
+    """At most ``most`` examples."""
+    if data is None or most is None or not hasattr(data, "__len__") or len(data) <= most:
+        return data
+    if hasattr(data, "select"):
+        return data.select(range(most))
+    return data[:most] if isinstance(data, list | tuple) else Subset(data, list(range(most)))
+
+
+def _grouped(loader: Batches, size: int) -> Iterator[list[Mapping[str, torch.Tensor]]]:
     """Batches by optimizer step; the last group of an epoch may be smaller."""
     batches = iter(loader)
     while group := list(itertools.islice(batches, size)):
         yield group
 
 
-def _length(loader: Loader) -> int:
+def _length(loader: Batches) -> int:
     try:
         count = len(loader)  # type: ignore[arg-type]
     except TypeError:

@@ -266,7 +266,7 @@ class TestResume:
 class TestData:
     def test_no_batch_is_said(self, settings) -> None:
         with pytest.raises(ValueError, match="gives no batch"):
-            trained(tiny_lm(), [], **settings)
+            trained(tiny_lm(), torch.utils.data.DataLoader([]), **settings)
 
     def test_a_batch_without_labels_names_what_it_has(self, settings) -> None:
         with pytest.raises(ValueError, match="needs 'labels' for causal_lm; it has input_ids"):

@@ -1,0 +1,114 @@
+"""Texts to ids: any tokenizer, or one made of characters for a model without one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+TEXT_FIELDS = ("text", "content", "sentence", "document")
+TARGET_FIELDS = ("target", "summary", "translation", "target_text")
+_SPECIAL = ("<pad>", "<eos>", "<unk>")
+
+
+class CharacterTokenizer:
+    """One id a character: 0 pads, 1 ends, 2 stands for characters that are not known.
+
+    ``vocab_size`` is the model's; the most frequent characters of ``texts`` get the ids from 3
+    on, as many as there is room for. Raises ValueError for a vocabulary with no room for any.
+    """
+
+    pad_token_id, eos_token_id, unk_token_id = range(len(_SPECIAL))
+    mask_token_id = None
+    all_special_ids = tuple(range(len(_SPECIAL)))
+
+    def __init__(self, texts: Iterable[str], vocab_size: int) -> None:
+        if vocab_size <= len(_SPECIAL):
+            raise ValueError(
+                f"a character tokenizer needs a vocabulary of more than {len(_SPECIAL)}, "
+                f"given {vocab_size}"
+            )
+        counts: dict[str, int] = {}
+        for text in texts:
+            for character in text:
+                counts[character] = counts.get(character, 0) + 1
+        known = sorted(counts, key=lambda c: (-counts[c], c))[: vocab_size - len(_SPECIAL)]
+        self._ids = {c: at for at, c in enumerate(known, start=len(_SPECIAL))}
+        self._characters = [*_SPECIAL, *known]
+        self.vocab_size = vocab_size
+
+    def __len__(self) -> int:
+        return self.vocab_size
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, closed by the end id."""
+        return [*(self._ids.get(c, self.unk_token_id) for c in text), self.eos_token_id]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, without special ones."""
+        return "".join(self._characters[i] for i in ids if i >= len(_SPECIAL))
+
+
+def encode(tokenizer: Any, text: str, longest: int | None = None) -> list[int]:
+    """The ids of ``text``, cut to ``longest``. Raises ValueError for what is no tokenizer."""
+    if hasattr(tokenizer, "encode"):
+        ids = tokenizer.encode(text)
+    elif callable(tokenizer):
+        ids = tokenizer(text)
+    else:
+        raise ValueError(
+            f"a tokenizer has encode(text) or can be called with a text; "
+            f"{type(tokenizer).__name__} has neither"
+        )
+    ids = getattr(ids, "ids", ids)  # of the tokenizers library
+    ids = ids["input_ids"] if isinstance(ids, Mapping) else ids
+    return [int(i) for i in ids][:longest]
+
+
+class Tokenized:
+    """Examples with texts, as examples with ids; each is tokenized when it is asked for.
+
+    Examples that hold ``input_ids`` pass through. ``target_field`` is tokenized too where it is a
+    text, which becomes ``labels``.
+    """
+
+    def __init__(self, data: Any, tokenizer: Any, longest: int | None, *, pairs: bool) -> None:
+        self.data, self.tokenizer, self.longest = data, tokenizer, longest
+        self.pairs = pairs
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, at: int) -> Any:
+        example = self.data[at]
+        if isinstance(example, str):
+            return {"input_ids": encode(self.tokenizer, example, self.longest)}
+        name = text_field(example)
+        if name is None:
+            return example
+        found = {"input_ids": encode(self.tokenizer, example[name], self.longest)}
+        if self.pairs:
+            target = next((n for n in (*TARGET_FIELDS, "labels") if n in example), None)
+            if target is None:
+                raise ValueError(
+                    f"a pair needs one of {', '.join(TARGET_FIELDS)} beside {name!r}; "
+                    f"example {at} has {', '.join(example)}"
+                )
+            value = example[target]
+            text = isinstance(value, str)
+            found["labels"] = encode(self.tokenizer, value, self.longest) if text else value
+        for label in ("label", "labels"):
+            if label in example and not self.pairs:
+                found["labels"] = example[label]
+        return found
+
+
+def text_field(example: Any) -> str | None:
+    """The name of an example's text; ``None`` where it has ids already, or is no mapping."""
+    if not isinstance(example, Mapping) or "input_ids" in example or "pixel_values" in example:
+        return None
+    named = [n for n in TEXT_FIELDS if isinstance(example.get(n), str)]
+    texts = [n for n, value in example.items() if isinstance(value, str)]
+    return next(iter(named or texts), None)

@@ -1,0 +1,249 @@
+"""UniversalDataModule: every kind of data, one way of making batches."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+
+from pytest_transformer_validate.errors import TrainingError
+from pytest_transformer_validate.task import TaskSpec
+from pytest_transformer_validate.training.config import TrainingConfig
+from pytest_transformer_validate.training.data import choose
+from pytest_transformer_validate.training.data.files import read_file
+from pytest_transformer_validate.training.data.module import UniversalDataModule
+from pytest_transformer_validate.training.data.quality import filter_short_sequences
+from pytest_transformer_validate.training.data.tokens import CharacterTokenizer, encode
+from pytest_transformer_validate.training.trainer import Trainer
+from tests.training.models import VOCABULARY, rows, tiny_lm
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TEXTS = ["abc", "abcd", "ab", "dcba", "aaaa", "bcd", "cab", "dab", "bad", "cad"]
+TOKENIZER = CharacterTokenizer(TEXTS, VOCABULARY)
+
+
+def module(data: Any, **given: Any) -> UniversalDataModule:
+    settings = {"tokenizer": TOKENIZER, "batch_size": 3, "num_workers": 0, "val_split": 0.0}
+    return UniversalDataModule(data, **{**settings, **given})
+
+
+def seen(loader: Any) -> list[list[int]]:
+    return [
+        ids[mask.bool()].tolist()
+        for batch in loader
+        for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+    ]
+
+
+@pytest.mark.parametrize("kind", ["texts", "mappings", "ids", "tensors", "iterator", "hf"])
+def test_every_kind_of_data_gives_the_same_batches(kind):
+    ids = [TOKENIZER.encode(text) for text in TEXTS]
+    data: Any = {
+        "texts": TEXTS,
+        "mappings": [{"text": text} for text in TEXTS],
+        "ids": [{"input_ids": i} for i in ids],
+        "tensors": [torch.tensor(i) for i in ids],
+        "iterator": iter(TEXTS),
+    }.get(kind)
+    if kind == "hf":
+        data = pytest.importorskip("datasets").Dataset.from_dict({"text": TEXTS})
+    assert seen(module(data).train_dataloader()) == seen(module(TEXTS).train_dataloader())
+    assert sorted(seen(module(TEXTS).train_dataloader())) == sorted(ids)
+
+
+def test_split_and_order_are_reproducible():
+    one, other = module(TEXTS, val_split=0.3), module(TEXTS, val_split=0.3)
+    assert seen(one.train_dataloader()) == seen(other.train_dataloader())
+    assert seen(one.val_dataloader()) == seen(other.val_dataloader())
+    assert (len(one.train_examples), len(one.val_examples)) == (7, 3)
+    assert seen(module(TEXTS, seed=1).train_dataloader()) != seen(module(TEXTS).train_dataloader())
+
+
+def test_every_epoch_is_shuffled_anew():
+    loader = module(TEXTS).train_dataloader()
+    first, second = seen(loader), seen(loader)
+    assert first != second
+    loader.set_epoch(0)
+    assert seen(loader) == first
+
+
+def test_workers_change_nothing():
+    assert seen(module(TEXTS, num_workers=2).train_dataloader()) == seen(
+        module(TEXTS).train_dataloader()
+    )
+
+
+def test_ranks_share_a_batch_and_spare_ones_do_not_count():
+    loaders = [module(TEXTS, rank=r, world=4).train_dataloader() for r in range(4)]
+    counted = [
+        row
+        for loader in loaders
+        for batch in loader
+        for row, labels in zip(batch["input_ids"], batch["labels"], strict=True)
+        if (labels != -100).any()
+    ]
+    assert len({len(loader) for loader in loaders}) == 1
+    assert len(counted) == len(TEXTS)
+
+
+def test_texts_are_cut():
+    assert max(map(len, seen(module(TEXTS, max_length=2).train_dataloader()))) == 2
+
+
+def test_images_need_no_tokenizer():
+    data = TensorDataset(torch.rand(5, 3, 4, 4), torch.arange(5))
+    loader = module(data, task_spec=TaskSpec.vision_tiny(), tokenizer=None).train_dataloader()
+    batch = next(iter(loader))
+    assert batch["pixel_values"].shape == (3, 3, 4, 4)
+
+
+def test_pairs_are_tokenized_on_both_sides():
+    data = [{"text": "ab", "target": "ba"}]
+    batch = next(iter(module(data, task_spec=TaskSpec("seq2seq")).train_dataloader()))
+    assert batch["labels"].tolist() == [TOKENIZER.encode("ba")]
+
+
+def test_labels_of_texts_are_kept():
+    data = [{"text": "ab", "label": 1}, {"text": "b", "label": 0}]
+    spec = TaskSpec("classification")
+    batch = next(iter(module(data, task_spec=spec).train_dataloader()))
+    assert sorted(batch["labels"].tolist()) == [0, 1]
+
+
+class TestCollators:
+    def test_a_text_task_without_tokenizer_says_both_ways_out(self) -> None:
+        with pytest.raises(ValueError, match="tokenizer=.*data_collator="):
+            module(TEXTS, tokenizer=None)
+
+    def test_given_beats_registered_beats_chosen(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(choose, "_registered", {})
+        task = TaskSpec("causal_lm")
+        chosen = choose.choose_collator(task, TOKENIZER)
+        assert type(chosen).__name__ == "LanguageModelingDataCollator"
+        choose.register_collator("text", lambda *_: "modality")
+        choose.register_collator("causal_lm", lambda *_: "task")
+        assert choose.choose_collator(task, TOKENIZER) == "task"
+        assert choose.choose_collator(TaskSpec("seq2seq"), TOKENIZER) == "modality"
+        assert choose.choose_collator(task, TOKENIZER, "given") == "given"
+
+
+class TestTokenizers:
+    def test_characters_survive(self) -> None:
+        assert TOKENIZER.decode(TOKENIZER.encode("abcd")) == "abcd"
+        assert TOKENIZER.encode("aX") == [TOKENIZER.encode("a")[0], 2, 1]
+
+    def test_a_vocabulary_without_room_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="given 3"):
+            CharacterTokenizer("ab", 3)
+
+    @pytest.mark.parametrize(
+        "tokenizer",
+        [TOKENIZER, TOKENIZER.encode, lambda text: {"input_ids": TOKENIZER.encode(text)}],
+    )
+    def test_any_kind_is_taken(self, tokenizer) -> None:
+        assert encode(tokenizer, "ab") == TOKENIZER.encode("ab")
+
+    def test_what_is_none_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="int has neither"):
+            encode(3, "ab")
+
+
+class TestFiles:
+    @pytest.mark.parametrize("kind", ["csv", "tsv", "json", "jsonl", "txt", "parquet"])
+    def test_every_kind_is_read(self, tmp_path: Path, kind: str) -> None:
+        datasets = pytest.importorskip("datasets")
+        path, data = tmp_path / f"data.{kind}", [{"text": text} for text in TEXTS]
+        if kind == "parquet":
+            datasets.Dataset.from_list(data).to_parquet(str(path))
+        else:
+            path.write_text(
+                {
+                    "json": json.dumps(data),
+                    "jsonl": "\n".join(map(json.dumps, data)),
+                    "txt": "\n".join(TEXTS),
+                }.get(kind, "text\n" + "\n".join(TEXTS))
+            )
+        loader = module(path).train_dataloader()
+        assert seen(loader) == seen(module(TEXTS).train_dataloader())
+
+    @pytest.mark.parametrize(
+        ("name", "content", "said"),
+        [
+            ("a.txt", None, "no file"),
+            ("a.txt", b"", "is empty"),
+            ("a.txt", b"\n \n", "every line is blank"),
+            ("a.txt", b"a\nb\xff\n", "line 2: not UTF-8: b'b\\\\xff"),
+            ("a.txt", b"a\n\0b\n", "line 2: holds a NUL"),
+            ("a.txt", b"\x1f\x8b\x08", "compressed with gzip"),
+            ("a.jsonl", b'{"text": "a"}\n{"text":\n', "line 2: no JSON"),
+            ("a.csv", b"text\n", "holds no row"),
+            ("a.parquet", b"PAR1", "cannot be read as parquet"),
+            ("a.pdf", b"x", "data files end in"),
+        ],
+    )
+    def test_what_is_wrong_is_said_with_its_line(self, tmp_path, name, content, said) -> None:
+        pytest.importorskip("datasets")
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+        with pytest.raises(TrainingError, match=said):
+            read_file(tmp_path / name)
+
+    def test_a_folder_is_no_file(self, tmp_path: Path) -> None:
+        with pytest.raises(TrainingError, match="is a folder"):
+            read_file(tmp_path)
+
+    def test_datasets_are_filtered_by_their_offsets(self) -> None:
+        datasets = pytest.importorskip("datasets")
+        ids = [[1] * (n % 4) for n in range(20)]
+        data = datasets.Dataset.from_dict({"input_ids": ids})
+        kept = filter_short_sequences(data, 2, verbose=False)
+        assert kept["input_ids"][:] == [i for i in ids if len(i) >= 2]
+        again = filter_short_sequences(data.select(range(5, 15)).shuffle(seed=1), 3, verbose=False)
+        assert sorted(map(len, again["input_ids"][:])) == [3, 3]
+
+    def test_datasets_with_masks_are_filtered_by_them(self) -> None:
+        datasets = pytest.importorskip("datasets")
+        masks = [[1, 1, 0], [1, 0, 0], [1, 1, 1]]
+        data = {"input_ids": [[5, 6, 7]] * 3, "attention_mask": masks}
+        kept = filter_short_sequences(datasets.Dataset.from_dict(data), 2, verbose=False)
+        assert kept["attention_mask"][:] == [masks[0], masks[2]]
+
+
+class TestTrainer:
+    def config(self, tmp_path: Path, **given: Any) -> TrainingConfig:
+        settings = {"checkpoint_dir": str(tmp_path), "epochs": 2, "precision": "32-true"}
+        return TrainingConfig(**{**settings, **given})
+
+    def test_trains_on_texts_and_sets_validation_aside(self, tmp_path: Path) -> None:
+        trainer = Trainer(
+            tiny_lm(), None, self.config(tmp_path, validation_split=0.2), None, TOKENIZER
+        )
+        result = trainer.train(TEXTS)
+        assert len(result["val_loss_history"]) == 2
+
+    def test_two_runs_are_equal_and_epochs_differ_in_order(self, tmp_path: Path) -> None:
+        models = tiny_lm(), tiny_lm()
+        for model in models:
+            Trainer(model, None, self.config(tmp_path), None, TOKENIZER).train(TEXTS)
+        assert all(map(torch.equal, models[0].parameters(), models[1].parameters()))
+
+    def test_samples_are_counted(self, tmp_path: Path) -> None:
+        config = self.config(tmp_path, max_train_samples=4, validation_split=0.0)
+        trainer = Trainer(tiny_lm(), None, config, None, TOKENIZER)
+        train, val = trainer.loaders(TEXTS, None, Rank())
+        assert len(seen(train)) == 4
+        assert val is None
+
+    def test_short_sequences_are_said_before_training(self, tmp_path: Path) -> None:
+        data = [*rows(5), torch.tensor([3])]
+        with pytest.raises(ValueError, match="filter_short_sequences"):
+            Trainer(tiny_lm(), None, self.config(tmp_path), None, TOKENIZER).train(data)
+
+
+class Rank:
+    rank, world = 0, 1
