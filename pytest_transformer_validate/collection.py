@@ -319,10 +319,15 @@ class _Hooks:
 
     def __init__(self, config: pytest.Config, path: Path) -> None:
         self._config = config
-        self._folders = {config.rootpath, *path.parents, path}
+        self._path = path
 
     def __getattr__(self, name: str) -> Any:
-        foreign = [p for p, folder in _conftests(self._config) if folder not in self._folders]
+        seen = (self._config.rootpath, self._path)
+        foreign = [
+            plugin
+            for plugin, folder in _conftests(self._config)
+            if folder not in seen and folder not in self._path.parents
+        ]
         hook = self._config.pluginmanager.subset_hook_caller(name, foreign)
         self.__dict__[name] = hook
         return hook
