@@ -7,6 +7,7 @@ import difflib
 import math
 import os
 import re
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -304,12 +305,22 @@ def _timeout(given: str | float | None) -> float:
     return seconds
 
 
+def _may_be_file(path: Path) -> bool:
+    """Whether the path is no folder, and one that a file can have."""
+    try:
+        return not stat.S_ISDIR(path.stat().st_mode)
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError):
+        return False
+
+
 def _json(config: pytest.Config) -> Path | None:
     given = value(config, "tb_json")
     if given is None:
         return None
     path = _path(config, "tb_json", given)
-    if not given or _holds(path.is_dir) or not _holds(path.parent.is_dir):
+    if not given or not _may_be_file(path) or not _holds(path.parent.is_dir):
         raise pytest.UsageError(
             f"--tb-json must name a file in a folder that is there, given {given!r} ({path})"
         )

@@ -38,14 +38,14 @@ def register(config: pytest.Config, run: Run) -> None:
     if hasattr(config, "workerinput"):
         manager.register(Worker(config, run), "transformer_validate_worker")
         return
+    manager.register(Messenger(run.sources), "transformer_validate_messenger")
+    manager.register(Results(config, run, models), "transformer_validate_results")
     if config.getoption("tx", None):
         manager.register(Workers(config, run), "transformer_validate_workers")
     elif not config.getini("faulthandler_timeout"):  # Python has one such timer
         last_resort = os.fdopen(os.dup(2), "w")
         config.add_cleanup(last_resort.close)
         run.house.deadline.last_resort = last_resort
-    manager.register(Messenger(run.sources), "transformer_validate_messenger")
-    manager.register(Results(config, run, models), "transformer_validate_results")
     if manager.hasplugin("html"):
         manager.register(HtmlColumns(), "transformer_validate_html")
 
@@ -190,7 +190,6 @@ class Results:
             json_report.write(path, list(self.records.values()), models=models, run=run)
         except OSError as error:
             self.remarks.append(f"--tb-json: the file could not be written: {error}")
-            session.exitstatus = pytest.ExitCode.USAGE_ERROR
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         quiet = self.config.get_verbosity() < 0 or self.config.getoption("no_summary")

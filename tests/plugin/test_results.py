@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -37,10 +38,18 @@ def test_json_is_written_where_a_check_could_not_speak(project: pytest.Pytester)
     assert "--tb-train" in record["message"]
 
 
-def test_json_that_cannot_be_written_is_no_internal_error(healthy: pytest.Pytester) -> None:
+def test_json_that_no_file_can_have_is_a_usage_error(healthy: pytest.Pytester) -> None:
     result = healthy.runpytest_inprocess(MODEL, "--tb-json=" + "x" * 300)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stdout.fnmatch_lines(["--tb-json: the file could not be written: *"])
+    result.stderr.fnmatch_lines(["*--tb-json must name a file in a folder that is there*"])
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is full")
+def test_json_that_cannot_be_written_leaves_the_verdict(project: pytest.Pytester) -> None:
+    for args, code in (((), 1), (("-k", "sound"), 0)):
+        result = project.runpytest_inprocess(MODEL, "--tb-json=/dev/full", *args)
+        assert result.ret == code
+        result.stdout.fnmatch_lines(["--tb-json: the file could not be written: *No space*"])
 
 
 def test_foreign_numbers_become_plain_ones(healthy: pytest.Pytester) -> None:
