@@ -44,7 +44,8 @@ def attention_reach(probe: Probe) -> AttentionReach:
 def _limited(probe: Probe, length: int) -> bool:
     """Whether attention of a longer text leaves out cells that the task allows."""
     sites = over_own_text(probe, probe.attention_weights.long(), length)
-    allowed = length * (length + 1) // 2
+    encodes = probe.subject.task.task_type == "masked_lm"
+    allowed = length**2 if encodes else length * (length + 1) // 2
     return bool(sites) and int(numbers.reachable(sites, length).sum()) < allowed
 
 

@@ -50,4 +50,18 @@ MUTANTS = (
             ),
         ),
     ),
+    _reach(
+        name="summary_beside_local_attention",
+        family="carried_beside_attention",
+        parent="local_encoder",
+        where=("layers.*",),
+        why="the mean over the text is added as a global token",
+        edits=(
+            (
+                "        return x + self.dropout(self.narrow",
+                "        x = x + 0.1 * x.mean(1, keepdim=True)\n"
+                "        return x + self.dropout(self.narrow",
+            ),
+        ),
+    ),
 )

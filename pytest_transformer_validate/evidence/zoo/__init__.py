@@ -374,5 +374,19 @@ _table.add(
     {"vocab_size": 131, "d_model": 32, "nhead": 4, "num_layers": 2, "max_len": 48},
     "seq2seq",
 )
+_table.add(
+    "local_encoder",
+    "LocalEncoder",
+    {
+        "task": "masked_lm",
+        "vocab_size": 149,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "local_attention": 8,
+        "max_position_embeddings": 64,
+    },
+    "masked_lm",
+)
 
 ZOO: dict[str, Healthy] = _table.rows
