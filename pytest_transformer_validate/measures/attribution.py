@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
     from pytest_transformer_validate.probe.attribution import Integrated, Path, Slopes
 
-_SAME = 1e-2  # slopes that differ by less are the same
+_SAME = 1e-2  # differences over two steps that are apart by less show no step
+_EQUAL = 1e-3  # the gradient, to the slope; three times what the differences are apart, if more
+_ONE_NUMBER = 1e-4  # how much a constant factor may vary
 _ROUNDING = 64  # u of the logits that a sum of attributions may lack
 
 
@@ -59,21 +61,22 @@ def moves(path: Path) -> bool:
 def stepped(slopes: Slopes) -> int:
     """At how many points differences over a small and a large part of the path disagree: the
     logit has steps there."""
-    return _apart(slopes, slopes.small, slopes.large)
+    return int((_apart(slopes) > _SAME * _size(slopes)).sum())
 
 
 def wrong(slopes: Slopes) -> int:
     """At how many points the gradient is not the slope, where a slope there is."""
-    return _apart(slopes, slopes.gradient, slopes.small)
+    off = (slopes.gradient - slopes.small).abs()
+    return int((off > (_EQUAL * _size(slopes)).maximum(3 * _apart(slopes))).sum())
 
 
 def factor(slopes: Slopes) -> float | None:
     """The gradient over the slope, where that is one number all along the path."""
-    steep = slopes.small.abs() > _SAME * slopes.small.abs().mean()
-    ratios = slopes.gradient[steep] / slopes.small[steep]
-    if len(ratios) < 2 or float((ratios - ratios.mean()).abs().max()) > _SAME:
-        return None
-    return float(ratios.mean())
+    size = _size(slopes)
+    blur = max(_ONE_NUMBER, 3 * float((_apart(slopes) / size).max()))
+    mean = float((slopes.gradient * slopes.small).sum() / slopes.small.square().sum())
+    off = (slopes.gradient - mean * slopes.small).abs() / size
+    return mean if float(off.max()) <= blur else None
 
 
 def likeness(one: Integrated, other: Integrated) -> float:
@@ -84,7 +87,11 @@ def likeness(one: Integrated, other: Integrated) -> float:
     return float(torch.nn.functional.cosine_similarity(a, b, dim=0))
 
 
-def _apart(slopes: Slopes, one: torch.Tensor, other: torch.Tensor) -> int:
+def _apart(slopes: Slopes) -> torch.Tensor:
+    return (slopes.small - slopes.large).abs()
+
+
+def _size(slopes: Slopes) -> torch.Tensor:
+    """The size of the slope at each point, or its mean where that is more."""
     usual = float(slopes.small.abs().mean())
-    size = one.abs().maximum(other.abs()).clamp(min=usual)
-    return int(((one - other).abs() > _SAME * size).sum())
+    return slopes.gradient.abs().maximum(slopes.small.abs()).clamp(min=usual)

@@ -30,9 +30,11 @@ if TYPE_CHECKING:
 
     Vectors = tuple[torch.Tensor, ...]
 
-_ROWS = 16  # points of the path that go through a small model together
+_ROWS, _FEW_ROWS = 64, 8  # points of the path that go through a model together, small or not
 _POINTS = 16  # at which the gradient is held against differences
-STEPS = (2e-3, 2e-2)  # of the path: differences over two of them tell slopes from steps
+# Parts of the path: differences over two of them tell slopes from steps, and need digits.
+_STEPS = {torch.float64: (2e-5, 2e-4)}
+_LARGER = (2e-3, 2e-2)
 _PADDED = 3
 
 
@@ -98,7 +100,7 @@ class Attributions(Passes):
     def rows(self) -> int:
         """How many points of the path go through the model together."""
         subject = self.probe.subject
-        return min(_ROWS if subject.small else _ROWS // 2, subject.most_rows)
+        return min(_ROWS if subject.small else _FEW_ROWS, subject.most_rows)
 
     @remembered
     def path(self, condition: str, padded: bool = False) -> Path:
@@ -177,6 +179,7 @@ class Attributions(Passes):
         def run(subject: Subject) -> Slopes:
             logit = _logit(subject, path)
             points = (torch.arange(_POINTS) + 0.5) / _POINTS
+            steps = _STEPS.get(subject.dtype, _LARGER)
             by_gradient, differences = [], [[], []]  # type: ignore[var-annotated]
             for few in points.split(self.rows):
                 vectors = _at(path, few)
@@ -189,7 +192,7 @@ class Attributions(Passes):
                     )
                 )
                 with torch.no_grad():
-                    for found, step in zip(differences, STEPS, strict=True):
+                    for found, step in zip(differences, steps, strict=True):
                         up, down = (logit(*_at(path, few + s)) for s in (step, -step))
                         found.append((up - down).double() / (2 * step))
             small, large = (torch.cat(found).cpu() for found in differences)
@@ -203,7 +206,7 @@ class Attributions(Passes):
         probe, path = self.probe, self.path("eval", padded=True)
         keep = self.kept(path)
         ids = path.reader.batch["input_ids"]
-        fresh = probe.batch(1, ids.shape[1], "under the mask")["input_ids"]
+        fresh = self._other(path.reader.batch)[0]["input_ids"]
         other = path.reader.batch.with_(input_ids=torch.where(keep, ids, fresh))
         with probe.running("attribution") as subject:
             reader = Reader(other, (), path.reader.position)

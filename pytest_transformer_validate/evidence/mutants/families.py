@@ -166,4 +166,7 @@ FAMILIES: dict[str, str] = {
     # attention_scale
     "scores_not_scaled": "queries times keys without 1/sqrt(d)",
     "scores_scaled_twice": "queries times keys divided by d",
+    # attribution
+    "part_of_the_path_detached": "a gradient that is cut in one of several paths to a weight",
+    "backward_of_another_function": "a backward by hand that is not the forward's",
 }
