@@ -1,0 +1,56 @@
+"""What ``pytest_transformer_validate.training`` gives, and what it costs to import."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+
+import pytest
+
+from pytest_transformer_validate import training
+
+NEEDS_LIGHTNING: set[str] = set()
+FOREIGN = ("_pytest", "pytest", "pytorch_lightning", "transformers", "datasets", "pandas")
+FOREIGN += ("wandb", "matplotlib", "pyarrow", "torchmetrics", "pynvml")
+
+
+@pytest.mark.parametrize("name", sorted(set(training.__all__) - NEEDS_LIGHTNING))
+def test_a_name_is_there(name):
+    value = getattr(training, name)
+    assert getattr(value, "__name__", name) == name
+
+
+@pytest.mark.parametrize("name", sorted(NEEDS_LIGHTNING))
+def test_a_name_that_needs_lightning_is_there_or_says_how_to_get_it(name):
+    if importlib.util.find_spec("pytorch_lightning") is None:
+        with pytest.raises(ImportError, match="pytest-transformer-validate\\[lightning\\]"):
+            getattr(training, name)
+    else:
+        pytest.importorskip("pytorch_lightning")
+        assert getattr(training, name).__name__ == name
+
+
+def test_another_name_is_not_there():
+    with pytest.raises(AttributeError, match="no attribute 'Trainr'"):
+        _ = training.Trainr
+
+
+def test_the_list_is_complete():
+    assert set(training.__all__) == set(training._HOMES)
+    assert set(training.__all__) <= set(dir(training))
+
+
+def test_importing_imports_nothing_foreign():
+    names = ", ".join(sorted(set(training.__all__) - NEEDS_LIGHTNING))
+    code = (
+        "import sys\n"
+        "import pytest_transformer_validate.training\n"
+        "assert 'torch' not in sys.modules\n"
+        f"from pytest_transformer_validate.training import {names}\n"
+        "assert 'torch' in sys.modules\n"
+        f"print(sorted(sys.modules.keys() & set({FOREIGN})))\n"
+    )
+    command = [sys.executable, "-W", "error", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
