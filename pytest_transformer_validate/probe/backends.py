@@ -151,9 +151,9 @@ class Backends(Passes):
         """Layer after layer without its fast path, which a layer with a hook does not take."""
         probe = self.probe
         reference = probe.forward(batch).logits
-        for name, module in probe.subject.model.named_modules():
-            if not isinstance(module, _FAST):
-                continue
+        layers = probe.subject.model.named_modules()
+        fast: list[tuple[str, nn.Module]] = [(n, m) for n, m in layers if isinstance(m, _FAST)]
+        for name, module in fast:
             handle = module.register_forward_hook(lambda *_: None)
             try:
                 moved = difference(reference, probe.forward(batch).logits)
@@ -227,11 +227,13 @@ def _attributes(model: nn.Module) -> Iterator[Switch]:
     known = _constants(model)
     for holder in _holders(model):
         for name, value in list(holder.items()):
-            if isinstance(value, bool) and isinstance(name, str) and _FLAG.search(name):
+            if not isinstance(name, str) or name.startswith("_"):
+                continue  # the affair of a method that sets it
+            if isinstance(value, bool) and _FLAG.search(name):
                 seen.add(Switch("attribute", name, not value))
             elif isinstance(value, str) and value in _NAMES:
                 others = sorted(known & _NAMES - {value})
-                seen |= {Switch("attribute", str(name), other) for other in others}
+                seen |= {Switch("attribute", name, other) for other in others}
     yield from sorted(seen, key=str)
 
 

@@ -84,7 +84,8 @@ class Exported(Passes):
     @remembered
     def program(self) -> Program:
         """The exported program. Raises NotApplicable with torch's reason."""
-        return self._made("torch.export", self._export)
+        made: Program = self._made("torch.export", self._export)
+        return made
 
     @remembered
     def compared(self) -> list[Shape]:

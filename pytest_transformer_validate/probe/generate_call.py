@@ -146,7 +146,9 @@ def _own(subject: Subject, signature: inspect.Signature) -> Generate:
 
     def call(model: Any, prompt: Batch, count: int) -> Any:
         given = prompt.inputs.get("decoder_input_ids", prompt["input_ids"])
-        wanted = {counts[0]: count} if counts else {totals[0]: given.shape[1] + count}
+        wanted: dict[str, Any] = {counts[0]: count} if counts else {}
+        if not counts:
+            wanted[totals[0]] = given.shape[1] + count
         if masked and "attention_mask" in prompt.inputs:
             wanted["attention_mask"] = prompt["attention_mask"]
         return model.generate(prompt["input_ids"], **wanted, **fixed)

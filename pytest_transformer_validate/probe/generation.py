@@ -146,7 +146,8 @@ class Generation(Passes):
     def _generated(self, plan: Plan, word: str) -> Generated:
         probe, how = self.probe, self.how()
         prompt = self._prompt(plan)
-        none = Generated(*[torch.zeros(0)] * 3)
+        nothing = torch.zeros(0)
+        none = Generated(nothing, nothing, nothing)
         with probe.running(word) as subject, quietly(), _listening(subject.model) as steps:
             try:
                 raw = how.call(subject.model, prompt, plan.new)

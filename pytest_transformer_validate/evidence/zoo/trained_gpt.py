@@ -10,6 +10,8 @@ from torch.utils.checkpoint import checkpoint
 
 
 class Attention(nn.Module):
+    mask: Tensor
+
     def __init__(self, dim: int, heads: int, dropout: float, max_len: int) -> None:
         super().__init__()
         self.heads = heads
