@@ -21,6 +21,7 @@ from pytest_transformer_validate.probe.compare import sequence
 from pytest_transformer_validate.probe.passes import Passes, remembered
 from pytest_transformer_validate.probe.slopes import first_wrong
 from pytest_transformer_validate.probe.vectors import PIXELS, Reader, read
+from pytest_transformer_validate.subject.masks import padding_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -231,9 +232,13 @@ class Attributions(Passes):
         way = next((w for covers, w in probe.padding.told() if covers == "input_ids"), None)
         if way is None or batch["input_ids"].shape[1] <= 2 * _PADDED:
             raise NotApplicable("no mask can be given")
-        ids = batch["input_ids"]
+        ids = batch["input_ids"].clone()
         keep = torch.arange(ids.shape[1], device=ids.device) < ids.shape[1] - _PADDED
-        return way.tell(batch, keep[None])
+        pad = padding_id(probe.subject)
+        ids[:, ~keep] = ids[:, :_PADDED] if pad is None else pad
+        if probe.subject.ends:
+            ids[:, int(keep.sum()) - 1] = batch["input_ids"][:, -1]
+        return way.tell(batch.with_(input_ids=ids), keep[None])
 
     def _other(self, batch: Batch) -> tuple[Batch, str]:
         """The text that the path starts at: one id, which is not padding and not in the text."""
@@ -248,6 +253,9 @@ class Attributions(Passes):
             fresh = pool[~torch.isin(pool, batch[role])]
             chosen = int((fresh if len(fresh) else pool)[0])
             other[role] = torch.full_like(batch[role], chosen)
+            if probe.subject.ends:  # classifiers pool there
+                ends = batch[role] == probe.subject.end_id
+                other[role] = torch.where(ends, batch[role], other[role])
             words.append(f"id {chosen} everywhere")
         return batch.with_(**other), " and ".join(words)
 

@@ -12,6 +12,7 @@ import torch
 
 from pytest_transformer_validate.errors import Blocked, NotApplicable, SubjectError, error_line
 from pytest_transformer_validate.probe import compare, forwards, gradients, positions, rows
+from pytest_transformer_validate.probe.adversary import Adversary
 from pytest_transformer_validate.probe.answers import NO_OUTPUT, Answers
 from pytest_transformer_validate.probe.attention import Attention
 from pytest_transformer_validate.probe.attribution import Attributions
@@ -28,6 +29,7 @@ from pytest_transformer_validate.probe.losses import Losses
 from pytest_transformer_validate.probe.mixing import Mixing
 from pytest_transformer_validate.probe.order import Order
 from pytest_transformer_validate.probe.padding import Padding
+from pytest_transformer_validate.probe.perturbation import Perturbation
 from pytest_transformer_validate.probe.precision import MaskDtype, Precision
 from pytest_transformer_validate.probe.quantised import Quantisation
 from pytest_transformer_validate.probe.resized import Resizing
@@ -199,6 +201,7 @@ class Probe:
 
     mixing = functools.cached_property(Mixing)
     order = functools.cached_property(Order)
+    adversary = functools.cached_property(Adversary)
     answers = functools.cached_property(Answers)
     attention = functools.cached_property(Attention)
     attention_weights = functools.cached_property(AttentionWeights)
@@ -214,6 +217,7 @@ class Probe:
     resources = functools.cached_property(Resources)
     tables = functools.cached_property(Tables)
     padding = functools.cached_property(Padding)
+    perturbation = functools.cached_property(Perturbation)
     checkpointing = functools.cached_property(Checkpointing)
     comparison = functools.cached_property(Comparison)
     draws = functools.cached_property(Draws)

@@ -46,12 +46,13 @@ class VectorLookup(TokenLookup):
             return result
         turned = index.shape != self.ids.shape
         place = len(self.found)
-        self.found.append(result.transpose(0, 1) if turned else result)
+        # a copy: what was looked up may be written to in place
+        self.found.append((result.transpose(0, 1) if turned else result).detach().clone())
         if not self.given:
             return result
         if place >= len(self.given):
             raise NotApplicable("the model looks tokens up another number of times each time")
-        vectors = self.given[place].to(result.dtype)
+        vectors = self.given[place].to(result.dtype) * 1
         return vectors.transpose(0, 1) if turned else vectors
 
 
@@ -106,7 +107,7 @@ def read(subject: Subject, batch: Batch) -> dict[str, list[torch.Tensor]]:
             if role in batch.inputs
         }
         subject(batch)
-    found = {role: [t.detach() for t in lookup.found] for role, lookup in lookups.items()}
+    found = {role: lookup.found for role, lookup in lookups.items()}
     if not found.get(_sequence(batch)):
         raise NotApplicable("no lookup of vectors by the ids is seen")
     return {role: vectors for role, vectors in found.items() if vectors}

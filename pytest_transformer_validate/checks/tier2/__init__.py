@@ -12,6 +12,7 @@ from pytest_transformer_validate.checks.tier2 import (  # isort: skip
     attention_reach,
     attention_scale,
     attribution,
+    perturbation,
 )
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "equivalence",
     "export",
     "generation",
+    "perturbation",
     "quantisation",
     "reference",
 ]
