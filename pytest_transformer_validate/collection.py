@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 from functools import cached_property
 from pathlib import Path
@@ -331,6 +332,11 @@ class _Hooks:
         hook = self._config.pluginmanager.subset_hook_caller(name, foreign)
         self.__dict__[name] = hook
         return hook
+
+
+@functools.lru_cache(maxsize=64)
+def _above(root: Path, path: Path) -> frozenset[Path]:
+    return frozenset((root, *path.parents, path))
 
 
 def _conftests(config: pytest.Config) -> list[tuple[object, Path]]:

@@ -67,13 +67,33 @@ def redact(text: str) -> str:
     anything that has the form of a token, a private key or a password in a URL."""
     if len(text) < SHORTEST:
         return text
-    values = {value for value in secret_variables().values() if len(value) >= SHORTEST}
-    values |= _remembered
+    values = _environment.secrets() | _remembered
     if values:
-        text = _of_values(frozenset(values)).sub(REDACTED, text)
+        text = _of_values(values).sub(REDACTED, text)
     for pattern in _PATTERNS:
         text = pattern.sub(_replaced, text)
     return text
+
+
+class _Environment:
+    """The credentials in the environment, looked for again only where a variable has changed."""
+
+    def __init__(self) -> None:
+        self._read: object = None
+        self._secrets: frozenset[str] = frozenset()
+
+    def secrets(self) -> frozenset[str]:
+        """Values of 8 characters or more of the variables that hold credentials."""
+        # Compared as Python keeps it: reading a variable decodes it, and there are many texts.
+        now = vars(os.environ).get("_data")
+        if now is None or now != self._read:
+            self._read = None if now is None else dict(now)
+            values = secret_variables().values()
+            self._secrets = frozenset(value for value in values if len(value) >= SHORTEST)
+        return self._secrets
+
+
+_environment = _Environment()
 
 
 def _replaced(found: re.Match[str]) -> str:

@@ -95,20 +95,16 @@ class ModuleScope(PathScope):
                 sys.modules[name] = module
 
     def _close(self) -> None:
-        changed = {
-            _top(name)
-            for name, module in list(sys.modules.items())
-            if self._before.get(name) is not module
-        }
+        before = self._before.get
+        changed = {_top(n) for n, module in sys.modules.copy().items() if before(n) is not module}
         super()._close()
         tops = {top for top in changed if self._belongs(top)}
         kept_out = {name: own for name, own in self._own.items() if _top(name) not in tops}
         self._own = {**kept_out, **_take_out(tops)}
         _take_out(self._aside)
         gone = tops | self._aside
-        for name, module in self._before.items() if gone else ():
-            if _top(name) in gone:
-                sys.modules[name] = module
+        for name in _inside(self._before, gone):
+            sys.modules[name] = self._before[name]
         self._before = {}
         sys.dont_write_bytecode = not self._write_bytecode
 
@@ -182,9 +178,12 @@ def _is_installed(path: Path) -> bool:
 
 
 def _take_out(tops: set[str]) -> dict[str, ModuleType]:
-    if not tops:
-        return {}
-    return {name: sys.modules.pop(name) for name in list(sys.modules) if _top(name) in tops}
+    return {name: sys.modules.pop(name) for name in _inside(sys.modules, tops)}
+
+
+def _inside(names: Iterable[str], tops: set[str]) -> list[str]:
+    """Those of all names of modules that are one of ``tops``, or inside of one."""
+    return [name for name in names if name.partition(".")[0] in tops] if tops else []
 
 
 def _top(name: str) -> str:
