@@ -18,13 +18,16 @@ _LIBRARIES = frozenset(
 
 
 def model_traceback(error: BaseException) -> str:
-    """The exception and the frames a model's author can act on, newest last.
+    """The exception and the frames a model's author can act on, newest last; never this
+    package's own.
 
     At most 12 frames and 8 KiB; an exception whose text cannot be made is said to be unprintable.
     """
     every = traceback.extract_tb(error.__traceback__)
     frames = [frame for frame in every if not _is_machinery(frame.filename)]
-    frames = frames or list(every[-_LAST_RESORT:])
+    if not frames:
+        outside = [frame for frame in every if not frame.filename.startswith(_PACKAGE)]
+        frames = outside[-_LAST_RESORT:]
     return capped("".join(traceback.format_list(frames[-_FRAMES:])) + exception_line(error))
 
 

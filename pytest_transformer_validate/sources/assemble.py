@@ -17,7 +17,7 @@ from pytest_transformer_validate.sources.construct import call
 from pytest_transformer_validate.sources.seeding import seeded
 from pytest_transformer_validate.sources.tokenizer import load_tokenizer
 from pytest_transformer_validate.sources.weights import load_weights
-from pytest_transformer_validate.sources.wording import clipped
+from pytest_transformer_validate.sources.wording import clipped, listed
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -44,6 +44,7 @@ def assemble(
         model, made, weights = _make(entry, settings, options, origin)
         if options.weights is not None:
             weights = load_weights(model, options.weights)
+        _refuse_unfinished(model, origin)
         location = _location(model, entry)
     tokenizer = None if options.tokenizer is None else load_tokenizer(options.tokenizer)
     return Loaded(
@@ -79,6 +80,19 @@ def _make(
     drawn = entry.is_class or entry.declared
     words = f"random (seed {options.seed})" if drawn else f"as built (seed {options.seed})"
     return value, made, words
+
+
+def _refuse_unfinished(model: torch.nn.Module, origin: str) -> None:
+    """Raise SourceError for lazy layers that have not seen an input."""
+    from torch.nn.parameter import is_lazy
+
+    named = (*model.named_parameters(), *model.named_buffers())
+    lazy = [name for name, tensor in named if is_lazy(tensor)]
+    if lazy:
+        raise SourceError(
+            f"{origin}: parameters without a size: {listed(lazy)}\n  lazy layers get one from the "
+            "first input: run one through the model in build_model, or give the sizes"
+        )
 
 
 def _kind(value: Any) -> str:

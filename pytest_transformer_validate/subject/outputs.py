@@ -71,7 +71,7 @@ def read_output(raw: Any, *, column: bool = False) -> Output:
     tensors = {
         name: value
         for name, value in fields.items()
-        if isinstance(value, torch.Tensor) and value.is_floating_point()
+        if isinstance(value, torch.Tensor) and value.is_floating_point() and not value.is_nested
     }
     wide = {name: value for name, value in tensors.items() if value.dim() >= 2 - column}
     for name in (*_MAIN, *_HIDDEN, *wide):
@@ -118,6 +118,8 @@ def field_of(raw: Any, name: str) -> Any:
 
 def describe(raw: Any) -> str:
     """Type and shapes of a returned value, in at most a few words."""
+    if isinstance(raw, torch.Tensor) and raw.is_nested:
+        return f"nested tensor of {raw.size(0)} parts"
     if isinstance(raw, torch.Tensor):
         return f"{str(raw.dtype).removeprefix('torch.')} tensor {tuple(raw.shape)}"
     parts = [

@@ -39,6 +39,11 @@ if TYPE_CHECKING:
 
 _TEXT = ("bos", "sep", "cls", "unk", "mask", "decoder_start")
 
+_SCRIPTED = (
+    "the model is a TorchScript program, which has lost its Python code; judge the nn.Module "
+    "that it was made from"
+)
+
 
 class Subject:
     """A model, called as ``subject(batch) -> Output``.
@@ -60,6 +65,8 @@ class Subject:
         dtype: torch.dtype | None = None,
         seed: int = 0,
     ) -> None:
+        if isinstance(model, torch.jit.ScriptModule):
+            raise NotApplicable(_SCRIPTED)
         if config is None:
             config = getattr(model, "config", None)
         self.model = model if device is None and dtype is None else model.to(device, dtype)

@@ -1,0 +1,45 @@
+"""Rows 46, 47, 49 and 50 of the table of bad input: every outcome is one that was meant.
+
+Tier 1 runs over all models of the table in one run, and over some of them on two workers.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.bad_inputs.forwards import CASES
+from tests.bad_inputs.running import WAYS, Seen, run, write
+
+if TYPE_CHECKING:
+    from tests.bad_inputs.loads import Case
+
+STATUSES = {"passed", "failed", "broken", "blocked", "skipped"}
+CHECKS = "load or shape_robustness or output_stability or gradient_flow or statelessness"
+CHECKS += " or determinism or output_kind"
+
+
+@pytest.fixture(scope="module", params=WAYS.values(), ids=WAYS)
+def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Seen:
+    folder = tmp_path_factory.mktemp("forwards")
+    specs = write(folder, CASES)
+    return run(folder, specs.values(), "-m", "tier1", "-k", CHECKS, *request.param)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_row(seen: Seen, case: Case) -> None:
+    assert seen.code == 1, seen.shown[-3000:]
+    records = seen.records[f"{case.id}/model.py"]
+    assert {record["status"] for record in records} <= STATUSES
+    told = [r["message"] for r in records if r["status"] in {"failed", "broken", "blocked"}]
+    for message in told:
+        assert "pytest_transformer_validate" not in message, message
+    assert bool(told) == bool(case.words), told
+    for words in case.words:
+        assert any(words in message for message in told), told
+    skipped = {record["message"] for record in records if record["status"] == "skipped"}
+    if case.name == "scripted":
+        assert len(skipped) == 1, "one reason for every check"
+    else:
+        assert len(skipped) < len(records)
