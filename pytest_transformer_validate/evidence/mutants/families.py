@@ -169,4 +169,6 @@ FAMILIES: dict[str, str] = {
     # attribution
     "part_of_the_path_detached": "a gradient that is cut in one of several paths to a weight",
     "backward_of_another_function": "a backward by hand that is not the forward's",
+    # embedding_smoothness
+    "made_of_the_last_digits": "numbers that any change of an activation makes others",
 }
