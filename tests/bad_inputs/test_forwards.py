@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.bad_inputs.forwards import CASES
-from tests.bad_inputs.running import WAYS, Seen, run, write
+from tests.bad_inputs.running import Seen, run, write
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.bad_inputs.loads import Case
 
 STATUSES = {"passed", "failed", "broken", "blocked", "skipped"}
@@ -20,11 +22,13 @@ CHECKS = "load or shape_robustness or output_stability or gradient_flow or state
 CHECKS += " or determinism or output_kind"
 
 
-@pytest.fixture(scope="module", params=WAYS.values(), ids=WAYS)
-def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Seen:
+ARGS = ("-m", "tier1", "-k", CHECKS)
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
     folder = tmp_path_factory.mktemp("forwards")
-    specs = write(folder, CASES)
-    return run(folder, specs.values(), "-m", "tier1", "-k", CHECKS, *request.param)
+    return run(folder, write(folder, CASES).values(), *ARGS)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
@@ -43,3 +47,14 @@ def test_row(seen: Seen, case: Case) -> None:
         assert len(skipped) == 1, "one reason for every check"
     else:
         assert len(skipped) < len(records)
+
+
+def test_two_workers_say_the_same(seen: Seen, tmp_path: Path) -> None:
+    some = CASES[:12:3] + CASES[14:20:3]
+    other = run(tmp_path, write(tmp_path, some).values(), "-n2", *ARGS)
+    assert other.code == 1
+    for model, records in other.records.items():
+        told = [(r["check"], r["case"], r["status"], r["message"]) for r in records]
+        known = [(r["check"], r["case"], r["status"], r["message"]) for r in seen.records[model]]
+        assert told == known
+    assert len(other.records) == len(some)
