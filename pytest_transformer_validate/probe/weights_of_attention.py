@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -196,17 +197,15 @@ class AttentionWeights(Passes):
 
     def _over(self, batch: Batch) -> list[Site]:
         """Seen on the way; else what the model returns, or leaves behind."""
-        lengths = {t.shape[1] for t in batch.inputs.values() if t.dim() == 2}
-        with self.probe.running("attention weights") as subject:
-            try:
-                with captured(subject.model, lengths) as capture:
-                    subject.call(batch, {})
-            except NotImplementedError:  # an operation that cannot be watched
-                capture = None
-        if capture is not None:
-            self._shifts = self._shifts or capture.shifts
-            if capture.sites:
-                return capture.sites
+        compiles = "torch._dynamo" in sys.modules
+        try:
+            sites = self._seen(batch)
+        except Exception:
+            if compiles or "torch._dynamo" not in sys.modules:
+                raise
+            sites = self._seen(batch)  # what was compiled on the way is not compiled again
+        if sites:
+            return sites
         with (
             self.probe.running("attention weights") as subject,
             _returning(subject.model),
@@ -214,6 +213,17 @@ class AttentionWeights(Passes):
         ):
             return self._returned(subject, batch)
         return []
+
+    def _seen(self, batch: Batch) -> list[Site]:
+        """Every site that operations show."""
+        lengths = {t.shape[1] for t in batch.inputs.values() if t.dim() == 2}
+        with (
+            self.probe.running("attention weights") as subject,
+            captured(subject.model, lengths) as capture,
+        ):
+            subject.call(batch, {})
+        self._shifts = self._shifts or capture.shifts
+        return capture.sites
 
     def _returned(self, subject: Subject, batch: Batch) -> list[Site]:
         """Weights (1, H, T, S) among the outputs, or in an attribute with a plain name."""

@@ -10,10 +10,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from pytest_transformer_validate.probe.capture import captured
+from pytest_transformer_validate.probe.probe import Probe
+from pytest_transformer_validate.subject.subject import Subject
 from tests import models
 
 LENGTH = 11
-LATER = torch.ones(LENGTH, LENGTH, dtype=torch.bool).triu(1)
+LATER = torch.ones(64, 64, dtype=torch.bool).triu(1)
+
+
+def later(scores):
+    return LATER[: scores.size(-2), : scores.size(-1)]
 
 
 class Attention(models.Attention):
@@ -25,7 +31,7 @@ class Attention(models.Attention):
         return self.out(self.meet(q, k, v).transpose(1, 2).flatten(2))
 
     def weigh(self, scores):
-        self.expected = scores.masked_fill(LATER, -math.inf).softmax(-1)
+        self.expected = scores.masked_fill(later(scores), -math.inf).softmax(-1)
         return self.expected
 
     def meet(self, q, k, v):
@@ -41,7 +47,7 @@ class Fused(Attention):
 class Masked(Attention):
     def meet(self, q, k, v):
         self.weigh(q @ k.mT * 0.3)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=~LATER, scale=0.3)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=~later(q @ k.mT), scale=0.3)
 
 
 class Grouped(Attention):
@@ -66,7 +72,7 @@ class ByHand(Attention):
     """Exponentials, divided by their sum."""
 
     def weigh(self, scores):
-        scores = scores.masked_fill(LATER, -1e9)
+        scores = scores.masked_fill(later(scores), -1e9)
         weights = (scores - scores.amax(-1, keepdim=True)).exp()
         self.expected = weights / weights.sum(-1, keepdim=True)
         return self.expected
@@ -87,7 +93,7 @@ class Inference(Attention):
 
 class Sink(Attention):
     def weigh(self, scores):
-        scores = scores.masked_fill(LATER, -math.inf)
+        scores = scores.masked_fill(later(scores), -math.inf)
         sink = torch.zeros_like(scores[..., :1])
         self.expected = torch.cat([scores, sink], -1).softmax(-1)[..., :-1]
         return self.expected
@@ -177,18 +183,60 @@ def test_other_products_are_no_attention():
     assert not sites(Experts(), torch.randn(1, LENGTH, 32))
 
 
+class Flex(Attention):
+    def meet(self, q, k, v):
+        from torch.nn.attention.flex_attention import flex_attention
+
+        return flex_attention(q, k, v, score_mod=self.later)
+
+    def later(self, score, _batch, _head, query, key):
+        return torch.where(query >= key, score, -math.inf)
+
+
 @pytest.mark.filterwarnings("ignore:flex_attention called without")
 def test_flex_attention_shows_its_weights():
-    flex = pytest.importorskip("torch.nn.attention.flex_attention")
-
-    class Flex(Attention):
-        def meet(self, q, k, v):
-            self.weigh(q @ k.mT * q.size(-1) ** -0.5)
-            return flex.flex_attention(q, k, v, score_mod=self.later)
-
-        def later(self, score, _batch, _head, query, key):
-            return torch.where(query >= key, score, -math.inf)
-
-    module = Flex(32, 2)
+    pytest.importorskip("torch._dynamo")  # flex_attention loads it, and would compile the probe
+    module = nn.Sequential(Flex(32, 2))
     (site,) = sites(module, torch.randn(1, LENGTH, 32))
-    torch.testing.assert_close(site.weights, module.expected[0])
+    assert float(site.weights.triu(1).max()) == 0
+    torch.testing.assert_close(site.weights.sum(-1), torch.ones(2, LENGTH))
+
+
+class Alone(nn.Sequential):
+    """A module that is called with more than it takes."""
+
+    def forward(self, x, *_):
+        return super().forward(x)
+
+
+class Returned(Attention):
+    """Weights that no operation shows, left in an attribute."""
+
+    def meet(self, q, k, v):
+        self.attn_weights = self.weigh((q[:, :, :, None] * k[:, :, None]).sum(-1))
+        return (self.attn_weights[..., None] * v[:, :, None]).sum(-2)
+
+
+def test_weights_that_a_module_leaves_behind():
+    model = models.Decoder()
+    for block in model.blocks:
+        block.attention = Alone(Returned(32, 4))
+    found = Probe(Subject(model)).attention_weights.sites()
+    assert [site.normal for site in found] == ["unknown", "unknown"]
+    assert found[0].weights.shape == (4, LENGTH, LENGTH)
+
+
+def test_weights_that_transformers_returns():
+    transformers = pytest.importorskip("transformers")
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 32, "vocab_size": 90}
+    config = transformers.GPT2Config(**sizes, bos_token_id=1, eos_token_id=1)
+    model = transformers.GPT2LMHeadModel(config)
+    probe = Probe(Subject(model, config))
+    before = (config._attn_implementation, config.output_attentions)
+    probe.attention_weights._seen = lambda _batch: []  # nothing is seen on the way
+    returned = probe.attention_weights.sites()
+    assert (config._attn_implementation, config.output_attentions) == before
+    seen = Probe(Subject(model, config)).attention_weights.sites()
+    assert [site.normal for site in returned] == ["unknown", "unknown"]
+    for one, other in zip(returned, seen, strict=True):
+        torch.testing.assert_close(one.weights, other.weights)
