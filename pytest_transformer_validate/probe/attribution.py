@@ -235,7 +235,7 @@ class Attributions(Passes):
         ids = batch["input_ids"].clone()
         keep = torch.arange(ids.shape[1], device=ids.device) < ids.shape[1] - _PADDED
         pad = padding_id(probe.subject)
-        ids[:, ~keep] = ids[:, :_PADDED] if pad is None else pad
+        ids[:, ~keep] = ids[:, :_PADDED].clone() if pad is None else pad
         if probe.subject.ends:
             ids[:, int(keep.sum()) - 1] = batch["input_ids"][:, -1]
         return way.tell(batch.with_(input_ids=ids), keep[None])

@@ -25,6 +25,7 @@ from pytest_transformer_validate.probe.draws import Draws
 from pytest_transformer_validate.probe.experts import Experts
 from pytest_transformer_validate.probe.exported import Exported
 from pytest_transformer_validate.probe.generation import Generation
+from pytest_transformer_validate.probe.layers import Layers
 from pytest_transformer_validate.probe.losses import Losses
 from pytest_transformer_validate.probe.mixing import Mixing
 from pytest_transformer_validate.probe.order import Order
@@ -38,6 +39,7 @@ from pytest_transformer_validate.probe.siblings import Siblings
 from pytest_transformer_validate.probe.states import States
 from pytest_transformer_validate.probe.storage import Storage
 from pytest_transformer_validate.probe.tables import Tables
+from pytest_transformer_validate.probe.texts import Texts
 from pytest_transformer_validate.probe.trace import ROOT, where_raised
 from pytest_transformer_validate.probe.weights import Weights
 from pytest_transformer_validate.probe.weights_of_attention import AttentionWeights
@@ -211,11 +213,13 @@ class Probe:
     experts = functools.cached_property(Experts)
     exported = functools.cached_property(Exported)
     generation = functools.cached_property(Generation)
+    layers = functools.cached_property(Layers)
     losses = functools.cached_property(Losses)
     quantisation = functools.cached_property(Quantisation)
     resizing = functools.cached_property(Resizing)
     resources = functools.cached_property(Resources)
     tables = functools.cached_property(Tables)
+    texts = functools.cached_property(Texts)
     padding = functools.cached_property(Padding)
     perturbation = functools.cached_property(Perturbation)
     checkpointing = functools.cached_property(Checkpointing)

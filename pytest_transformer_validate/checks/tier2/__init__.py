@@ -13,6 +13,8 @@ from pytest_transformer_validate.checks.tier2 import (  # isort: skip
     attention_scale,
     attribution,
     perturbation,
+    representation,
+    text,
 )
 
 __all__ = [
@@ -28,4 +30,6 @@ __all__ = [
     "perturbation",
     "quantisation",
     "reference",
+    "representation",
+    "text",
 ]

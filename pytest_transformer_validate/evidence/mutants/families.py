@@ -171,4 +171,6 @@ FAMILIES: dict[str, str] = {
     "backward_of_another_function": "a backward by hand that is not the forward's",
     # embedding_smoothness
     "made_of_the_last_digits": "numbers that any change of an activation makes others",
+    # layer_effect
+    "layer_of_next_to_no_effect": "a layer that runs, learns and changes next to nothing",
 }

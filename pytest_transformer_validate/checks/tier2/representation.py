@@ -1,0 +1,70 @@
+"""Layers: what each one changes, what it could hold, and what it would already say."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from pytest_transformer_validate.checks.registry import check
+from pytest_transformer_validate.errors import CheckFailed, NotApplicable
+from pytest_transformer_validate.measures.layers import (
+    LayerEffects,
+    LogitLens,
+    of_layers,
+    settled,
+)
+from pytest_transformer_validate.measures.measurement import Limit
+
+if TYPE_CHECKING:
+    from pytest_transformer_validate.probe.probe import Probe
+
+
+@check(tier=2)
+def layer_effect(probe: Probe, *, floor: float = 1e-4) -> LayerEffects:
+    """Every layer of a stack changes what it is given.
+
+    By ``floor`` of it at least, as loaded or with all parameters moved at random: what starts at
+    zero, or is scaled by a parameter that starts small, moves then. Effective rank, use of the
+    width and growth of the residual stream are information.
+    """
+    layers = probe.layers.effects("eval")
+    if not layers:
+        raise NotApplicable("no list of layers that take and give vectors of one shape")
+    limit = Limit(value=floor, rule=f"{floor:g} of what it is given")
+    measured = replace(of_layers(layers), limit=limit)
+    still = {layer.module for layer in layers if layer.change < floor}
+    if not still:
+        return measured
+    again = probe.layers.effects("noised")
+    dead = [layer for layer in again if layer.module in still and layer.change < floor]
+    if not dead:
+        note = f"{len(still)} layers change nothing as loaded: they start at zero, or were pruned"
+        return replace(measured, notes=(note,))
+    worst = dead[0]
+    raise CheckFailed(
+        "every layer of a stack must change what it is given\n"
+        f"{worst.module} moves it by {worst.change:.2g} (limit {limit}) with all parameters moved "
+        f"at random; {len(dead)} of {len(layers)} layers do not reach the limit\n"
+        f"module: {worst.module}\n"
+        "likely: the branches are scaled by a constant that is far too small, or added and "
+        "subtracted again; the layer can be left out",
+        replace(measured, value=worst.change),
+        where=worst.module,
+    )
+
+
+@check(tier=2)
+def logit_lens(probe: Probe) -> LogitLens:
+    """What the model would say after each layer: information.
+
+    The last layer of the last stack is made to give what an earlier one gave.
+    """
+    found = probe.layers.lens()
+    part = settled(found.agreement)
+    return LogitLens(
+        value=part,
+        modules=found.modules[:64],
+        agreement=found.agreement[:64],
+        divergence=found.divergence[:64],
+        notes=(f"information: predictions stay what they are after {part:.0%} of the layers",),
+    )
