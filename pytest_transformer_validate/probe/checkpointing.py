@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     Prepare = Callable[[nn.Module], None]
 
-_METHODS = (
+METHODS = (
     "activation_checkpointing_enable", "gradient_checkpointing_enable", "set_grad_checkpointing",
     "set_gradient_checkpointing", "enable_gradient_checkpointing", "enable_checkpointing",
 )  # fmt: skip
@@ -57,20 +57,28 @@ class Checkpointing(Passes):
         has none and its repeated blocks are wrapped from outside."""
         model = self.probe.subject.model
         supports = getattr(model, "supports_gradient_checkpointing", True)
-        for name in _METHODS if supports else ():
+        for name in METHODS if supports else ():
             if callable(getattr(model, name, None)):
                 return f"{name}()"
-        flags = sorted({name for module in model.modules() for name in _flags(module)})
-        if flags:
-            return flags[0]
+        found = sorted({name for module in model.modules() for name in flags(module)})
+        if found:
+            return found[0]
         if not supports:
             raise NotApplicable("the model says that it does not support gradient checkpointing")
         return BLOCKS
 
     @remembered
     def plain(self) -> Trained:
-        """Without checkpoints. A model that checkpoints from the start is told not to."""
-        return self._trained(_disable)
+        """Without checkpoints. A model that checkpoints from the start is told not to.
+
+        Raises NotApplicable where there is no backward: a cache that is written in place, a
+        forward without gradients.
+        """
+        try:
+            return self._trained(_disable)
+        except RuntimeError as error:
+            line = error_line(error)
+            raise NotApplicable(f"there is no backward to repeat: {line}") from error
 
     @remembered
     def again(self) -> Trained:
@@ -83,7 +91,7 @@ class Checkpointing(Passes):
         if self.way() != BLOCKS:
             return self._trained(self._prepare())
         try:
-            return self._trained(_wrap_blocks)
+            return self._trained(wrap_blocks)
         except NotApplicable:
             raise
         except Exception as error:
@@ -94,9 +102,9 @@ class Checkpointing(Passes):
         """What turns checkpoints on."""
         way = self.way()
         if way == BLOCKS:
-            return _wrap_blocks
+            return wrap_blocks
         if not way.endswith("()"):
-            return functools.partial(_set_flags, name=way, value=True)
+            return functools.partial(set_flags, name=way, value=True)
         method = way.removesuffix("()")
 
         def enable(model: Any) -> None:
@@ -170,26 +178,26 @@ class Checkpointing(Passes):
         return Trained(float(loss.detach()), gradients, ran)
 
 
-def _flags(module: nn.Module) -> Iterator[str]:
+def flags(module: nn.Module) -> Iterator[str]:
     """Plain attributes that turn checkpoints on."""
     for name, value in vars(module).items():
         if isinstance(value, bool) and _FLAG.search(name) and not _NO_FLAG.search(name):
             yield name
 
 
-def _set_flags(model: nn.Module, name: str, value: bool) -> None:
+def set_flags(model: nn.Module, name: str, value: bool) -> None:
     for module in model.modules():
-        if name in set(_flags(module)):
+        if name in set(flags(module)):
             setattr(module, name, value)
 
 
 def _disable(model: nn.Module) -> None:
     for module in model.modules():
-        for name in list(_flags(module)):
+        for name in list(flags(module)):
             setattr(module, name, False)
 
 
-def _wrap_blocks(model: nn.Module) -> None:
+def wrap_blocks(model: nn.Module) -> None:
     """Every block of a list of blocks of one class inside a checkpoint of its own; the guard
     gives the forwards back."""
     wrapped = False

@@ -61,6 +61,17 @@ def test_a_model_that_checkpoints_from_the_start_is_compared_with_itself_without
     assert model.grad_checkpointing is True
 
 
+class Frozen(Checkpointed):
+    def forward(self, input_ids):
+        with torch.no_grad():
+            return super().forward(input_ids)
+
+
+def test_without_a_backward_there_is_nothing_to_repeat() -> None:
+    with pytest.raises(NotApplicable, match="there is no backward to repeat: RuntimeError"):
+        checkpointing_equivalence(probe_of(Frozen()))
+
+
 def test_a_flag_without_effect_is_said() -> None:
     model = models.Decoder()
     model.gradient_checkpointing = False
