@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from pytest_transformer_validate.redaction import redact
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from pytest_transformer_validate.measures.measurement import Measurement
 

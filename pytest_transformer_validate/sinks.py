@@ -70,7 +70,7 @@ class Sinks:
         if session.config.pluginmanager.hasplugin("metadata"):
             from pytest_metadata.plugin import metadata_key
 
-            known = session.config.stash.get(metadata_key, {})
+            known: dict[str, Any] = session.config.stash.get(metadata_key, {})
             known.update({key: _mapped(value, redact) for key, value in known.items()})
 
 

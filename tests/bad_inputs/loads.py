@@ -142,6 +142,17 @@ CASES = [
     config(55, "text", '{"vocab_size": "abc"}', "key vocab_size", "'abc'"),
     config(56, "heads", '{"hidden": 6, "heads": 4}', "no multiple of heads 4", code=HEAD + HEADS),
     config(56, "no-layers", '{"num_layers": 0}', code=HEAD + HEADS),
+    config(57, "no-consent", '{"trust_remote_code": true, "auto_map": {"AutoModel": "o/r--m.X"}}'),
+    Case(
+        57,
+        "code-elsewhere",
+        {
+            "config.json": '{"model_type": "gpt2", "architectures": ["Net"], "auto_map": '
+            '{"AutoModelForCausalLM": "other/repo--m.Net"}}'
+        },
+        ("key auto_map: the code is in another repository, other/repo",),
+        spec="",
+    ),
     config(58, "alias-bomb", BOMB, "config.json:1:1: not valid JSON"),
     config(58, "object", "!!python/object/apply:os.system [exit]", "not valid JSON"),
     Case(65, "module", {}, ("no module 'nosuch_x'",), spec="nosuch_x.nets:Net"),

@@ -20,14 +20,18 @@ Here are the same rows where the run would be distributed, and what needs a proc
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import resource
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from pytest_transformer_validate import validate
 from tests.bad_inputs.loads import GOOD
 from tests.bad_inputs.running import run
 from tests.plugin.conftest import CHECKS, PASSING
@@ -207,3 +211,18 @@ def test_row92_a_thousand_models_are_listed_in_two_seconds_without_torch(tmp_pat
     if many - few >= 2:  # the machine may have had something else to do
         many = min(many, seconds()[0])
     assert many - few < 2, f"{many - few:.1f} s for 1000 models"
+
+
+def test_row91_a_cell_that_is_run_again_says_the_same_and_leaves_nothing() -> None:
+    """As in a notebook: the class is defined again, the same name judged again."""
+    verdicts = []
+    for _ in range(2):
+        cell: dict[str, Any] = {"__name__": "__main__"}
+        exec(compile(GOOD, "<cell>", "exec"), cell)
+        for _ in range(2):
+            result = validate(cell["Net"](), checks=["load", "determinism", "gradient_flow"])
+            verdicts.append([(record.name, record.status, record.message) for record in result])
+    assert all(verdict == verdicts[0] for verdict in verdicts)
+    assert {status for _, status, _ in verdicts[0]} == {"passed"}
+    assert multiprocessing.active_children() == []
+    assert threading.active_count() == 1
