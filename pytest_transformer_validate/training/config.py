@@ -36,6 +36,10 @@ ALIASES = {
 _SHORT = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed", "fsdp_native": "fsdp"}
 
 
+class ConfigWarning(UserWarning):
+    """A setting does something else than it says, or nothing."""
+
+
 @dataclass(frozen=True)
 class Rule:
     """What a value has to be: ``allowed`` in words, and whether ``accepts`` it."""
@@ -167,9 +171,12 @@ class Hardware:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpointing:
-    """Where and how often states are saved; the last epoch always is."""
+    """Where and how often states are saved; the last epoch always is.
 
-    checkpoint_dir: str = setting("./checkpoints", TEXT)
+    ``checkpoint_dir=None`` saves nothing.
+    """
+
+    checkpoint_dir: str | None = setting("./checkpoints", MAYBE)
     save_every_n_epochs: int = setting(5, whole(1))
     keep_best_only: bool = setting(False, FLAG)
     resume_from_checkpoint: str | None = setting(None, MAYBE)
@@ -177,9 +184,18 @@ class Checkpointing:
 
 @dataclass(frozen=True, kw_only=True)
 class Tracking:
-    """What the run is called and who is told about it."""
+    """What the run is called and who is told about it.
+
+    ``console`` writes a line an epoch, ``metrics_csv`` a row an epoch to that file,
+    ``experiment_db`` everything to that SQLite file (see ``ExperimentDB``); ``use_wandb`` sends
+    it to Weights & Biases, or keeps it in the folder ``wandb`` beside ``checkpoint_dir`` where
+    there is no key.
+    """
 
     run_name: str | None = setting(None, MAYBE)
+    console: bool = setting(True, FLAG)
+    metrics_csv: str | None = setting(None, MAYBE)
+    experiment_db: str | None = setting(None, MAYBE)
     use_wandb: bool = setting(False, FLAG)
     wandb_project: str | None = setting(None, MAYBE)
     wandb_entity: str | None = setting(None, MAYBE)
@@ -347,6 +363,10 @@ class TrainingConfig:
                 idle = self.early_stopping_patience is None
             if idle and getattr(self, name) != DEFAULTS[name]:
                 yield f"{name}={getattr(self, name)!r} has no effect: {why}"
+        if self.export_bundle:
+            yield "export_bundle=True has no effect: this version writes no bundle"
+        if self.checkpoint_dir is None and self.keep_best_only:
+            yield "keep_best_only=True has no effect: checkpoint_dir is None"
         if self.effective_precision != self.precision != DEFAULTS["precision"]:
             yield f"precision={self.precision!r} has no effect: use_amp is False"
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any, Self
 
 from pytest_transformer_validate.optional import find
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from pytest_transformer_validate.training.trainer import Run
+    from pytest_transformer_validate.training.run import Run
     from pytest_transformer_validate.training.window import StepNumbers
 
 
@@ -24,9 +23,8 @@ class Progress:
         tqdm = find("tqdm.auto")
         title = f"epoch {run.epoch + 1}/{run.config.epochs}"
         self._bar: Any = None
-        if tqdm is not None and run.strategy.rank == 0:
+        if tqdm is not None and run.leads:
             self._bar = tqdm.tqdm(total=total, desc=title, disable=None)
-        self._since = time.perf_counter()
 
     def __enter__(self) -> Self:
         return self
@@ -35,14 +33,10 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
-    def show(self, numbers: Sequence[StepNumbers]) -> None:
-        """The steps that were read."""
-        if self._bar is None or not numbers:
+    def show(self, numbers: Sequence[StepNumbers], speed: Mapping[str, float]) -> None:
+        """The steps that were read, and the meter's numbers."""
+        if self._bar is None:
             return
-        now = time.perf_counter()
-        speed = sum(n.tokens for n in numbers) / max(now - self._since, 1e-9)
-        self._since = now
-        self._bar.set_postfix(
-            loss=f"{numbers[-1].loss:.3f}", tokens=f"{speed:.0f}/s", refresh=False
-        )
+        tokens = f"{speed['train/tokens_per_second']:.0f}/s"
+        self._bar.set_postfix(loss=f"{numbers[-1].loss:.3f}", tokens=tokens, refresh=False)
         self._bar.update(len(numbers))

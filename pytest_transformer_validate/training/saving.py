@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_transformer_validate.errors import CheckpointError
+from pytest_transformer_validate.optional import find
 from pytest_transformer_validate.training import checkpoints
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from pytest_transformer_validate.training.trainer import Run
+    from pytest_transformer_validate.training.run import Run
 
 
 class Saver:
@@ -21,7 +22,8 @@ class Saver:
     def __init__(self, run: Run, run_name: str) -> None:
         self.run = run
         self.run_name = run_name
-        self.folder = Path(run.config.checkpoint_dir)
+        folder = run.config.checkpoint_dir
+        self.folder = None if folder is None else Path(folder)
         self.commit = checkpoints.git_commit()
 
     def save(self, row: Mapping[str, Any], *, last: bool) -> None:
@@ -29,8 +31,9 @@ class Saver:
         run = self.run
         due = last or run.epoch % run.config.save_every_n_epochs == 0
         better = run.stopping.waited == 0
-        if run.strategy.rank == 0 and (better or (due and not run.config.keep_best_only) or last):
-            self._write(row)
+        asked = better or last or (due and not run.config.keep_best_only)
+        if run.leads and asked and self.folder is not None:
+            self._write(self.folder, row)
             checkpoints.retain(
                 self.folder,
                 self.run_name,
@@ -38,9 +41,11 @@ class Saver:
                 best_only=run.config.keep_best_only,
             )
 
-    def save_last_good(self) -> Path:
-        """Save the state before a step that was not taken."""
-        return self._write({})
+    def save_last_good(self) -> Path | None:
+        """Save the state before a step that was not taken; where, if anywhere."""
+        if self.folder is None or not self.run.leads:
+            return None
+        return self._write(self.folder, {})
 
     def restore(self, path: str | Path) -> None:
         """Go on where a checkpoint was written. Raises CheckpointError where it does not fit."""
@@ -61,23 +66,29 @@ class Saver:
 
     def result(self, seconds: float) -> dict[str, Any]:
         """What ``Trainer.train`` returns."""
-        history = self.run.tracker.metrics_history
-        saved = checkpoints.checkpoints(self.folder, self.run_name)
+        tracker = self.run.tracker
+        history = tracker.metrics_history
+        folder = self.folder
+        saved = [] if folder is None else checkpoints.checkpoints(folder, self.run_name)
         best = checkpoints.best(saved, self.run.stopping.mode) or saved[-1:]
         metric, mode = self.run.stopping.metric, self.run.stopping.mode
         return {
-            "metrics_summary": self.run.tracker.get_summary(),
-            "best_epoch": self.run.tracker.get_best_epoch(metric, mode),
+            "metrics_summary": history if find("pandas") is None else tracker.get_summary(),
+            "best_epoch": tracker.get_best_epoch(metric, mode),
             "final_loss": history[-1]["train/loss"] if history else None,
             "checkpoint_path": str(best[0].path) if best else None,
             "training_time": seconds,
-            "workspace_root": str(self.folder.parent),
+            "workspace_root": str(self._root),
             "run_name": self.run_name,
             "loss_history": [row["train/loss"] for row in history],
             "val_loss_history": [row["val/loss"] for row in history if "val/loss" in row],
         }
 
-    def _write(self, row: Mapping[str, Any]) -> Path:
+    @property
+    def _root(self) -> Path:
+        return Path() if self.folder is None else self.folder.parent
+
+    def _write(self, folder: Path, row: Mapping[str, Any]) -> Path:
         run = self.run
         state = {
             "epoch": run.epoch,
@@ -95,8 +106,8 @@ class Saver:
             "custom_state": {
                 "training_config": run.config.to_dict(),
                 "metrics_history": run.tracker.metrics_history,
-                "workspace_root": str(self.folder.parent),
+                "workspace_root": str(self._root),
                 "run_name": self.run_name,
             },
         }
-        return checkpoints.save(self.folder, state, mode=run.stopping.mode)
+        return checkpoints.save(folder, state, mode=run.stopping.mode)

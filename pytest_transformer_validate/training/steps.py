@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from pytest_transformer_validate.errors import SubjectError
 from pytest_transformer_validate.subject.batch import Batch
@@ -11,9 +14,7 @@ from pytest_transformer_validate.subject.declared import declared
 from pytest_transformer_validate.training.losses import correct_sum, loss_sum, target_count
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    import torch
+    from collections.abc import Iterator, Mapping
 
     from pytest_transformer_validate.subject.subject import Subject
     from pytest_transformer_validate.task import TaskSpec
@@ -23,10 +24,11 @@ _MASKS = ("attention_mask", "token_type_ids", "decoder_attention_mask")
 
 @dataclass(frozen=True)
 class StepResult:
-    """Sums over one micro-batch, on the model's device: loss (with its graph) and hits."""
+    """One micro-batch, on the model's device: the sum of the ``loss`` with its graph, and
+    ``sums`` (2,): that of the loss and of the hits, without."""
 
     loss: torch.Tensor
-    correct: torch.Tensor
+    sums: torch.Tensor
 
 
 class Stepper:
@@ -38,6 +40,7 @@ class Stepper:
 
     def __init__(self, subject: Subject, task: TaskSpec) -> None:
         self.subject = subject
+        self.model = subject.model
         self.task = task
         _ = subject.facts  # found once, before the model is wrapped
         start = declared(subject.config, ("decoder_start_token_id", "bos_token_id"))
@@ -49,10 +52,47 @@ class Stepper:
 
     def __call__(self, batch: Mapping[str, torch.Tensor]) -> StepResult:
         """Sums of loss and hits over the targets of a batch."""
+        if self.subject.device.type != "cpu":
+            self._refuse_strange_ids(batch)  # before a GPU sees them, which does not say where
         labels = self._labels(batch).to(self.subject.device, non_blocking=True)
-        logits = self.subject(self._inputs(batch, labels)).logits
-        loss = loss_sum(logits, labels, self.task)
-        return StepResult(loss, correct_sum(logits.detach(), labels, self.task))
+        try:
+            logits = self.subject(self._inputs(batch, labels)).logits
+            loss = loss_sum(logits, labels, self.task)
+        except IndexError:
+            self._refuse_strange_ids(batch)
+            raise
+        correct = correct_sum(logits.detach(), labels, self.task)
+        return StepResult(loss, torch.stack([loss.detach(), correct.to(loss.dtype)]))
+
+    @contextlib.contextmanager
+    def plain(self) -> Iterator[torch.nn.Module]:
+        """Call the model itself inside, not what compiles or distributes it; gives it."""
+        called = self.subject.model
+        self.subject.model = self.model
+        try:
+            yield self.model
+        finally:
+            self.subject.model = called
+
+    def _refuse_strange_ids(self, batch: Mapping[str, torch.Tensor]) -> None:
+        """Raise ValueError for an id or a label that the model has no row for."""
+        subject = self.subject
+        width = subject.facts.width
+        known = {"decoder_input_ids": subject.target_vocab_size} if subject.decodes else {}
+        known |= {} if subject.vision else {"input_ids": subject.vocab_size}
+        for name, size in {**known, self.task.target_field: width}.items():
+            ids = batch.get(name)
+            if ids is None or ids.is_floating_point():
+                continue
+            strange = (ids < 0) | (ids >= size)
+            if name == self.task.target_field:
+                strange &= ids != self.task.ignore_index
+            if strange.any():
+                place = strange.nonzero()[0].tolist()
+                raise ValueError(
+                    f"{name} holds {int(ids[tuple(place)])} at {place}; the model has {size} "
+                    f"(0 to {size - 1})"
+                )
 
     def _labels(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         try:

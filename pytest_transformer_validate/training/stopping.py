@@ -7,7 +7,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from pytest_transformer_validate.errors import ConfigError
-from pytest_transformer_validate.training.strategy import ConfigWarning
+from pytest_transformer_validate.training.config import ConfigWarning
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -7,23 +7,20 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import distributed
 
 from pytest_transformer_validate.errors import ConfigError
+from pytest_transformer_validate.training.config import ConfigWarning
+from pytest_transformer_validate.training.surroundings import in_notebook
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from pytest_transformer_validate.training.config import TrainingConfig
-
-
-class ConfigWarning(UserWarning):
-    """A setting does something else than it says, or nothing."""
 
 
 class OneDevice:
@@ -47,7 +44,18 @@ class OneDevice:
         """A number or tensor summed over all ranks, left on the device where there are several."""
         return value
 
-    def close(self) -> None:
+    def share(self, count: Any) -> Any:
+        """What a sum of losses over this rank is multiplied by, so that the gradients of all
+        ranks together are those of the mean over ``count`` targets."""
+        return 1 / max(count, 1)
+
+    def wait(self) -> None:
+        """Until every rank is here."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Leave the group of processes."""
 
 
@@ -77,7 +85,13 @@ class DataParallel(OneDevice):
         distributed.all_reduce(total)
         return total
 
-    def close(self) -> None:
+    def share(self, count: Any) -> Any:
+        return self.world / count.clamp(min=1)
+
+    def wait(self) -> None:
+        distributed.barrier()
+
+    def __exit__(self, *_: object) -> None:
         if self._own_group:
             distributed.destroy_process_group()
 
@@ -94,7 +108,7 @@ def make_strategy(config: TrainingConfig) -> OneDevice:
     several = config.strategy == "ddp" or wanted > 1 or config.num_nodes > 1
     if launched and (several or config.strategy == "auto"):
         return DataParallel(_device(int(os.environ.get("LOCAL_RANK", "0"))))
-    if several and _in_notebook() and os.environ.get("ALLOW_NOTEBOOK_DDP") != "1":
+    if several and in_notebook() and os.environ.get("ALLOW_NOTEBOOK_DDP") != "1":
         warnings.warn(
             f"strategy={config.strategy!r} with devices={config.devices!r} runs on one device: a "
             f"notebook is one process; for several put it in a script and run: {_command(config)}",
@@ -113,11 +127,6 @@ def _device(index: int = 0) -> torch.device:
         torch.cuda.set_device(index)
         return torch.device("cuda", index)
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def _in_notebook() -> bool:
-    shell = sys.modules.get("IPython")
-    return shell is not None and shell.get_ipython() is not None
 
 
 def _command(config: TrainingConfig) -> str:

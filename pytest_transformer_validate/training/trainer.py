@@ -7,79 +7,36 @@ every target that counts in an optimizer step, whatever the micro-batches and ra
 
 from __future__ import annotations
 
-import itertools
+import contextlib
 import math
 import time
 import warnings
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.data import DataLoader, Subset
 
 from pytest_transformer_validate.errors import TrainingError
-from pytest_transformer_validate.subject.subject import Subject
-from pytest_transformer_validate.training.data.module import Loader, UniversalDataModule
-from pytest_transformer_validate.training.data.quality import check_first_batches
+from pytest_transformer_validate.training.config import ConfigWarning
+from pytest_transformer_validate.training.data.loaders import begin_epoch, grouped
 from pytest_transformer_validate.training.losses import perplexity
-from pytest_transformer_validate.training.metrics.tracker import MetricsTracker
 from pytest_transformer_validate.training.nonfinite import first_bad_tensor
-from pytest_transformer_validate.training.optim import Schedule, make_optimizer
-from pytest_transformer_validate.training.precision import Precision
 from pytest_transformer_validate.training.progress import Progress
-from pytest_transformer_validate.training.saving import Saver
+from pytest_transformer_validate.training.recompute import recomputing
+from pytest_transformer_validate.training.run import Run
 from pytest_transformer_validate.training.seeds import set_random_seed, settings_kept
-from pytest_transformer_validate.training.steps import Stepper
-from pytest_transformer_validate.training.stopping import EarlyStopping
-from pytest_transformer_validate.training.strategy import ConfigWarning, make_strategy
+from pytest_transformer_validate.training.strategy import make_strategy
 from pytest_transformer_validate.training.window import Window
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterator
     from pathlib import Path
 
     from pytest_transformer_validate.task import TaskSpec
     from pytest_transformer_validate.training.config import TrainingConfig
+    from pytest_transformer_validate.training.data.loaders import Batches
     from pytest_transformer_validate.training.hooks import TrainingHooks
-    from pytest_transformer_validate.training.strategy import OneDevice
+    from pytest_transformer_validate.training.metrics.tracker import MetricsTracker
     from pytest_transformer_validate.training.window import StepNumbers
-
-    Batches = Iterable[Mapping[str, torch.Tensor]]
-
-
-class Run:
-    """One run of a Trainer: everything that the loop calls."""
-
-    def __init__(
-        self,
-        trainer: Trainer,
-        train: Batches,
-        val: Batches | None,
-        strategy: OneDevice,
-        resume_from: str | Path | None,
-    ) -> None:
-        self.config = config = trainer.training_config
-        self.hooks = trainer.hooks
-        self.train, self.val = train, val
-        self.strategy = strategy
-        self.precision = Precision(config.effective_precision, strategy.device)
-        model = self.precision.prepare(trainer.model.to(strategy.device))
-        self.subject = Subject(model, trainer.config, tokenizer=trainer.tokenizer)
-        self.task = trainer.task_spec or self.subject.task
-        self.stepper = Stepper(self.subject, self.task)
-        self.model = model
-        self.optimizer = make_optimizer(model, config.optim)
-        self.steps_an_epoch = math.ceil(_length(train) / config.gradient_accumulation_steps)
-        steps = self.steps_an_epoch * config.epochs
-        self.schedule = Schedule(self.optimizer, steps, config.warmup_ratio)
-        self.tracker = trainer.make_tracker()
-        self.stopping = EarlyStopping(config, has_validation=val is not None)
-        self.saver = Saver(self, trainer.run_name)
-        self.step = 0
-        self.epoch = 0
-        if resume_from is not None:
-            self.saver.restore(resume_from)
-        self.called = trainer.called(strategy.wrap(model))
-        self.subject.model = self.called
 
 
 class Trainer:
@@ -93,7 +50,11 @@ class Trainer:
         tokenizer: turns texts into ids; a text task needs it, or a ``data_collator``.
         data_collator: makes a batch of a list of examples; chosen by the task where it is None.
         hooks: called while the run goes on.
+
+    ``tracker`` holds the numbers of the last run.
     """
+
+    tracker: MetricsTracker
 
     def __init__(
         self,
@@ -121,13 +82,14 @@ class Trainer:
 
         Args:
             train_data: a DataLoader, or what UniversalDataModule takes.
-            val_data: the same; without it ``validation_split`` of the training data is set aside.
+            val_data: the same; without it ``validation_split`` of the training data is set aside
+                (of a DataLoader nothing is).
             resume_from: a checkpoint of an earlier run of the same config.
 
         Returns:
-            ``metrics_summary`` (a DataFrame, a row an epoch), ``best_epoch``, ``final_loss``,
-            ``checkpoint_path``, ``training_time`` (seconds), ``workspace_root``, ``run_name``,
-            ``loss_history``, ``val_loss_history``.
+            ``metrics_summary`` (a DataFrame, a row an epoch; a list of dicts without pandas),
+            ``best_epoch``, ``final_loss``, ``checkpoint_path``, ``training_time`` (seconds),
+            ``workspace_root``, ``run_name``, ``loss_history``, ``val_loss_history``.
 
         Raises:
             ValueError: the data gives no batch, or no labels.
@@ -135,86 +97,77 @@ class Trainer:
             TrainingError: a loss or gradient is not finite; the weights are those of the last
                 good step.
         """
-        for line in self.training_config.without_effect():
+        config = self.training_config
+        for line in config.without_effect():
             warnings.warn(line, ConfigWarning, stacklevel=2)
-        resume_from = resume_from or self.training_config.resume_from_checkpoint
-        with settings_kept():
-            strategy = make_strategy(self.training_config)
-            try:
-                set_random_seed(
-                    self.training_config.random_seed, self.training_config.deterministic
-                )
-                train, val = self.loaders(train_data, val_data, strategy)
-                return self._fit(Run(self, train, val, strategy, resume_from))
-            finally:
-                strategy.close()
+        with settings_kept(), make_strategy(config) as strategy, _modes_kept(self.model):
+            set_random_seed(config.random_seed, config.deterministic)
+            resume_from = resume_from or config.resume_from_checkpoint
+            run = Run(self, (train_data, val_data), strategy, resume_from)
+            self.tracker = run.tracker
+            with recomputing(run.model, asked=config.activation_checkpointing):
+                return self._fit(run)
 
     def _fit(self, run: Run) -> dict[str, Any]:
         start, status = time.perf_counter(), "failed"
-        was_training = self.model.training
-        if run.strategy.rank == 0 and self.hooks:
-            self.hooks.on_training_start()
+        run.hooks.on_training_start()
         try:
             while run.epoch < run.config.epochs and not run.stopping.over:
                 self._epoch(run)
             status = "completed"
+        except KeyboardInterrupt:
+            status = "stopped"
+            raise
         finally:
-            self.model.train(was_training)
             run.tracker.close(status)
-        if run.strategy.rank == 0 and self.hooks:
-            self.hooks.on_training_end()
+        run.hooks.on_training_end()
+        run.strategy.wait()
         return run.saver.result(time.perf_counter() - start)
 
     def _epoch(self, run: Run) -> None:
         """One pass over the training data, one over the validation data, one row of metrics."""
         start = time.perf_counter()
-        if isinstance(run.train, Loader):
-            run.train.set_epoch(run.epoch)
-        if run.strategy.rank == 0 and self.hooks:
-            self.hooks.on_epoch_start(run.epoch)
+        begin_epoch(run.train, run.epoch)
+        run.hooks.on_epoch_start(run.epoch)
         numbers = self._train_epoch(run)
-        tokens = max(sum(n.tokens for n in numbers), 1)
-        train = {
-            "loss": sum(n.loss * n.tokens for n in numbers) / tokens,
-            "accuracy": sum(n.correct for n in numbers) / tokens,
-        }
+        if not any(n.tokens for n in numbers):
+            raise ValueError("the training data has no target: every label is ignored")
         val = None if run.val is None else self._evaluate(run, run.val)
+        norms = [n.norm for n in numbers if math.isfinite(n.norm)]
         row = run.tracker.log_epoch(
             run.epoch,
-            train,
+            _summary(numbers),
             val,
             learning_rate=numbers[-1].learning_rate,
-            gradient_norm=sum(n.norm for n in numbers) / len(numbers),
+            gradient_norm=sum(norms) / max(len(norms), 1),
             epoch_duration=time.perf_counter() - start,
         )
         run.epoch += 1
         run.stopping.see(row)
         run.saver.save(row, last=run.epoch == run.config.epochs or run.stopping.over)
-        if run.strategy.rank == 0 and self.hooks:
-            self.hooks.on_epoch_end(run.epoch - 1, row)
+        run.hooks.on_epoch_end(run.epoch - 1, row)
 
     def _train_epoch(self, run: Run) -> list[StepNumbers]:
         """The loop."""
         run.called.train()
+        run.meter.restart()
         window, done = Window(), []
         with Progress(run, total=run.steps_an_epoch) as progress:
-            for batches in _grouped(run.train, run.config.gradient_accumulation_steps):
-                count = run.strategy.sum(sum(run.stepper.count(batch) for batch in batches))
-                scale = run.strategy.world / torch.as_tensor(count).clamp(min=1)
-                loss = correct = torch.zeros((), device=run.strategy.device)
-                for at, batch in enumerate(batches):
-                    last = at == len(batches) - 1
-                    with run.strategy.accumulating(run.called, last), run.precision.forward():
-                        result = run.stepper(batch)
-                        run.precision.backward(result.loss * scale)
-                    loss = loss + result.loss.detach()
-                    correct = correct + result.correct
+            for batches in grouped(run.train, run.config.gradient_accumulation_steps):
+                count = run.strategy.sum(sum(map(run.stepper.count, batches)))
+                share = run.strategy.share(count)
+                results = []
+                for batch in batches:
+                    with run.strategy.accumulating(run.called, last=batch is batches[-1]):
+                        with run.precision.forward():
+                            result = run.stepper(batch)
+                        run.precision.backward(result.loss * share)
+                    results.append(result.sums)
                 norm = run.precision.step(run.optimizer, run.config.gradient_clip_norm)
                 run.optimizer.zero_grad(set_to_none=True)
                 run.step += 1
-                loss, correct = run.strategy.sum(torch.stack([loss, correct]))
-                rate = run.schedule.learning_rate
-                window.add(run.step, (loss, count, correct, norm), rate, batches)
+                sums = run.strategy.sum(sum(results))
+                window.add(run.step, sums, count, norm, run.schedule.learning_rate, batches)
                 run.schedule.step()
                 if window.due:
                     done += self._read(run, window, progress)
@@ -225,25 +178,29 @@ class Trainer:
         """Take the numbers of the last steps from the device; stop at one that is not finite."""
         numbers = window.read()
         for n in numbers:
-            wrong = not math.isfinite(n.loss) or not math.isfinite(n.norm)
-            if wrong and not (run.precision.scales and math.isfinite(n.loss)):
+            if not math.isfinite(n.loss) or not (math.isfinite(n.norm) or run.precision.scales):
                 self._stop(run, window, n)
-            values = {"train/loss": n.loss, "learning_rate": n.learning_rate}
-            values |= {"gradient_norm": n.norm, "train/accuracy": n.correct / max(n.tokens, 1)}
+            values = {"train/loss": n.loss, "train/accuracy": n.correct / max(n.tokens, 1)}
+            values |= {"learning_rate": n.learning_rate, "gradient_norm": n.norm}
             run.tracker.log_scalars(values, n.step)
-            if run.strategy.rank == 0 and self.hooks:
-                self.hooks.on_batch_end(n.step - 1, n.loss)
-        progress.show(numbers)
+            run.hooks.on_batch_end(n.step - 1, n.loss)
+        if numbers:
+            speed = run.meter.read(numbers, window.batches(run.step))
+            run.tracker.log_scalars(speed, run.step)
+            progress.show(numbers, speed)
         window.forget()
         return numbers
 
     def _stop(self, run: Run, window: Window, wrong: StepNumbers) -> None:
-        bad = first_bad_tensor(self.model, run.stepper, run.precision, window.batches(wrong.step))
+        with run.stepper.plain():
+            batches = window.batches(wrong.step)
+            bad = first_bad_tensor(run.model, run.stepper, run.precision, batches)
         saved = run.saver.save_last_good()
+        places = "the model" if saved is None else f"the model and in {saved}"
         raise TrainingError(
             f"training stopped in optimizer step {wrong.step}: the loss was {wrong.loss:g}, the "
             f"norm of the gradients {wrong.norm:g}\n  first not finite: {bad}\n  that step was "
-            f"not taken; the weights before it are in the model and in {saved}"
+            f"not taken; the weights before it are in {places}"
         )
 
     @torch.no_grad()
@@ -254,98 +211,30 @@ class Trainer:
         for batch in loader:
             with run.precision.forward():
                 result = run.stepper(batch)
-            count = torch.tensor(run.stepper.count(batch), device=sums.device)
-            sums += torch.stack([result.loss, result.correct, count])
+            count = torch.tensor([run.stepper.count(batch)], device=sums.device)
+            sums += torch.cat([result.sums, count])
         loss, correct, count = run.strategy.sum(sums).tolist()
         if not count:
             raise ValueError("the validation data has no target: every label is ignored")
         metrics = {"loss": loss / count, "accuracy": correct / count}
         metrics["perplexity"] = perplexity(metrics["loss"])
-        if run.strategy.rank == 0 and self.hooks:
-            self.hooks.on_validation_end(metrics)
+        run.hooks.on_validation_end(metrics)
         return metrics
 
-    # What tells one kind of run from another.
 
-    def make_tracker(self) -> MetricsTracker:
-        """Who is told about the run."""
-        return MetricsTracker(
-            gradient_accumulation_steps=self.training_config.gradient_accumulation_steps
-        )
-
-    def called(self, model: torch.nn.Module) -> torch.nn.Module:
-        """The model as the loop calls it: compiled where the config says so."""
-        config = self.training_config
-        if config.compile_mode is None:
-            return model
-        compiled = torch.compile(
-            model,
-            mode=config.compile_mode,
-            fullgraph=config.compile_fullgraph,
-            dynamic=config.compile_dynamic,
-        )
-        return cast("torch.nn.Module", compiled)
-
-    def loaders(
-        self, train_data: Any, val_data: Any, strategy: OneDevice
-    ) -> tuple[Batches, Batches | None]:
-        """Loaders of training and validation data; those that are given are taken as they are."""
-        if _gives_batches(train_data):
-            return train_data, val_data
-        config = self.training_config
-        data = UniversalDataModule(
-            _first(train_data, config.max_train_samples),
-            _first(val_data, config.max_val_samples),
-            self.task_spec or Subject(self.model, self.config, tokenizer=self.tokenizer).task,
-            self.tokenizer,
-            self.data_collator,
-            batch_size=config.batch_size,
-            val_split=config.validation_split,
-            num_workers=0,
-            seed=config.random_seed,
-            max_length=config.max_seq_len,
-            rank=strategy.rank,
-            world=strategy.world,
-        )
-        train = data.train_dataloader()
-        check_first_batches(train, data.task.task_type)
-        train.set_epoch(0)
-        return train, data.val_dataloader()
+def _summary(numbers: list[StepNumbers]) -> dict[str, float]:
+    """Means over all targets of an epoch."""
+    tokens = max(sum(n.tokens for n in numbers), 1)
+    loss = sum(n.loss * n.tokens for n in numbers) / tokens
+    return {"loss": loss, "accuracy": sum(n.correct for n in numbers) / tokens}
 
 
-def _gives_batches(data: Any) -> bool:
-    """Whether data is a loader: torch's, or a sequence whose items are batches of tensors."""
-    if isinstance(data, DataLoader | Loader):
-        return True
-    first = data[0] if isinstance(data, list | tuple) and data else None
-    ids = first.get("input_ids", first.get("pixel_values")) if isinstance(first, dict) else None
-    return isinstance(ids, torch.Tensor) and ids.dim() in (2, 4)
-
-
-def _first(data: Any, most: int | None) -> Any:
-    """At most ``most`` examples."""
-    if data is None or most is None or not hasattr(data, "__len__") or len(data) <= most:
-        return data
-    if hasattr(data, "select"):
-        return data.select(range(most))
-    return data[:most] if isinstance(data, list | tuple) else Subset(data, list(range(most)))
-
-
-def _grouped(loader: Batches, size: int) -> Iterator[list[Mapping[str, torch.Tensor]]]:
-    """Batches by optimizer step; the last group of an epoch may be smaller."""
-    batches = iter(loader)
-    while group := list(itertools.islice(batches, size)):
-        yield group
-
-
-def _length(loader: Batches) -> int:
+@contextlib.contextmanager
+def _modes_kept(model: torch.nn.Module) -> Iterator[None]:
+    """Give every module the mode back that it had."""
+    modes = [(module, module.training) for module in model.modules()]
     try:
-        count = len(loader)  # type: ignore[arg-type]
-    except TypeError:
-        raise ValueError(
-            "the number of batches has to be known, for the schedule: give a loader that has a "
-            "length, or set max_train_samples"
-        ) from None
-    if not count:
-        raise ValueError("the training data gives no batch")
-    return count
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

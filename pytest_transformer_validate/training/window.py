@@ -38,23 +38,21 @@ class Window:
     """
 
     def __init__(self) -> None:
-        self._steps: list[tuple[int, torch.Tensor, float, float]] = []
+        self._steps: list[tuple[int, torch.Tensor, Any, torch.Tensor, float, float]] = []
         self._batches: deque[tuple[int, Sequence[Mapping[str, Any]]]] = deque()
         self._read = time.perf_counter()
 
     def add(
         self,
         step: int,
-        numbers: Sequence[torch.Tensor | float],
+        sums: torch.Tensor,
+        count: torch.Tensor | float,
+        norm: torch.Tensor,
         learning_rate: float,
         batches: Sequence[Mapping[str, Any]],
     ) -> None:
-        """``numbers``: sum of the loss, targets, hits, norm of the gradients."""
-        device = next(n.device for n in numbers if isinstance(n, torch.Tensor))
-        row = torch.stack(
-            [torch.as_tensor(n, device=device, dtype=torch.float32).detach() for n in numbers]
-        )
-        self._steps.append((step, row, learning_rate, time.perf_counter()))
+        """``sums`` (2,): of the loss and of the hits over the ``count`` targets of the step."""
+        self._steps.append((step, sums, count, norm, learning_rate, time.perf_counter()))
         self._batches.append((step, batches))
 
     @property
@@ -67,11 +65,14 @@ class Window:
         self._read = time.perf_counter()
         if not self._steps:
             return []
-        rows = torch.stack([row for _, row, _, _ in self._steps]).tolist()
+        steps, sums, counts, norms, rates, ended = map(list, zip(*self._steps, strict=True))
+        rows, norms = torch.stack(sums).tolist(), torch.stack(norms).tolist()
+        if isinstance(counts[0], torch.Tensor):
+            counts = torch.stack(counts).tolist()
         found = [
-            StepNumbers(step, loss / max(tokens, 1), tokens, correct, norm, rate, ended)
-            for (step, _, rate, ended), (loss, tokens, correct, norm) in zip(
-                self._steps, rows, strict=True
+            StepNumbers(step, loss / max(count, 1), count, correct, norm, rate, end)
+            for step, (loss, correct), count, norm, rate, end in zip(
+                steps, rows, counts, norms, rates, ended, strict=True
             )
         ]
         self._steps.clear()

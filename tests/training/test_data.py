@@ -14,9 +14,11 @@ from pytest_transformer_validate.task import TaskSpec
 from pytest_transformer_validate.training.config import TrainingConfig
 from pytest_transformer_validate.training.data import choose
 from pytest_transformer_validate.training.data.files import read_file
+from pytest_transformer_validate.training.data.loaders import make_loaders
 from pytest_transformer_validate.training.data.module import UniversalDataModule
 from pytest_transformer_validate.training.data.quality import filter_short_sequences
 from pytest_transformer_validate.training.data.tokens import CharacterTokenizer, encode
+from pytest_transformer_validate.training.strategy import OneDevice
 from pytest_transformer_validate.training.trainer import Trainer
 from tests.training.models import VOCABULARY, rows, tiny_lm
 
@@ -234,16 +236,13 @@ class TestTrainer:
 
     def test_samples_are_counted(self, tmp_path: Path) -> None:
         config = self.config(tmp_path, max_train_samples=4, validation_split=0.0)
-        trainer = Trainer(tiny_lm(), None, config, None, TOKENIZER)
-        train, val = trainer.loaders(TEXTS, None, Rank())
-        assert len(seen(train)) == 4
-        assert val is None
+        strategy = OneDevice(torch.device("cpu"))
+        for data in (TEXTS, iter(TEXTS)):
+            train, val = make_loaders(data, None, config, TaskSpec("lm"), strategy, TOKENIZER)
+            assert len(seen(train)) == 4
+            assert val is None
 
     def test_short_sequences_are_said_before_training(self, tmp_path: Path) -> None:
         data = [*rows(5), torch.tensor([3])]
         with pytest.raises(ValueError, match="filter_short_sequences"):
             Trainer(tiny_lm(), None, self.config(tmp_path), None, TOKENIZER).train(data)
-
-
-class Rank:
-    rank, world = 0, 1

@@ -14,11 +14,10 @@ import torch
 from pytest_transformer_validate.errors import CheckpointError, ConfigError, TrainingError
 from pytest_transformer_validate.task import TaskSpec
 from pytest_transformer_validate.training.checkpoints import checkpoints
-from pytest_transformer_validate.training.config import TrainingConfig
+from pytest_transformer_validate.training.config import ConfigWarning, TrainingConfig
 from pytest_transformer_validate.training.hooks import TrainingHooks
 from pytest_transformer_validate.training.losses import loss_sum, target_count
 from pytest_transformer_validate.training.optim import warmup_cosine
-from pytest_transformer_validate.training.strategy import ConfigWarning
 from pytest_transformer_validate.training.trainer import Trainer
 from tests.training.models import TinyLM, padded, rows, tiny_lm
 
@@ -101,11 +100,8 @@ class TestAccumulation:
             None,
             TrainingConfig(**settings | {"epochs": 2}, gradient_accumulation_steps=4),
         )
-        seen = []
-        make = trainer.make_tracker
-        trainer.make_tracker = lambda: seen.append(make()) or seen[0]
         trainer.train(batches(rows(10), 1))
-        steps = seen[0].get_step_metrics()
+        steps = trainer.tracker.get_step_metrics()
         rates = steps[steps.metric == "learning_rate"]
         assert list(rates.effective_step) == [1, 2, 3, 4, 5, 6]
         assert list(rates.step) == [4, 8, 12, 16, 20, 24]

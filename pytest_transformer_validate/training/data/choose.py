@@ -44,8 +44,10 @@ def choose_collator(
             "makes batches of your examples (data_collator=...)"
         )
     if task.task_type == "seq2seq":
-        return Seq2SeqDataCollator(tokenizer, padding_side)
+        return Seq2SeqDataCollator(tokenizer, padding_side, task.ignore_index)
     if task.task_type == "classification":
         return ClassificationDataCollator(tokenizer, padding_side)
     masked = task.task_type == "masked_lm"
-    return LanguageModelingDataCollator(tokenizer, mlm=masked, padding_side=padding_side)
+    return LanguageModelingDataCollator(
+        tokenizer, mlm=masked, padding_side=padding_side, ignore_index=task.ignore_index
+    )

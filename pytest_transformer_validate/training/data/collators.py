@@ -95,10 +95,11 @@ class LanguageModelingDataCollator:
         mlm_probability: the part of the tokens that are not special that is trained; of it 80 %
             become the mask id, 10 % a random id, 10 % stay (Devlin et al. 2019).
         padding_side: ``right`` or ``left``.
+        ignore_index: the label where nothing is trained.
 
     Returns, when called on examples (mappings with ``input_ids``, or lists of ids):
-        ``input_ids``, ``attention_mask``, ``labels``, all (B, T); labels are -100 where nothing
-        is trained. An example's own ``labels`` are kept, for ``mlm`` they are not looked at.
+        ``input_ids``, ``attention_mask``, ``labels``, all (B, T). An example's own ``labels``
+        are kept, for ``mlm`` they are not looked at.
 
     Raises:
         ValueError: an empty batch, an unknown side, ``mlm`` without a mask id.
@@ -108,6 +109,7 @@ class LanguageModelingDataCollator:
     mlm: bool = False
     mlm_probability: float = 0.15
     padding_side: str = "right"
+    ignore_index: int = IGNORE_INDEX
 
     def __post_init__(self) -> None:
         side_of(self.padding_side)
@@ -129,9 +131,9 @@ class LanguageModelingDataCollator:
     ) -> torch.Tensor:
         given = isinstance(examples[0], Mapping) and "labels" in examples[0]
         if not given:
-            return ids.masked_fill(mask == 0, IGNORE_INDEX)
+            return ids.masked_fill(mask == 0, self.ignore_index)
         rows = [example["labels"] for example in examples]
-        return pad(rows, IGNORE_INDEX, self.padding_side)[0]
+        return pad(rows, self.ignore_index, self.padding_side)[0]
 
     def _hide(self, ids: torch.Tensor, real: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         special = torch.tensor(sorted(getattr(self.tokenizer, "all_special_ids", None) or []))
@@ -141,7 +143,7 @@ class LanguageModelingDataCollator:
         random_ids = torch.randint(len(self.tokenizer), ids.shape)
         inputs = ids.masked_fill(chosen & (fate < 0.8), self.tokenizer.mask_token_id)
         inputs = torch.where(chosen & (fate >= 0.9), random_ids, inputs)
-        return inputs, ids.masked_fill(~chosen, IGNORE_INDEX)
+        return inputs, ids.masked_fill(~chosen, self.ignore_index)
 
 
 @dataclass
@@ -149,11 +151,13 @@ class Seq2SeqDataCollator:
     """Batches for sequence to sequence: sources and targets are padded apart.
 
     Examples hold ``input_ids`` and ``labels``; gives ``input_ids``, ``attention_mask`` (B, S) and
-    ``labels`` (B, T), -100 where a target is padded. The decoder's input is made by the trainer.
+    ``labels`` (B, T), ``ignore_index`` where a target is padded. The trainer makes the decoder's
+    input.
     """
 
     tokenizer: Any
     padding_side: str = "right"
+    ignore_index: int = IGNORE_INDEX
 
     def __post_init__(self) -> None:
         side_of(self.padding_side)
@@ -164,7 +168,7 @@ class Seq2SeqDataCollator:
         return {
             "input_ids": ids,
             "attention_mask": mask,
-            "labels": pad(rows, IGNORE_INDEX, "right")[0],
+            "labels": pad(rows, self.ignore_index, "right")[0],
         }
 
 

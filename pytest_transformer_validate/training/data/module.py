@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sized
+import time
+from collections.abc import Iterable, Sized
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import DataLoader, Subset
 
-from pytest_transformer_validate.task import IGNORE_INDEX, TaskSpec
+from pytest_transformer_validate.errors import TrainingError, error_line
+from pytest_transformer_validate.task import TaskSpec
 from pytest_transformer_validate.training.data.choose import choose_collator
 from pytest_transformer_validate.training.data.files import read_file
 from pytest_transformer_validate.training.data.sampling import BatchOrder
@@ -18,7 +20,7 @@ from pytest_transformer_validate.training.data.tokens import Tokenized
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-Batches = Iterable[Mapping[str, torch.Tensor]]
+PATIENCE = 600.0  # seconds for an iterable without a length to end
 
 
 class UniversalDataModule:
@@ -76,6 +78,10 @@ class UniversalDataModule:
         """Shuffled batches; ``set_epoch`` on the loader chooses the order."""
         return self._loader(self.train_examples, shuffle=True)
 
+    def ordered_dataloader(self) -> Loader:
+        """Batches of the training data in its own order."""
+        return self._loader(self.train_examples, shuffle=False)
+
     def val_dataloader(self) -> Loader | None:
         """Batches in the order of the data; ``None`` without validation data."""
         return (
@@ -97,7 +103,7 @@ class UniversalDataModule:
         if isinstance(data, str | os.PathLike):
             data = read_file(os.fspath(data))
         if not (isinstance(data, Sized) and hasattr(data, "__getitem__")):
-            data = list(data)
+            data = _read(data, what)
         if not data:
             raise ValueError(f"the {what} data has no example")
         if self.tokenizer is None or self.task.modality != "text":
@@ -112,6 +118,27 @@ class UniversalDataModule:
         generator = torch.Generator().manual_seed(self.seed)
         order = torch.randperm(len(examples), generator=generator).tolist()
         return Subset(examples, sorted(order[count:])), Subset(examples, sorted(order[:count]))
+
+
+def _read(data: Iterable[Any], what: str) -> list[Any]:
+    """All examples of an iterable. Raises TrainingError for one that raises or does not end."""
+    found: list[Any] = []
+    start = time.monotonic()
+    try:
+        for example in data:
+            found.append(example)
+            if time.monotonic() - start > PATIENCE:
+                break
+        else:
+            return found
+    except Exception as error:
+        raise TrainingError(
+            f"the {what} data raised at example {len(found)}: {error_line(error)}"
+        ) from error
+    raise TrainingError(
+        f"the {what} data has given {len(found)} examples in {PATIENCE:g} s and does not end; set "
+        "max_train_samples or max_val_samples"
+    )
 
 
 class Loader:
@@ -149,5 +176,5 @@ class Loader:
         for at, batch in enumerate(self._loader):
             if self.order.spare(at):
                 labels = batch[self.task.target_field]
-                batch[self.task.target_field] = torch.full_like(labels, IGNORE_INDEX)
+                batch[self.task.target_field] = torch.full_like(labels, self.task.ignore_index)
             yield batch

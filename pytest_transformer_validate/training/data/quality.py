@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import itertools
 import random
-import sys
 import warnings
 from collections.abc import Mapping, Sized
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from pytest_transformer_validate.optional import require
+from pytest_transformer_validate.training.surroundings import somebody_there
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -149,13 +151,21 @@ class QualityWarning(UserWarning):
     """Something about the data that a person should know."""
 
 
-def check_first_batches(loader: Iterable[Mapping[str, Any]], task_type: str) -> None:
+def check_first_batches(
+    loader: Iterable[Mapping[str, Any]], task_type: str, longest: int | None = None
+) -> None:
     """Look at the first 10 batches of a loader. Raises ValueError where more than 1 % of their
-    sequences are too short for the task, counted by the mask."""
+    sequences are too short for the task, counted by the mask, or one has more than ``longest``
+    tokens."""
     least = TASK_MIN_SEQ_LEN.get(task_type, 1)
     lengths: list[int] = []
     for batch in itertools.islice(loader, FIRST_BATCHES):
         lengths += _lengths(batch)
+    if longest is not None and max(lengths, default=0) > longest:
+        raise ValueError(
+            f"a sequence has {max(lengths)} tokens and the model takes {longest}: cut what is "
+            "tokenized already; texts are cut to max_seq_len"
+        )
     short = sum(length < least for length in lengths)
     if lengths and short > MOST_SHORT * len(lengths):
         raise ValueError(
@@ -181,9 +191,8 @@ def _kept(dataset: Any, least: int, name: str) -> Sequence[int]:
 
 def _kept_by_offsets(dataset: Any, table: Any, least: int, name: str) -> Sequence[int]:
     """By the lengths of Arrow lists; a mask column counts where there is one."""
-    import pyarrow
-    import pyarrow.compute as compute
-
+    pyarrow = require("pyarrow", extra="train")
+    compute = require("pyarrow.compute", extra="train")
     column = table.column(name)
     if "attention_mask" in dataset.column_names:
         sums = [
@@ -196,14 +205,13 @@ def _kept_by_offsets(dataset: Any, table: Any, least: int, name: str) -> Sequenc
     long = compute.fill_null(compute.greater_equal(lengths, least), False)
     if dataset._indices is not None:
         long = long.take(dataset._indices.column(0))
-    return compute.indices_nonzero(long).to_pylist()  # type: ignore[no-any-return]
+    kept: list[int] = compute.indices_nonzero(long).to_pylist()
+    return kept
 
 
 def _mask_sums(chunk: Any) -> Any:
     """The number of ones in each list of a chunk, by prefix sums over its flat values."""
-    import numpy
-    import pyarrow
-
+    numpy, pyarrow = require("numpy", extra="train"), require("pyarrow", extra="train")
     offsets = chunk.offsets.to_numpy()
     values = chunk.values.to_numpy(zero_copy_only=False)
     sums = numpy.concatenate([[0], numpy.cumsum(values, dtype=numpy.int64)])
@@ -219,9 +227,7 @@ def _sample(data: Any, size: int | None, seed: int) -> list[Any]:
 
 def _ask(message: str) -> None:
     """Ask a person whether to go on. Raises ValueError for no."""
-    shell = sys.modules.get("IPython")
-    notebook = shell is not None and shell.get_ipython() is not None
-    if not (notebook or (sys.stdin is not None and sys.stdin.isatty())):
+    if not somebody_there():
         warnings.warn(message, QualityWarning, stacklevel=3)
         return
     answer = input(f"{message}\nContinue? (yes/no) ").strip().lower()

@@ -1,9 +1,10 @@
-"""Who is told the numbers of a run: a database, a CSV file, Weights & Biases."""
+"""Who is told the numbers of a run: a database, a CSV file, the console."""
 
 from __future__ import annotations
 
 import csv
 import sqlite3
+import sys
 import warnings
 from collections import deque
 from typing import TYPE_CHECKING, Any
@@ -92,6 +93,23 @@ class CsvSink:
                 writer.writerows(rows)
         except OSError as error:
             warnings.warn(f"{self.path}: {error}; the row is not written", stacklevel=3)
+
+    def close(self, status: str) -> None:
+        """Nothing is open."""
+
+
+class ConsoleSink:
+    """Writes a line an epoch to the standard error stream."""
+
+    def log_scalars(self, values: Mapping[str, float], step: int | None) -> None:
+        """Steps are the progress bar's."""
+
+    def log_epoch(self, row: Mapping[str, Any]) -> None:
+        shown = ("train/loss", "val/loss", "train/accuracy", "val/accuracy", "learning_rate")
+        parts = [f"{name} {row[name]:.4g}" for name in shown if row.get(name) is not None]
+        seconds = row.get("epoch_duration")
+        parts += [] if seconds is None else [f"{seconds:.1f} s"]
+        sys.stderr.write(f"epoch {row['epoch'] + 1}: {', '.join(parts)}\n")
 
     def close(self, status: str) -> None:
         """Nothing is open."""

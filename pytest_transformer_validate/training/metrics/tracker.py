@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pytest_transformer_validate.optional import require
+from pytest_transformer_validate.task import IGNORE_INDEX
 from pytest_transformer_validate.training.losses import perplexity
+from pytest_transformer_validate.training.metrics.wandb_sink import ActiveRun
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    import torch
 
 
 class Sink(Protocol):
@@ -28,17 +33,25 @@ class Sink(Protocol):
 class MetricsTracker:
     """Keeps every number and hands it to the sinks.
 
-    ``gradient_accumulation_steps`` tells micro steps from optimizer steps in
-    ``get_step_metrics``.
+    Args:
+        use_wandb: hand numbers to the run of W&B that is open in this process, if there is one.
+        gradient_accumulation_steps: tells micro steps from optimizer steps in
+            ``get_step_metrics``.
+        sinks: who else is told.
     """
 
     def __init__(
-        self, sinks: Sequence[Sink] = (), *, gradient_accumulation_steps: int = 1
+        self,
+        use_wandb: bool = True,
+        gradient_accumulation_steps: int = 1,
+        *,
+        sinks: Sequence[Sink] = (),
     ) -> None:
-        self.sinks = list(sinks)
+        self.sinks: list[Sink] = [*sinks, *([ActiveRun()] if use_wandb else [])]
         self.accumulation = gradient_accumulation_steps
         self.metrics_history: list[dict[str, Any]] = []
         self._scalars: list[dict[str, Any]] = []
+        self._waiting: dict[str, float] = {}
 
     def log_scalars(self, values: Mapping[str, float], step: int) -> None:
         """Numbers of optimizer step ``step``, counted from 1."""
@@ -48,11 +61,16 @@ class MetricsTracker:
         for sink in self.sinks:
             sink.log_scalars(values, step)
 
-    def log_scalar(self, metric_name: str, value: float, step: int | None = None) -> None:
-        """One number."""
+    def log_scalar(
+        self, metric_name: str, value: float, step: int | None = None, commit: bool = True
+    ) -> None:
+        """One number; without ``commit`` the sinks get it together with the next one."""
         self._keep(metric_name, value, step, time.time())
-        for sink in self.sinks:
-            sink.log_scalars({metric_name: value}, step)
+        self._waiting[metric_name] = value
+        if commit:
+            values, self._waiting = self._waiting, {}
+            for sink in self.sinks:
+                sink.log_scalars(values, step)
 
     def log_epoch(
         self,
@@ -77,10 +95,21 @@ class MetricsTracker:
             sink.log_epoch(row)
         return row
 
+    def compute_perplexity(self, loss: float) -> float:
+        """``exp(loss)``, the loss taken as at most 100."""
+        return perplexity(loss)
+
+    def compute_accuracy(
+        self, logits: torch.Tensor, labels: torch.Tensor, ignore_index: int = IGNORE_INDEX
+    ) -> float:
+        """The part of the labels that count whose logits (..., V) are largest; 0 without any."""
+        counted = labels != ignore_index
+        hits = (logits.argmax(-1) == labels) & counted
+        return float(hits.sum()) / max(int(counted.sum()), 1)
+
     def get_best_epoch(self, metric: str = "val/loss", mode: str = "min") -> int | None:
         """The epoch with the best value; ``None`` where no epoch has a finite one."""
-        rows = [r for r in self.metrics_history if r.get(metric) == r.get(metric, float("nan"))]
-        rows = [r for r in rows if r.get(metric) is not None]
+        rows = [r for r in self.metrics_history if _finite(r.get(metric))]
         pick = min if mode == "min" else max
         return None if not rows else int(pick(rows, key=lambda r: r[metric])["epoch"])
 
@@ -103,3 +132,7 @@ class MetricsTracker:
         micro = None if step is None else step * self.accumulation
         entry = {"step": micro, "effective_step": step, "metric": name, "value": value}
         self._scalars.append({**entry, "timestamp": now})
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)

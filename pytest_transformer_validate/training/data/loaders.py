@@ -1,0 +1,136 @@
+"""What the loop reads: loaders made of data, and those that a caller made."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import DataLoader, Subset
+from torch.utils.data.distributed import DistributedSampler
+
+from pytest_transformer_validate.training.config import ConfigWarning
+from pytest_transformer_validate.training.data.module import Loader, UniversalDataModule
+from pytest_transformer_validate.training.data.quality import check_first_batches
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pytest_transformer_validate.task import TaskSpec
+    from pytest_transformer_validate.training.config import TrainingConfig
+    from pytest_transformer_validate.training.strategy import OneDevice
+
+Batches = Iterable[Mapping[str, torch.Tensor]]
+
+
+def make_loaders(
+    train_data: Any,
+    val_data: Any,
+    config: TrainingConfig,
+    task: TaskSpec,
+    strategy: OneDevice,
+    tokenizer: Any = None,
+    collator: Any = None,
+    longest: int | None = None,
+) -> tuple[Batches, Batches | None]:
+    """Loaders of training and validation data; those that are given are taken as they are.
+
+    ``longest`` is what the model takes. Raises ValueError for data that gives no batch, or whose
+    sequences are too short or too long.
+    """
+
+    def module(train: Any, val: Any, split: float) -> UniversalDataModule:
+        return UniversalDataModule(
+            train,
+            val,
+            task,
+            tokenizer,
+            collator,
+            batch_size=config.batch_size,
+            val_split=split,
+            num_workers=0,
+            seed=config.random_seed,
+            max_length=config.max_seq_len or longest,
+            rank=strategy.rank,
+            world=strategy.world,
+        )
+
+    val_data = _first(val_data, config.max_val_samples)
+    val = val_data if val_data is None or gives_batches(val_data) else None
+    if gives_batches(train_data):
+        _warn_of_repeats(train_data, strategy)
+        if val_data is not None and val is None:
+            val = module(val_data, None, 0.0).ordered_dataloader()
+        return train_data, val
+    split = config.validation_split if val_data is None else 0.0
+    train_data = _first(train_data, config.max_train_samples)
+    data = module(train_data, None if val is not None else val_data, split)
+    train = data.train_dataloader()
+    check_first_batches(train, task.task_type, longest)
+    return train, data.val_dataloader() if val is None else val
+
+
+def gives_batches(data: Any) -> bool:
+    """Whether data is a loader: torch's, or a sequence whose items are batches of tensors."""
+    if isinstance(data, DataLoader | Loader):
+        return True
+    first = data[0] if isinstance(data, list | tuple) and data else None
+    ids = first.get("input_ids", first.get("pixel_values")) if isinstance(first, dict) else None
+    return isinstance(ids, torch.Tensor) and ids.dim() in (2, 4)
+
+
+def begin_epoch(loader: Batches, epoch: int) -> None:
+    """Tell a loader, or its sampler, which epoch comes, so that each has its own order."""
+    sampler = getattr(loader, "sampler", None)
+    for part in (loader, sampler):
+        if callable(getattr(part, "set_epoch", None)):
+            part.set_epoch(epoch)  # type: ignore[union-attr]
+
+
+def grouped(loader: Batches, size: int) -> Iterator[list[Mapping[str, torch.Tensor]]]:
+    """Batches by optimizer step; the last group of an epoch may be smaller."""
+    batches = iter(loader)
+    while group := list(itertools.islice(batches, size)):
+        yield group
+
+
+def count_batches(loader: Batches) -> int:
+    """How many batches a loader gives. Raises ValueError for none, or an unknown number."""
+    try:
+        count = len(loader)  # type: ignore[arg-type]
+    except TypeError:
+        raise ValueError(
+            "the number of batches has to be known, for the schedule: give a loader that has a "
+            "length, or set max_train_samples"
+        ) from None
+    if not count:
+        raise ValueError("the training data gives no batch")
+    return count
+
+
+def _first(data: Any, most: int | None) -> Any:
+    """At most ``most`` examples."""
+    if data is None or most is None or gives_batches(data):
+        return data
+    if not hasattr(data, "__len__"):
+        return itertools.islice(data, most)
+    if len(data) <= most or isinstance(data, str):
+        return data
+    if hasattr(data, "select"):
+        return data.select(range(most))
+    return data[:most] if isinstance(data, list | tuple) else Subset(data, list(range(most)))
+
+
+def _warn_of_repeats(loader: Any, strategy: OneDevice) -> None:
+    shared = isinstance(loader, Loader) or isinstance(
+        getattr(loader, "sampler", None), DistributedSampler
+    )
+    if strategy.world > 1 and not shared:
+        warnings.warn(
+            f"each of the {strategy.world} ranks reads all batches of the loader that was given: "
+            "use torch's DistributedSampler, or give the data itself",
+            ConfigWarning,
+            stacklevel=4,
+        )
