@@ -22,13 +22,14 @@ from pytest_transformer_validate.errors import (
     CheckFailed,
     MissingDependency,
     NotApplicable,
+    SpecError,
     first_line,
 )
 from pytest_transformer_validate.optional import require
 from pytest_transformer_validate.validation import Result, validate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     import torch
 
@@ -38,12 +39,15 @@ if TYPE_CHECKING:
 __all__ = [
     "run_all_tests",
     "run_all_tier1_tests",
+    "run_all_tier2_tests",
     "test_attention_patterns",
+    "test_attribution_analysis",
     "test_gradient_flow",
     "test_inference_speed",
     "test_memory_footprint",
     "test_output_stability",
     "test_parameter_initialization",
+    "test_robustness",
     "test_shape_robustness",
 ]
 
@@ -52,6 +56,7 @@ Arguments = ParamSpec("Arguments")
 BATCHES = (1, 2, 4, 8, 16)
 MB = 2**20
 SLACK = 1.1
+STEPS = 64
 
 
 def _reports(*, table: bool) -> Callable[[Callable[Arguments, Any]], Callable[Arguments, Any]]:
@@ -283,11 +288,81 @@ def test_attention_patterns(
 
 
 @_reports(table=False)
+def test_attribution_analysis(
+    model: torch.nn.Module,
+    config: Any = None,
+    input_ids: Any = None,
+    target_idx: int = -1,
+    *,
+    adapter: Any = None,
+    task_spec: Any = None,
+) -> dict[str, Any]:
+    """Integrated gradients of the largest logit at one position, by default the last.
+
+    ``attribution_scores`` has a number for each token (rows of patches for an image),
+    ``convergence_delta`` is what they lack to the change of the logit, ``input_tokens`` are the
+    ids: random ones without ``input_ids``, which is one text. ``target_position`` is ``None``
+    where there is one output a text.
+    """
+    probe = _probe(model, config, task_spec)
+    ids = None if input_ids is None else _one_text(input_ids)
+    found = probe.attributions.explained(ids, target_idx, STEPS)
+    batch, position = found.path.reader.batch, found.path.reader.position
+    if probe.subject.vision:
+        scores: Any = found.patches(probe.attributions.patch)
+        tokens = None
+    else:
+        scores, tokens = found.tokens("input_ids"), batch["input_ids"][0].tolist()
+    length = batch.inputs.get("decoder_input_ids", batch.main).shape[1]
+    return {
+        "attribution_scores": scores,
+        "convergence_delta": found.missing,
+        "target_position": None if position is None else position % length,
+        "input_tokens": tokens,
+    }
+
+
+@_reports(table=False)
+def test_robustness(
+    model: torch.nn.Module,
+    config: Any = None,
+    n_samples: int = 20,
+    noise_levels: Sequence[float] = (0.0, 0.01, 0.05, 0.1, 0.2),
+    *,
+    adapter: Any = None,
+    task_spec: Any = None,
+) -> dict[str, Any]:
+    """Predictions for random texts with noise on their vectors, of a level times their size.
+
+    Lists hold a number for each level: ``accuracy_under_noise`` is the part of the predictions
+    that stay what they are without noise, ``prediction_flips`` how many do not,
+    ``output_stability`` the mean cosine of the outputs with those without noise.
+    """
+    probe = _probe(model, config, task_spec)
+    levels = [float(level) for level in noise_levels]
+    found = [probe.perturbation.predictions(n_samples, level) for level in levels]
+    return {
+        "noise_levels": levels,
+        "accuracy_under_noise": [each.same for each in found],
+        "output_stability": [each.likeness for each in found],
+        "prediction_flips": [each.flips for each in found],
+    }
+
+
+@_reports(table=False)
 def run_all_tier1_tests(
     model: torch.nn.Module, config: Any = None, *, adapter: Any = None, task_spec: Any = None
 ) -> Result | dict[str, str]:
     """All checks of tier 1: prints the summary and returns the records (see ``validate``)."""
     return _run(model, config, task_spec, (1,))
+
+
+@_reports(table=False)
+def run_all_tier2_tests(
+    model: torch.nn.Module, config: Any = None, *, adapter: Any = None, task_spec: Any = None
+) -> Result | dict[str, str]:
+    """All checks of tier 2 but slow ones: prints the summary and returns the records."""
+    return _run(model, config, task_spec, (2,))
 
 
 @_reports(table=False)
@@ -309,6 +384,16 @@ def _probe(model: torch.nn.Module, config: Any, task_spec: Any) -> Probe:
     from pytest_transformer_validate.subject.subject import Subject
 
     return Probe(Subject(model, config, task=_task(task_spec)))
+
+
+def _one_text(input_ids: Any) -> tuple[int, ...]:
+    """The ids of a list, or of a tensor with one row."""
+    ids = input_ids.tolist() if hasattr(input_ids, "tolist") else list(input_ids)
+    if ids and isinstance(ids[0], list):
+        if len(ids) > 1:
+            raise SpecError(f"input_ids must be one text, given {len(ids)}")
+        ids = ids[0]
+    return tuple(int(each) for each in ids)
 
 
 def _task(task_spec: Any) -> str | None:

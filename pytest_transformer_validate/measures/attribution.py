@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _SAME = 1e-2  # differences over two steps that are apart by less show no step
 _EQUAL = 1e-3  # the gradient, to the slope; three times what the differences are apart, if more
+_BETTER = 0.5
 _ONE_NUMBER = 1e-4  # how much a constant factor may vary
 _ROUNDING = 64  # u of the logits that a sum of attributions may lack
 
@@ -68,6 +69,16 @@ def wrong(slopes: Slopes) -> int:
     """At how many points the gradient is not the slope, where a slope there is."""
     off = (slopes.gradient - slopes.small).abs()
     return int((off > (_EQUAL * _size(slopes)).maximum(3 * _apart(slopes))).sum())
+
+
+def jumps(slopes: Slopes) -> bool:
+    """Whether the slopes by differences do not add up to the change, and not much better than
+    the gradient does: the logit jumps between the points."""
+    missing, lacks = (
+        abs(float((slopes.weights * each).sum()) - slopes.change)
+        for each in (slopes.small, slopes.gradient)
+    )
+    return missing > _BETTER * lacks
 
 
 def factor(slopes: Slopes) -> float | None:

@@ -21,18 +21,18 @@ from pytest_transformer_validate.probe.compare import sequence
 from pytest_transformer_validate.probe.passes import Passes, remembered
 from pytest_transformer_validate.probe.slopes import first_wrong
 from pytest_transformer_validate.probe.vectors import PIXELS, Reader, read
+from pytest_transformer_validate.subject.batch import Batch
 from pytest_transformer_validate.subject.masks import padding_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pytest_transformer_validate.subject.batch import Batch
     from pytest_transformer_validate.subject.subject import Subject
 
     Vectors = tuple[torch.Tensor, ...]
 
 _ROWS, _FEW_ROWS = 64, 8  # points of the path that go through a model together, small or not
-_POINTS = 16  # at which the gradient is held against differences
+_POINTS = 32  # at which the gradient is held against differences
 # Parts of the path: differences over two of them tell slopes from steps, and need digits.
 _STEPS = {torch.float64: (2e-5, 2e-4)}
 _LARGER = (2e-3, 2e-2)
@@ -87,8 +87,11 @@ class Integrated:
 @dataclass(frozen=True)
 class Slopes:
     """The slope of the logit along the path at N points: by gradient, and by differences over a
-    small and over a larger part of the path."""
+    small and over a larger part of the path. ``weights`` are those of a Gauss-Legendre rule, by
+    which slopes add up to ``change``."""
 
+    weights: torch.Tensor
+    change: float
     gradient: torch.Tensor
     small: torch.Tensor
     large: torch.Tensor
@@ -105,24 +108,43 @@ class Attributions(Passes):
 
     @remembered
     def path(self, condition: str, padded: bool = False) -> Path:
-        """The path to a text, or to one that ends in padding; see ``padding``."""
-        probe = self.probe
+        """The path to a random text, or to one that ends in padding."""
         batch = self._batch(padded)
+        return self._path(batch, self._position(batch), condition)
+
+    @remembered
+    def explained(self, ids: tuple[int, ...] | None, position: int, steps: int) -> Integrated:
+        """The prediction at ``position`` (negative: from the end) for a text of ``ids``, a random
+        one where there are none; a prediction for the whole text has no position."""
+        batch = self._batch(padded=False)
+        if ids is not None:
+            row = torch.tensor([ids], device=self.probe.subject.device)
+            given = Batch({**batch.inputs, "input_ids": row})
+            given = Batch({r: t for r, t in given.inputs.items() if r.endswith("input_ids")})
+            batch = self.probe.subject.complete(given).to(self.probe.subject.device)
+        per_token = self.probe.subject.task.per_token
+        path = self._path(batch, position if per_token else None, "eval", predicted=True)
+        return self._integrated(path, steps, "eval")
+
+    def _path(
+        self, batch: Batch, position: int | None, condition: str, *, predicted: bool = False
+    ) -> Path:
+        probe = self.probe
         other, words = self._other(batch)
-        reader = Reader(batch, (), self._position(batch))
         with probe.under(condition), probe.running("attribution") as subject:
             end, start = read(subject, batch), read(subject, other)
             roles = tuple(role for role, found in end.items() for _ in found)
             if [len(v) for v in end.values()] != [len(v) for v in start.values()]:
                 raise NotApplicable("how often tokens are looked up depends on the tokens")
-            reader = Reader(batch, roles, reader.position)
+            reader = Reader(batch, roles, position)
             ends = tuple(t for found in end.values() for t in found)
             starts = tuple(t for found in start.values() for t in found)
             logits = [reader.logits(subject, vectors)[0] for vectors in (starts, ends)]
         moved = (logits[1] - logits[0]).double()
         if not bool(moved.isfinite().any()):
             raise Blocked("logits are not finite: see output_stability")
-        target = int(moved.nan_to_num(0, 0, 0).abs().argmax())
+        largest = logits[1] if predicted else moved.nan_to_num(0, 0, 0).abs()
+        target = int(largest.argmax())
         change = float(moved[target])
         return Path(reader, starts, ends, target, change, torch.stack(logits), words)
 
@@ -130,8 +152,10 @@ class Attributions(Passes):
     def integrated(self, steps: int, condition: str = "eval", padded: bool = False) -> Integrated:
         """Captum's IntegratedGradients with that many steps of a Gauss-Legendre rule, a few of
         them at a time. Raises NotApplicable where no gradient can be taken."""
+        return self._integrated(self.path(condition, padded), steps, condition)
+
+    def _integrated(self, path: Path, steps: int, condition: str) -> Integrated:
         captum: Any = require("captum.attr", extra="analysis")
-        path = self.path(condition, padded)
 
         def run(subject: Subject) -> Vectors:
             explained = captum.IntegratedGradients(_logit(subject, path))
@@ -179,7 +203,7 @@ class Attributions(Passes):
 
         def run(subject: Subject) -> Slopes:
             logit = _logit(subject, path)
-            points = (torch.arange(_POINTS) + 0.5) / _POINTS
+            points, weights = _rule()
             steps = _STEPS.get(subject.dtype, _LARGER)
             by_gradient, differences = [], [[], []]  # type: ignore[var-annotated]
             for few in points.split(self.rows):
@@ -197,7 +221,7 @@ class Attributions(Passes):
                         up, down = (logit(*_at(path, few + s)) for s in (step, -step))
                         found.append((up - down).double() / (2 * step))
             small, large = (torch.cat(found).cpu() for found in differences)
-            return Slopes(torch.cat(by_gradient).cpu(), small, large)  # type: ignore[arg-type]
+            return Slopes(weights, path.change, torch.cat(by_gradient).cpu(), small, large)  # type: ignore[arg-type]
 
         return self._differentiated("eval", run)
 
@@ -290,6 +314,13 @@ def _logit(subject: Subject, path: Path) -> Callable[..., torch.Tensor]:
         return found
 
     return logit
+
+
+def _rule() -> tuple[torch.Tensor, torch.Tensor]:
+    """Points from 0 to 1 and their weights."""
+    numpy: Any = require("numpy", extra="analysis")
+    points, weights = numpy.polynomial.legendre.leggauss(_POINTS)
+    return torch.as_tensor(points) / 2 + 0.5, torch.as_tensor(weights) / 2
 
 
 def _at(path: Path, points: torch.Tensor) -> list[torch.Tensor]:

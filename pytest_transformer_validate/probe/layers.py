@@ -55,22 +55,21 @@ class _Seen:
 
 
 class Layers(Passes):
-    """Passes over stacks: modules of one class, one after another in a list or a sequence.
+    """Passes over stacks: modules one after another in a list or a sequence.
     ``condition`` is that of ``Probe.under``."""
 
     @remembered
     def names(self) -> list[str]:
-        """The layers of all stacks that stand in no other: two or more modules of one class, with
-        modules and parameters in them, in a ModuleList, ModuleDict or Sequential."""
+        """The layers of all stacks that stand in no other: two or more modules, with modules and
+        parameters in them, in a ModuleList, ModuleDict or Sequential."""
         kinds = (torch.nn.ModuleList, torch.nn.ModuleDict, torch.nn.Sequential)
         found: list[str] = []
         for name, module in self.probe.subject.model.named_modules():
             if not isinstance(module, kinds) or any(name.startswith(f"{n}.") for n in found):
                 continue
             prefix = f"{name}." if name else ""
-            own = [(prefix + n, c) for n, c in module.named_children() if _is_layer(c)]
-            classes = [type(child) for _, child in own]
-            found += [n for n, child in own if classes.count(type(child)) > 1]
+            own = [prefix + n for n, child in module.named_children() if _is_layer(child)]
+            found += own if len(own) > 1 else []
         return found
 
     @remembered

@@ -56,6 +56,16 @@ class Response:
     decides: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Predictions:
+    """Under noise: the part of all predictions that stay, how many do not, and the mean cosine of
+    the outputs with those without noise."""
+
+    same: float
+    flips: int
+    likeness: float
+
+
 class Perturbation(Passes):
     """Passes with changed inputs."""
 
@@ -104,6 +114,29 @@ class Perturbation(Passes):
                 logits = self._in_parts(reader, subject, rows)
                 moved[:, number] = _part(logits, clean)
         return Response(SCALES, moved, tuple(sorted(seen.names)))
+
+    @remembered
+    def predictions(self, samples: int, level: float) -> Predictions:
+        """Random texts with noise of ``level`` times their size on their vectors."""
+        probe = self.probe
+        rows = min(samples, probe.subject.most_rows)
+        batch = probe.batch(rows, probe.subject.sizes[1], "predictions")
+        generator = torch.Generator().manual_seed(probe.seed_for("predictions"))
+        with probe.running("perturbation") as subject:
+            found = read(subject, batch)
+            roles = tuple(role for role, tensors in found.items() for _ in tensors)
+            vectors = [t for tensors in found.values() for t in tensors]
+            noisy = [t + level * _noise(t, generator) for t in vectors]
+            reader = Reader(batch, roles, None)
+            whole = [reader.logits(subject, given).double() for given in (vectors, noisy)]
+            shape = subject(batch).logits.shape
+        clean, moved = (logits.view(rows, -1, shape[-1]) for logits in whole)
+        same = clean.argmax(-1) == moved.argmax(-1)
+        return Predictions(
+            same=float(same.double().mean()),
+            flips=int((~same).sum()),
+            likeness=float(functional.cosine_similarity(*whole).mean()),
+        )
 
     def first_jumping(self, jump: float) -> str | None:
         """The first module, in the order in which calls end, that moves more than ``jump`` times
