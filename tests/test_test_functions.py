@@ -229,6 +229,62 @@ def test_attention_patterns_say_that_there_is_no_attention():
     assert test_functions.test_attention_patterns(model, CONFIG) == {"error": "no attention found"}
 
 
+@pytest.mark.parametrize(("ids", "length"), [(None, 11), ([5, 6, 7, 8], 4), ("tensor", 4)])
+def test_attribution_has_a_number_for_each_token(model, ids, length):
+    ids = torch.tensor([[5, 6, 7, 8]]) if ids == "tensor" else ids
+    found = test_functions.test_attribution_analysis(model, CONFIG, input_ids=ids)
+    names = ["attribution_scores", "convergence_delta", "target_position", "input_tokens"]
+    assert list(found) == names
+    assert len(found["attribution_scores"]) == len(found["input_tokens"]) == length
+    assert found["target_position"] == length - 1
+    assert abs(found["convergence_delta"]) < 1e-4
+    if ids is not None:
+        assert found["input_tokens"] == [5, 6, 7, 8]
+
+
+def test_attribution_of_an_earlier_position_gives_later_tokens_nothing(model):
+    given = {"input_ids": [5, 6, 7, 8], "target_idx": 1}
+    scores = test_functions.test_attribution_analysis(model, CONFIG, **given)["attribution_scores"]
+    assert scores[0] != 0 != scores[1]
+    assert scores[2:] == [0, 0]
+
+
+def test_attribution_of_an_image_is_rows_of_patches():
+    found = test_functions.test_attribution_analysis(Patches())
+    assert [len(row) for row in found["attribution_scores"]] == [4, 4, 4, 4]
+    assert found["target_position"] is found["input_tokens"] is None
+
+
+def test_attribution_of_two_texts_is_a_message(model):
+    found = test_functions.test_attribution_analysis(model, CONFIG, input_ids=[[5, 6], [7, 8]])
+    assert found == {"error": "input_ids must be one text, given 2"}
+
+
+def test_robustness_has_a_number_for_each_level(model):
+    found = test_functions.test_robustness(model, CONFIG, 5, [0.0, 0.1, 3.0])
+    assert list(found) == [
+        "noise_levels",
+        "accuracy_under_noise",
+        "output_stability",
+        "prediction_flips",
+    ]
+    assert found["noise_levels"] == [0.0, 0.1, 3.0]
+    assert found["accuracy_under_noise"][0] == pytest.approx(1)
+    assert found["output_stability"][0] == pytest.approx(1)
+    assert found["prediction_flips"][0] == 0
+    assert found["accuracy_under_noise"][2] < found["accuracy_under_noise"][1]
+    assert found["output_stability"][2] < found["output_stability"][1] < 1
+    assert found["prediction_flips"][2] > found["prediction_flips"][1] >= 0
+
+
+def test_all_of_tier_2(model, capsys):
+    result = test_functions.run_all_tier2_tests(model, CONFIG)
+    assert isinstance(result, Result)
+    assert {record.tier for record in result} == {2}
+    assert not result.failures
+    assert "tier 2" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", test_functions.__all__)
 def test_what_people_type_is_taken(name):
     parameters = inspect.signature(getattr(test_functions, name)).parameters

@@ -15,6 +15,9 @@ _PROPHETNET = (
 _MRA = "the attention needs a CUDA kernel; on the CPU it is zeros, in float32"
 _T5GEMMA = "the index of the token that is pooled is one too large, and clamped at the end"
 _YOSO = "(1 + mask / 10000).int() is 1 where the mask says 0 as where it says 1"
+_YOSO_BACKWARD = (
+    "YosoCumulation has a backward by hand, which is a lower bound of the derivative on purpose"
+)
 _RWKV = (
     "RwkvSelfAttention and RwkvFeedForward shift one token with a state (B, D) that broadcasts to "
     "(B, B, D)"
@@ -46,7 +49,7 @@ DEVIATIONS: dict[str, dict[str, str]] = {
     },
     "masked_lm:mra": {"gradient_flow": _MRA, "precision[bfloat16]": _MRA},
     "masked_lm:tapas": {"length_limit": _TAPAS},
-    "masked_lm:yoso": {"mask_effect": _YOSO},
+    "masked_lm:yoso": {"mask_effect": _YOSO, "attribution": _YOSO_BACKWARD},
     "seq2seq:fsmt": {
         "kv_cache": "FSMTModel.forward makes no causal mask with use_cache=True, whatever the "
         "number of decoder tokens",
@@ -65,7 +68,7 @@ DEVIATIONS: dict[str, dict[str, str]] = {
     "classification:t5gemma": {"padding[right]": _T5GEMMA},
     "classification:t5gemma2": {"padding[right]": _T5GEMMA},
     "classification:tapas": {"length_limit": _TAPAS},
-    "classification:yoso": {"mask_effect": _YOSO},
+    "classification:yoso": {"mask_effect": _YOSO, "attribution": _YOSO_BACKWARD},
     "vision_classification:mobilenet_v1": {
         "dropout": "classifier_dropout_prob is 0.999: the part to keep taken for what to drop",
     },
