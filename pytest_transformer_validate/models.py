@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pytest_transformer_validate.options import Settings
     from pytest_transformer_validate.probe.probe import Probe, Rebuild
     from pytest_transformer_validate.probe.reference import Reference
+    from pytest_transformer_validate.report.json import Stored
     from pytest_transformer_validate.runner import ModelRun
     from pytest_transformer_validate.sources.base import Loaded, LoadOptions, Source
     from pytest_transformer_validate.subject.subject import Subject
@@ -251,6 +252,7 @@ class Run:
 
     ``selected`` maps a model's id to the ``tier::check`` ids (or prefixes of them) that were
     typed; it is empty where none was, and then every check runs if ``collect`` is set.
+    ``baseline`` is an older run that this one is held against.
     """
 
     settings: Settings
@@ -259,6 +261,7 @@ class Run:
     collect: bool = True
     selected: Mapping[str, frozenset[str]] = field(default_factory=dict)
     house: House = field(default_factory=House)
+    baseline: Stored | None = None
 
     @property
     def sources(self) -> list[Source]:

@@ -65,6 +65,7 @@ OPTIONS = (
     Option("tb_timeout", "float", "SECONDS", "time limit of a check; default 300, 0: none"),
     Option("tb_allow_skipped", "bool", "", "a model of which nothing could be judged is no error"),
     Option("tb_json", "string", "PATH", "write the records as JSON to this file"),
+    Option("tb_baseline", "string", "PATH", "fail where this file of --tb-json was better"),
     Option("tb_reference", "string", "SPEC", f"model to compare with ({_SPECS})"),
     Option("tb_trust", "linelist", "SHA256", "accept fetched code: new, or the hash it has"),
     Option("tb_offline", "bool", "", "fetch nothing; what is in the cache is used"),
@@ -103,8 +104,10 @@ class Settings:
     timeout: float = 300.0
     allow_skipped: bool = False
     json: Path | None = None
+    baseline: Path | None = None
     train: bool = False
     limits: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    budgets: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     expect_fail: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -117,6 +120,7 @@ class Settings:
             timeout=_timeout(value(config, "tb_timeout")),
             allow_skipped=bool(value(config, "tb_allow_skipped")),
             json=_json(config),
+            baseline=existing_path(config, "tb_baseline", value(config, "tb_baseline")),
             train=bool(value(config, "tb_train") or value(config, "tier3")),
         )
 

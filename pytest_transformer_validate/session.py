@@ -8,24 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_transformer_validate import __version__, collection, outcome
+from pytest_transformer_validate import collection, outcome
 from pytest_transformer_validate.collection import CheckItem, OwnReports
 from pytest_transformer_validate.isolation.controller import Workers
 from pytest_transformer_validate.isolation.worker import Worker
-from pytest_transformer_validate.report import html, terminal
-from pytest_transformer_validate.report import json as json_report
-from pytest_transformer_validate.report.record import Record
-from pytest_transformer_validate.report.text import printable
+from pytest_transformer_validate.reporting import DESELECTED, HtmlColumns, Results
 from pytest_transformer_validate.resolution import Messenger
 from pytest_transformer_validate.sinks import Sinks
 
 if TYPE_CHECKING:
     from collections.abc import Generator
-    from pathlib import Path
 
     from pytest_transformer_validate.models import Run, RunModel
-
-_DESELECTED = "tb_deselected"
 
 
 def register(config: pytest.Config, run: Run) -> None:
@@ -39,7 +33,7 @@ def register(config: pytest.Config, run: Run) -> None:
         manager.register(Worker(config, run), "transformer_validate_worker")
         return
     manager.register(Messenger(run.sources), "transformer_validate_messenger")
-    manager.register(Results(config, run, models), "transformer_validate_results")
+    manager.register(Results(config, run, models.held_back), "transformer_validate_results")
     if config.getoption("tx", None):
         manager.register(Workers(config, run), "transformer_validate_workers")
     elif not config.getini("faulthandler_timeout"):  # Python has one such timer
@@ -74,7 +68,7 @@ class Models:
     def pytest_collection_modifyitems(
         self, config: pytest.Config, items: list[pytest.Item]
     ) -> None:
-        self.held_back = collection.hold_back(config, items, self.run)
+        self.held_back.update(collection.hold_back(config, items, self.run))
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         for item in session.items:
@@ -126,92 +120,10 @@ class Models:
             model.release()
         gc.unfreeze()
         if hasattr(self.config, "workeroutput"):
-            self.config.workeroutput[_DESELECTED] = self.held_back
+            self.config.workeroutput[DESELECTED] = self.held_back
 
     def pytest_sessionstart(self) -> None:
         self.run.house.interrupts.listen()
 
     def pytest_unconfigure(self) -> None:
         self.run.house.close()
-
-
-class Results:
-    """Gathers the records and reports them. Lives where the run is controlled."""
-
-    def __init__(self, config: pytest.Config, run: Run, models: Models) -> None:
-        self.config = config
-        self.run = run
-        self.models = models
-        self.records: dict[str, Record] = {}
-        self.remarks: list[str] = []
-        self.held_back: dict[str, int] = {}
-
-    def pytest_report_header(self) -> list[str]:
-        settings = self.run.settings
-        names = ", ".join(model.id for model in self.run.models)
-        dtype = f", {settings.dtype}" if settings.dtype else ""
-        about = f"{settings.device}{dtype}, seed {settings.seed}"
-        lines = [f"transformer-validate {__version__}: {names} ({about})"]
-        for model in self.run.models:
-            lines += [f"  {model.id}: {line}" for line in model.source.provenance().splitlines()]
-        if any(source.fetched for source in self.run.sources):
-            lines.append("  fetched code runs in workers, which have no credentials")
-        return [printable(line) for line in lines]
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        data: dict[str, Any] | None = getattr(report, "tb_record", None)
-        if data is not None:
-            record = Record.from_json(data)
-            self.records[report.nodeid] = record
-            self.config.hook.pytest_tb_record(record=record)
-
-    @pytest.hookimpl(optionalhook=True)
-    def pytest_testnodedown(self, node: Any) -> None:
-        output = getattr(node, "workeroutput", None) or {}
-        self.held_back.update(output.get(_DESELECTED, {}))
-
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        if not self.run.settings.allow_skipped:
-            self.remarks += terminal.unjudged(list(self.records.values()))
-        if exitstatus == pytest.ExitCode.OK and self.remarks:
-            session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
-        if self.run.settings.json is not None:
-            self._write_json(session, self.run.settings.json)
-
-    def _write_json(self, session: pytest.Session, path: Path) -> None:
-        run = {
-            "arguments": [str(arg) for arg in self.config.invocation_params.args],
-            "exit": int(session.exitstatus),
-            "seed": self.run.settings.seed,
-        }
-        models = [(model.id, model.source.spec) for model in self.run.models]
-        try:
-            json_report.write(path, list(self.records.values()), models=models, run=run)
-        except OSError as error:
-            self.remarks.append(f"--tb-json: the file could not be written: {error}")
-
-    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        quiet = self.config.get_verbosity() < 0 or self.config.getoption("no_summary")
-        lines = [] if quiet else terminal.summary(list(self.records.values()))
-        for hint, count in {**self.held_back, **self.models.held_back}.items():
-            lines.append(f"{hint} ({count} check{'s'[: count != 1]} not run)")
-        lines += self.remarks
-        if lines:
-            terminalreporter.section("transformer validation")
-            for line in lines:
-                terminalreporter.write_line(printable(line))
-
-
-class HtmlColumns:
-    """Columns of pytest-html."""
-
-    @pytest.hookimpl(optionalhook=True)
-    def pytest_html_results_table_header(self, cells: list[str]) -> None:
-        cells[2:2] = html.HEADER
-
-    @pytest.hookimpl(optionalhook=True)
-    def pytest_html_results_table_row(self, report: pytest.TestReport, cells: list[str]) -> None:
-        if cells:
-            data = getattr(report, "tb_record", None)
-            cells[2:2] = html.row(None if data is None else Record.from_json(data))

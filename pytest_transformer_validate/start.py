@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pytest_transformer_validate.checks.registry import Check
     from pytest_transformer_validate.containment.room import House
     from pytest_transformer_validate.models import Run, RunModel
+    from pytest_transformer_validate.report.json import Stored
     from pytest_transformer_validate.sources.base import Source
 
 _GLOBAL = ("tb_device", "tb_dtype", "tb_seed", "tb_timeout", "tb_reference")
@@ -55,6 +56,7 @@ def start(config: pytest.Config) -> Run | None:
         sources, reference = _resolved(config, sources, reference)
         checks = tuple(all_checks())
         settings = _with_check_options(config, settings, checks)
+        baseline = _baseline(config, settings.baseline)
     except (SpecError, MissingDependency) as error:
         raise pytest.UsageError(str(error)) from error
     if not is_worker(config):
@@ -72,7 +74,20 @@ def start(config: pytest.Config) -> Run | None:
         collect=bool(selected) or from_command_line or not typed,
         selected={model: frozenset(names) for model, names in selected.items()},
         house=house,
+        baseline=baseline,
     )
+
+
+def _baseline(config: pytest.Config, path: Path | None) -> Stored | None:
+    """The run that this one is held against, which its workers need not know. Raises SpecError."""
+    if path is None or is_worker(config):
+        return None
+    from pytest_transformer_validate.report.json import read
+
+    try:
+        return read(path)
+    except SpecError as error:
+        raise SpecError(f"--tb-baseline: {error}") from error
 
 
 def _refuse_missing(sources: list[Source]) -> None:
@@ -95,7 +110,11 @@ def named(config: pytest.Config) -> list[Source]:
 def _with_check_options(
     config: pytest.Config, settings: Settings, checks: tuple[Check, ...]
 ) -> Settings:
-    from pytest_transformer_validate.checks.selection import parse_expect_fail, parse_limits
+    from pytest_transformer_validate.checks.selection import (
+        parse_expect_fail,
+        parse_limits,
+        split_budgets,
+    )
 
     limits = _named(
         "tb_limits", lambda: parse_limits(options.ini(config, "tb_limits") or [], checks)
@@ -104,7 +123,8 @@ def _with_check_options(
         "tb_expect_fail",
         lambda: parse_expect_fail(options.ini(config, "tb_expect_fail") or [], checks),
     )
-    return replace(settings, limits=limits, expect_fail=declared)
+    limits, budgets = split_budgets(limits, checks)
+    return replace(settings, limits=limits, budgets=budgets, expect_fail=declared)
 
 
 def _named(key: str, parse: Callable[[], Any]) -> Any:

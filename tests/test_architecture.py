@@ -39,7 +39,7 @@ FLOORS = (
     ("fixtures", "outcome"),
     ("isolation",),
     ("collection",),
-    ("sinks",),
+    ("sinks", "reporting"),
     ("start", "session"),
     ("plugin", "__main__"),
 )
@@ -60,7 +60,7 @@ TORCH_FREE = (
 TORCH_FREE += ("optional", "options", "outcome", "plugin", "report", "runner", "session")
 TORCH_FREE += ("sources", "start", "task", "test_functions", "tier1_critical_validation")
 TORCH_FREE += ("tier2_advanced_analysis",)
-TORCH_FREE += ("redaction", "resolution", "sinks", "validation", "__main__")
+TORCH_FREE += ("redaction", "reporting", "resolution", "sinks", "validation", "__main__")
 
 HEAVY = ("torch", "numpy", "transformers", "pandas", "safetensors", "matplotlib", "captum")
 DEFERRED = set(HEAVY) - {"torch"}

@@ -30,6 +30,24 @@ _BUNDLED = (
 
 
 @dataclass(frozen=True)
+class Budget:
+    """A number of a check that may be held against a baseline (``--tb-baseline``).
+
+    ``number`` is a field of the check's Measurement, of which less is better; ``timed`` says that
+    it is read off a clock, and tells nothing on another machine. How many times the baseline's
+    it may be is declared as the limit ``<number>_growth`` of the check.
+    """
+
+    number: str
+    timed: bool = False
+
+    @property
+    def limit(self) -> str:
+        """The name under which ``tb_limits`` declares it."""
+        return f"{self.number}_growth"
+
+
+@dataclass(frozen=True)
 class Check:
     """A check: its name, what it applies to, and the function that judges.
 
@@ -37,6 +55,7 @@ class Check:
     **limits)``. It returns a Measurement, or raises CheckFailed or NotApplicable. ``limits``
     holds the keyword-only parameters with their defaults; ini ``tb_limits`` overrides them. A
     ``slow`` check runs where it is asked for: by its id, its name, or the mark ``slow``.
+    ``budgets`` are numbers that ``tb_limits`` may hold against a baseline.
     """
 
     name: str
@@ -46,6 +65,7 @@ class Check:
     cases: tuple[str, ...] = ()
     limits: Mapping[str, Any] = field(default_factory=dict)
     slow: bool = False
+    budgets: tuple[Budget, ...] = ()
 
     @property
     def summary(self) -> str:
@@ -67,13 +87,14 @@ def check(
     tasks: Iterable[str] | None = None,
     cases: Iterable[str] = (),
     slow: bool = False,
+    budgets: Iterable[Budget] = (),
 ) -> Callable[[CheckFunction], CheckFunction]:
     """Register a function as a check under its own name.
 
     ``tier`` is 1 (structure), 2 (behaviour) or 3 (training); ``tasks`` the tasks that it applies
     to (default: all); ``cases`` words that become ``name[case]``; ``slow`` whether it runs only
-    where it is asked for. Raises SpecError for a taken name, an unknown task or a tier other than
-    1 to 3.
+    where it is asked for; ``budgets`` numbers that may be held against a baseline. Raises
+    SpecError for a taken name, an unknown task or a tier other than 1 to 3.
     """
 
     def register(function: CheckFunction) -> CheckFunction:
@@ -92,6 +113,7 @@ def check(
             cases=tuple(cases),
             limits={p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY},
             slow=slow,
+            budgets=tuple(budgets),
         )
         return function
 

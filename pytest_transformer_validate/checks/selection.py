@@ -40,15 +40,30 @@ def parse_limits(lines: Iterable[str], checks: Sequence[Check]) -> dict[str, dic
         if not equals or not limit:
             raise SpecError(f"a limit is written as: check.limit = value, given {line!r}")
         check = find(name, checks)
-        if limit not in check.limits:
-            known = list(check.limits)
+        defaults = {**check.limits, **{budget.limit: None for budget in check.budgets}}
+        if limit not in defaults:
+            known = list(defaults)
             raise SpecError(
                 f"{name} has no limit {limit!r}{_hint(limit, known)}"
                 if known
                 else f"{name} has no limits that can be set, given {line!r}"
             )
-        limits.setdefault(name, {})[limit] = _limit_value(line, text, check.limits[limit])
+        limits.setdefault(name, {})[limit] = _limit_value(line, text, defaults[limit])
     return limits
+
+
+def split_budgets(
+    limits: Mapping[str, Mapping[str, Any]], checks: Sequence[Check]
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, float]]]:
+    """Limits that a check takes, and what is held against a baseline as ``{check: {limit:
+    growth}}``."""
+    own: dict[str, dict[str, Any]] = {}
+    budgets: dict[str, dict[str, float]] = {}
+    for name, given in limits.items():
+        taken = find(name, checks).limits
+        for limit, value in given.items():
+            (own if limit in taken else budgets).setdefault(name, {})[limit] = value
+    return own, budgets
 
 
 def parse_expect_fail(lines: Iterable[str], checks: Sequence[Check]) -> dict[str, str]:

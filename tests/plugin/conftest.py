@@ -28,7 +28,7 @@ class Model(torch.nn.Module):
 
 CHECKS = """
 from pytest_transformer_validate.checks import registry
-from pytest_transformer_validate.checks.registry import check
+from pytest_transformer_validate.checks.registry import Budget, check
 from pytest_transformer_validate.errors import CheckFailed, NotApplicable
 from pytest_transformer_validate.measures.measurement import Limit, Measurement
 
@@ -40,7 +40,7 @@ def load(probe):
     "The model loads."
     return Measurement(value=float(probe.context()["parameters"]))
 
-@check(tier=1)
+@check(tier=1, budgets=[Budget("value"), Budget("noise", timed=True)])
 def sound(probe, *, floor=0.5):
     "Nothing is wrong."
     return Measurement(value=0.25, limit=Limit(value=floor, rule="16 u"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pytest_transformer_validate.checks.registry import check
+from pytest_transformer_validate.checks.registry import Budget, check
 from pytest_transformer_validate.errors import CheckFailed
 from pytest_transformer_validate.measures.outputs import Size
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pytest_transformer_validate.probe.probe import Probe
 
 
-@check(tier=1)
+@check(tier=1, budgets=[Budget("parameters")])
 def load(probe: Probe) -> Size:
     """The model builds, has parameters, and a forward in eval mode gives logits."""
     subject = probe.subject

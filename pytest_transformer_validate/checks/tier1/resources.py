@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import TYPE_CHECKING, Any
 
-from pytest_transformer_validate.checks.registry import check
+from pytest_transformer_validate.checks.registry import Budget, check
 from pytest_transformer_validate.errors import CheckFailed
 from pytest_transformer_validate.measures.measurement import Limit
 from pytest_transformer_validate.measures.resources import Footprint, Speed, ratios, times
@@ -22,7 +22,7 @@ WORDS = {
 }
 
 
-@check(tier=1)
+@check(tier=1, budgets=[Budget("per_token"), Budget("parameter_bytes")])
 def memory_footprint(probe: Probe, *, slack: float = 1.1) -> Footprint:
     """Memory grows no faster than the batch, and calls leave nothing behind.
 
@@ -40,7 +40,7 @@ def memory_footprint(probe: Probe, *, slack: float = 1.1) -> Footprint:
     return Footprint(**{**vars(measured), "notes": tuple(note for note in notes if note)})
 
 
-@check(tier=1)
+@check(tier=1, budgets=[Budget("median_ms", timed=True)])
 def inference_speed(probe: Probe, *, slack: float = 1.1) -> Speed:
     """Work grows no faster than the batch, and no faster than the square of the length.
 

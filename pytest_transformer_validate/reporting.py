@@ -1,0 +1,130 @@
+"""The hooks that show what was found: in the terminal, in files, in the rows of pytest-html."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_transformer_validate import __version__
+from pytest_transformer_validate.report import baseline, html, terminal
+from pytest_transformer_validate.report import json as json_report
+from pytest_transformer_validate.report.json import Stored
+from pytest_transformer_validate.report.record import Record
+from pytest_transformer_validate.report.text import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from pytest_transformer_validate.models import Run
+
+# Under this key workers tell how many checks they held back, by the hint that says why.
+DESELECTED = "tb_deselected"
+
+
+class Results:
+    """Gathers the records and reports them. Lives where the run is controlled."""
+
+    def __init__(self, config: pytest.Config, run: Run, held_back: Mapping[str, int]) -> None:
+        self.config = config
+        self.run = run
+        self.records: dict[str, Record] = {}
+        self.remarks: list[str] = []
+        self.held_back = held_back
+        self.held_back_by_workers: dict[str, int] = {}
+
+    def pytest_report_header(self) -> list[str]:
+        settings = self.run.settings
+        names = ", ".join(model.id for model in self.run.models)
+        dtype = f", {settings.dtype}" if settings.dtype else ""
+        about = f"{settings.device}{dtype}, seed {settings.seed}"
+        lines = [f"transformer-validate {__version__}: {names} ({about})"]
+        for model in self.run.models:
+            lines += [f"  {model.id}: {line}" for line in model.source.provenance().splitlines()]
+        if any(source.fetched for source in self.run.sources):
+            lines.append("  fetched code runs in workers, which have no credentials")
+        return [printable(line) for line in lines]
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        data: dict[str, Any] | None = getattr(report, "tb_record", None)
+        if data is not None:
+            record = Record.from_json(data)
+            self.records[report.nodeid] = record
+            self.config.hook.pytest_tb_record(record=record)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        output = getattr(node, "workeroutput", None) or {}
+        self.held_back_by_workers.update(output.get(DESELECTED, {}))
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        if not self.run.settings.allow_skipped:
+            self.remarks += terminal.unjudged(list(self.records.values()))
+        if exitstatus == pytest.ExitCode.OK and self.remarks:
+            session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
+        if self.run.baseline is not None and self.records:
+            self._compare(session, self.run.baseline)
+        if self.run.settings.json is not None:
+            self._write_json(session, self.run.settings.json)
+
+    def _compare(self, session: pytest.Session, old: Stored) -> None:
+        new = Stored({**json_report.about(), **self._facts(session)}, tuple(self.records.values()))
+        found = baseline.compare(old, new, list(self._budgets()))
+        path = self.run.settings.baseline
+        self.remarks += found.lines("" if path is None else path.name)
+        judged = (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
+        if found.worse and session.exitstatus in judged:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def _budgets(self) -> Iterator[baseline.BudgetOf]:
+        declared = self.run.settings.budgets
+        for check in self.run.checks:
+            for budget in check.budgets:
+                growth = declared.get(check.name, {}).get(budget.limit)
+                if growth is not None:
+                    yield baseline.BudgetOf(
+                        check=check.name, number=budget.number, growth=growth, timed=budget.timed
+                    )
+
+    def _facts(self, session: pytest.Session) -> dict[str, Any]:
+        return {
+            "arguments": [str(arg) for arg in self.config.invocation_params.args],
+            "exit": int(session.exitstatus),
+            "seed": self.run.settings.seed,
+            "workers": len(self.config.getoption("tx", None) or []),
+        }
+
+    def _write_json(self, session: pytest.Session, path: Path) -> None:
+        run = {**json_report.about(), **self._facts(session)}
+        models = [(model.id, model.source.spec) for model in self.run.models]
+        try:
+            json_report.write(path, list(self.records.values()), models=models, run=run)
+        except OSError as error:
+            self.remarks.append(f"--tb-json: the file could not be written: {error}")
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        quiet = self.config.get_verbosity() < 0 or self.config.getoption("no_summary")
+        lines = [] if quiet else terminal.summary(list(self.records.values()))
+        for hint, count in {**self.held_back_by_workers, **self.held_back}.items():
+            lines.append(f"{hint} ({count} check{'s'[: count != 1]} not run)")
+        lines += self.remarks
+        if lines:
+            terminalreporter.section("transformer validation")
+            for line in lines:
+                terminalreporter.write_line(printable(line))
+
+
+class HtmlColumns:
+    """Columns of pytest-html."""
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_html_results_table_header(self, cells: list[str]) -> None:
+        cells[2:2] = html.HEADER
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_html_results_table_row(self, report: pytest.TestReport, cells: list[str]) -> None:
+        if cells:
+            data = getattr(report, "tb_record", None)
+            cells[2:2] = html.row(None if data is None else Record.from_json(data))
