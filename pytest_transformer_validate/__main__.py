@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
+
+from pytest_transformer_validate.errors import SpecError, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -15,7 +18,8 @@ PARTS = ("mutants", "architectures")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; the exit code is 1 where the evidence has a miss or a false alarm."""
+    """Run one command; the exit code is 1 where the evidence has a miss or a false alarm, 2 where
+    what was typed is wrong."""
     parser = argparse.ArgumentParser(prog="python -m pytest_transformer_validate")
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser(
@@ -27,13 +31,46 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument(
         "--workers", type=int, default=os.cpu_count() or 1, help="processes (default: processors)"
     )
+    merge = commands.add_parser(
+        "merge", help="join files of --tb-json into one page of models and checks"
+    )
+    merge.add_argument("files", nargs="+", type=Path, metavar="FILE.json")
+    merge.add_argument(
+        "-o", "--output", required=True, type=Path, metavar="PAGE.html|PAGE.md", help="the page"
+    )
     given = parser.parse_args(arguments)
+    if given.command == "merge":
+        try:
+            return _merge(given.files, given.output)
+        except (SpecError, OSError) as error:
+            merge.error(first_line(error))
     for part in given.parts:
         if part not in PARTS:
             parser.error(f"unknown part {part!r}; known are {', '.join(PARTS)}")
     parts = given.parts or PARTS
     missed = [_mutants() if part == "mutants" else _architectures(given.workers) for part in parts]
     return int(any(missed))
+
+
+def _merge(files: list[Path], output: Path) -> int:
+    """Write the page, whatever the verdicts. Raises SpecError for a file that is none, and
+    OSError."""
+    from pytest_transformer_validate.report import matrix
+    from pytest_transformer_validate.report.json import read
+
+    makers = {".html": matrix.html_page, ".md": matrix.markdown_page}
+    make = makers.get(output.suffix.lower())
+    if make is None:
+        raise SpecError(f"-o must end in {' or '.join(makers)}, given {output}")
+    page = make([(name, read(file)) for name, file in zip(_names(files), files, strict=True)])
+    output.write_text(page, encoding="utf-8")
+    return 0
+
+
+def _names(files: list[Path]) -> list[str]:
+    """What tells the files apart: their names, or their paths where two have one name."""
+    names = [file.name for file in files]
+    return names if len(set(names)) == len(names) else [file.as_posix() for file in files]
 
 
 def _mutants() -> bool:
