@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # They end the process themselves, on purpose: time limits of a user's own, workers.
 _TRUSTED = frozenset({"pytest_timeout", "execnet", "xdist"})
 _WAYS_OUT = ("_exit", "execv", "execve")
-_MOST_FORKS = 64
+_MOST_FORKS = 16
 _FRAMES = 3
 
 

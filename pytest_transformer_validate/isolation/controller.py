@@ -152,7 +152,9 @@ class Workers:
         """What Python wrote down of a crash."""
         with contextlib.suppress(OSError):
             text = self._lost.crash_file(worker).read_text(encoding="utf-8", errors="replace")
-            return "\n".join(text.splitlines()[:_STACK_LINES])
+            before, thread, stack = text.partition("Current thread")
+            first = before.partition("\n")[0]
+            return "\n".join([first, *(thread + stack).splitlines()[:_STACK_LINES]])
         return ""
 
     def _stuck(self) -> str:

@@ -29,4 +29,11 @@ def whole_models(config: pytest.Config, log: Any) -> Any:
                     self._reschedule(other)
             return crashed
 
+        def _reschedule(self, node: Any) -> None:
+            """Give a worker work; it runs a test only when it knows the next one, or that there
+            is none, so that one test alone would wait for ever."""
+            super()._reschedule(node)
+            while not node.shutting_down and self._pending_of(self.assigned_work[node]) < 2:
+                super()._reschedule(node)
+
     return WholeModelScheduling(config, log)

@@ -111,6 +111,11 @@ HOSTILE: Mapping[str, tuple[str, str, str]] = {
     "asks": ("body", "input('name? ')", "stdin"),
     "recursion": ("body", "return self.forward(input_ids)", "RecursionError"),
     "memory": ("body", "torch.empty(1 << 50)", "allocate"),
+    "fork_bomb": (
+        "body",
+        "[os.fork() or time.sleep(600) for _ in range(100)]",
+        "may fork 16 times",
+    ),
     "unprintable": (
         "top",
         "class Bad(Exception):\n"

@@ -120,16 +120,17 @@ class TestWorkersThatEnd:
     def test_blame_their_check_and_nothing_else(
         self, crashing: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        """Two checks a model: the one that is left alone has to be run, too."""
         monkeypatch.setattr(deadline, "GRACE", 4.0)
         models = [f"--tb-model={name}.py" for name in (*CRASHES, "model")]
-        args = ("-n1", "--tb-json=out.json", "--tb-timeout=6", "-m", "tier1")
+        args = ("-n1", "--tb-json=out.json", "--tb-timeout=6", "-k", "load or sound")
         result = crashing.runpytest_inprocess(*models, *args)
         assert result.ret == pytest.ExitCode.TESTS_FAILED
-        result.assert_outcomes(failed=12, passed=4)
+        result.assert_outcomes(failed=6, passed=2)
         found = records(crashing)
         for name, (*_, words) in CRASHES.items():
             own = sorted(r["status"] for r in found if r["model"] == f"{name}.py")
-            assert own == ["blocked"] * 3 + ["broken"]
+            assert own == ["blocked", "broken"]
             broken, *blocked = (r["message"] for r in found if r["model"] == f"{name}.py")
             assert words in broken
             assert all("blocked by tier1::" in text and words in text for text in blocked)
