@@ -29,9 +29,9 @@ class Attribution(Measurement):
     most), ``change`` by how much it moves from ``baseline`` to the text. ``tokens`` holds a
     number for each token of each sequence, by role; ``patches`` rows of numbers for an image.
     ``forbidden`` is the largest attribution that a token got which the task forbids, by what
-    forbids it; ``likeness`` the cosine between attributions with these weights and with moved
-    ones. ``slopes`` says, where it was asked, at how many of how many points of the path the
-    gradient is not the slope of the logit, and at how many the logit has steps.
+    forbids it; ``moved`` how far attributions move, as a part of them, when all parameters are
+    moved at random. ``slopes`` says, where it was asked, at how many of how many points of the
+    path the gradient is not the slope of the logit, and at how many the logit has steps.
     """
 
     steps: int = 0
@@ -43,7 +43,7 @@ class Attribution(Measurement):
     ids: dict[str, list[int]] = field(default_factory=dict)
     patches: list[list[float]] = field(default_factory=list)
     forbidden: dict[str, float] = field(default_factory=dict)
-    likeness: float | None = None
+    moved: float | None = None
     slopes: dict[str, int] = field(default_factory=dict)
 
 
@@ -90,12 +90,13 @@ def factor(slopes: Slopes) -> float | None:
     return mean if float(off.max()) <= blur else None
 
 
-def likeness(one: Integrated, other: Integrated) -> float:
-    """The cosine between two attributions of the same text, number by number."""
+def apart(one: Integrated, other: Integrated) -> float:
+    """How far two attributions of the same text are from each other, as a part of the larger."""
     import torch
 
     a, b = (torch.cat([part.flatten().double() for part in each.parts]) for each in (one, other))
-    return float(torch.nn.functional.cosine_similarity(a, b, dim=0))
+    larger = max(float(a.norm()), float(b.norm()))
+    return float((a - b).norm()) / larger if larger else 0.0
 
 
 def _apart(slopes: Slopes) -> torch.Tensor:

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
     Vectors = tuple[torch.Tensor, ...]
 
-_ROWS, _FEW_ROWS = 64, 8  # points of the path that go through a model together, small or not
 _POINTS = 32  # at which the gradient is held against differences
 # Parts of the path: differences over two of them tell slopes from steps, and need digits.
 _STEPS = {torch.float64: (2e-5, 2e-4)}
@@ -100,11 +99,10 @@ class Slopes:
 class Attributions(Passes):
     """Attributions of one logit. ``condition`` is that of ``Probe.under``."""
 
-    @functools.cached_property
+    @property
     def rows(self) -> int:
-        """How many points of the path go through the model together."""
-        subject = self.probe.subject
-        return min(_ROWS if subject.small else _FEW_ROWS, subject.most_rows)
+        """How many points of the path go through the model together: what any batch may have."""
+        return self.probe.subject.full_batch
 
     @remembered
     def path(self, condition: str, padded: bool = False) -> Path:

@@ -23,6 +23,8 @@ from pytest_transformer_validate.subject.declared import declared
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from pytest_transformer_validate.subject.subject import Subject
+
 SCALES = (1e-4, 1e-3, 1e-2, 1e-1)
 _DIRECTIONS = 4
 _MOST = 64  # tokens or patches that are changed, one a row
@@ -119,23 +121,21 @@ class Perturbation(Passes):
     def predictions(self, samples: int, level: float) -> Predictions:
         """Random texts with noise of ``level`` times their size on their vectors."""
         probe = self.probe
-        rows = min(samples, probe.subject.most_rows)
-        batch = probe.batch(rows, probe.subject.sizes[1], "predictions")
         generator = torch.Generator().manual_seed(probe.seed_for("predictions"))
-        with probe.running("perturbation") as subject:
-            found = read(subject, batch)
-            roles = tuple(role for role, tensors in found.items() for _ in tensors)
-            vectors = [t for tensors in found.values() for t in tensors]
-            noisy = [t + level * _noise(t, generator) for t in vectors]
-            reader = Reader(batch, roles, None)
-            whole = [reader.logits(subject, given).double() for given in (vectors, noisy)]
-            shape = subject(batch).logits.shape
-        clean, moved = (logits.view(rows, -1, shape[-1]) for logits in whole)
-        same = clean.argmax(-1) == moved.argmax(-1)
+        texts = probe.batch(samples, probe.subject.sizes[1], "predictions")
+        most = probe.subject.full_batch
+        with probe.running("predictions") as subject:
+            pairs = [
+                _with_noise(subject, some_rows(texts, start, start + most), level, generator)
+                for start in range(0, samples, most)
+            ]
+        clean, noisy = (torch.cat(logits) for logits in zip(*pairs, strict=True))
+        same = clean.argmax(-1) == noisy.argmax(-1)
+        likeness = functional.cosine_similarity(clean.flatten(1), noisy.flatten(1))
         return Predictions(
             same=float(same.double().mean()),
             flips=int((~same).sum()),
-            likeness=float(functional.cosine_similarity(*whole).mean()),
+            likeness=float(likeness.mean()),
         )
 
     def first_jumping(self, jump: float) -> str | None:
@@ -169,8 +169,10 @@ class Perturbation(Passes):
                 return clean.name
         return None
 
-    def _in_parts(self, reader: Reader, subject: Any, rows: list[torch.Tensor]) -> torch.Tensor:
-        most = subject.most_rows
+    def _in_parts(
+        self, reader: Reader, subject: Subject, rows: list[torch.Tensor]
+    ) -> torch.Tensor:
+        most = subject.full_batch
         parts = zip(*(t.split(most) for t in rows), strict=True)
         return torch.cat([reader.logits(subject, part) for part in parts])
 
@@ -223,7 +225,7 @@ class Perturbation(Passes):
 
     def _logits(self, batch: Batch) -> torch.Tensor:
         subject = self.probe.subject
-        most = min(_MOST if subject.small else 8, subject.most_rows)
+        most = subject.full_batch
         parts = [
             self.probe.forward(some_rows(batch, start, start + most)).logits
             for start in range(0, batch.rows, most)
@@ -291,6 +293,19 @@ class _Decisions(TorchFunctionMode):
 
 def _moved(clean: torch.Tensor, noisy: torch.Tensor, scale: float) -> float:
     return float((clean - noisy).double().square().mean().sqrt()) / scale
+
+
+def _with_noise(
+    subject: Subject, batch: Batch, level: float, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The logits of a batch, and those with noise on its vectors."""
+    found = read(subject, batch)
+    roles = tuple(role for role, tensors in found.items() for _ in tensors)
+    vectors = [t for tensors in found.values() for t in tensors]
+    noisy = [t + level * _noise(t, generator) for t in vectors]
+    logits = subject(batch).logits
+    moved = Reader(batch, roles, None).logits(subject, noisy)
+    return logits.double(), moved.view_as(logits).double()
 
 
 def _copies(text: Batch, rows: int) -> Batch:

@@ -27,7 +27,7 @@ def zoo_probe(name):
 def test_healthy(model):
     measured = attribution(probe_of(model(), task=None))
     assert measured.value <= measured.limit.value
-    assert measured.likeness < 0.99
+    assert measured.moved > 0.01
 
 
 def test_equals_the_layer_method_of_captum():
@@ -138,6 +138,23 @@ class Copied(Decoder):
 def test_attributions_that_ignore_the_weights_fail():
     with pytest.raises(CheckFailed, match="must depend on the weights"):
         attribution(probe_of(Copied(), {"vocab_size": VOCAB}))
+
+
+class Bigram(nn.Module):
+    """The vectors that are looked up are the logits."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(VOCAB, VOCAB)
+
+    def forward(self, input_ids):
+        return self.table(input_ids)
+
+
+def test_a_table_of_logits_is_healthy():
+    measured = attribution(probe_of(Bigram()))
+    assert measured.value == 0
+    assert measured.moved > 0.001
 
 
 class InPlace(Decoder):

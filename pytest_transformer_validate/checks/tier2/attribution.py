@@ -23,7 +23,7 @@ RULE = "integrated gradients must add up to the change of the logit"
 
 @check(tier=2)
 def attribution(
-    probe: Probe, *, part: float = 1e-3, factor: float = 16.0, alike: float = 0.9999
+    probe: Probe, *, part: float = 1e-3, factor: float = 16.0, alike: float = 1e-4
 ) -> Attribution:
     """Integrated gradients add up to the change of the logit that they explain, give nothing to
     tokens that the task forbids, and depend on the weights.
@@ -34,7 +34,7 @@ def attribution(
     of the logit along the path: it fails where the gradient is not the slope, and does not apply
     where the logit jumps (routing, rounding). Tokens after the explained one in a causal model,
     and tokens under a mask, get ``factor`` u of the largest attribution at most. With all
-    parameters moved the cosine to what it was is at most ``alike``.
+    parameters moved at random, attributions move by more than ``alike`` of them.
     """
     probe = _precise(probe)
     found = probe.attributions.integrated(_STEPS[0])
@@ -44,7 +44,7 @@ def attribution(
     measured = _judge_future(probe, found, measured, factor)
     measured = _judge_sum(probe, measured, part)
     measured = _judge_masked(probe, measured, factor)
-    return _judge_weights(probe, found, measured, alike)
+    return _judge_weights(probe, measured, alike)
 
 
 def _precise(probe: Probe) -> Probe:
@@ -197,22 +197,18 @@ def _judge_masked(probe: Probe, measured: Attribution, factor: float) -> Attribu
     )
 
 
-def _judge_weights(
-    probe: Probe, found: Integrated, measured: Attribution, alike: float
-) -> Attribution:
+def _judge_weights(probe: Probe, measured: Attribution, alike: float) -> Attribution:
     """The same attribution with all parameters moved at random."""
-    path = probe.attributions.path("noised")
-    if not numbers.moves(path):
-        return measured
-    moved = probe.attributions.integrated(_FEW, "noised")
-    likeness = numbers.likeness(found, moved)
-    measured = replace(measured, likeness=likeness)
-    if likeness <= alike:
+    before, after = (
+        probe.attributions.integrated(_FEW, condition) for condition in ("eval", "noised")
+    )
+    moved = numbers.apart(before, after)
+    measured = replace(measured, moved=moved)
+    if moved > alike:
         return measured
     raise CheckFailed(
         "attributions must depend on the weights\n"
-        f"with all parameters moved at random they have the same direction: cosine {likeness:.6f} "
-        f"(limit {alike})\n"
+        f"with all parameters moved at random they move by {moved:.2g} of them (limit {alike:g})\n"
         "likely: the forward computes with copies of its weights, made before",
-        replace(measured, value=likeness, limit=Limit(value=alike, rule="cosine")),
+        replace(measured, value=moved, limit=Limit(value=alike, rule="of the attributions")),
     )
