@@ -5,10 +5,11 @@ Several processes are torch's own: the same script under ``torchrun``. In a note
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import warnings
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import distributed
@@ -52,21 +53,19 @@ class OneDevice:
     def wait(self) -> None:
         """Until every rank is here."""
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Leave the group of processes."""
-
 
 class DataParallel(OneDevice):
-    """torch's DistributedDataParallel: gradients are averaged over the ranks."""
+    """torch's DistributedDataParallel: gradients are averaged over the ranks.
+
+    The group of processes is made where there is none, and kept until the process ends: a second
+    one could not be told from the first.
+    """
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
-        self._own_group = not distributed.is_initialized()
-        if self._own_group:
+        if not distributed.is_initialized():
             distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            atexit.register(_leave)
         self.rank, self.world = distributed.get_rank(), distributed.get_world_size()
 
     def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
@@ -90,10 +89,6 @@ class DataParallel(OneDevice):
 
     def wait(self) -> None:
         distributed.barrier()
-
-    def __exit__(self, *_: object) -> None:
-        if self._own_group:
-            distributed.destroy_process_group()
 
 
 def make_strategy(config: TrainingConfig) -> OneDevice:
@@ -120,6 +115,11 @@ def make_strategy(config: TrainingConfig) -> OneDevice:
             [f"devices: {wanted} devices are {wanted} processes; run: {_command(config)}"]
         )
     return OneDevice(_device())
+
+
+def _leave() -> None:
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _device(index: int = 0) -> torch.device:

@@ -100,7 +100,8 @@ class Trainer:
         config = self.training_config
         for line in config.without_effect():
             warnings.warn(line, ConfigWarning, stacklevel=2)
-        with settings_kept(), make_strategy(config) as strategy, _modes_kept(self.model):
+        strategy = make_strategy(config)
+        with settings_kept(), _modes_kept(self.model):
             set_random_seed(config.random_seed, config.deterministic)
             resume_from = resume_from or config.resume_from_checkpoint
             run = Run(self, (train_data, val_data), strategy, resume_from)
