@@ -1,4 +1,7 @@
-"""Tier 1 of GPT-2 (124M parameters, random weights), against training passes of 2 x 128 tokens."""
+"""Tier 1 of GPT-2 (124M parameters, random weights), against training passes of 2 x 128 tokens.
+
+With ``--billion`` instead: the memory that tier 1 of a GPT-2 with 1.1B parameters takes in fp32.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,16 @@ from measure import compare, python, run, show
 
 GOAL = 12
 GOAL_MEMORY = 1.3
+GOAL_GIB = 24
 
 BUILD = """
 import json, statistics, time
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 torch.manual_seed(0)
-model = GPT2LMHeadModel(GPT2Config())
+model = GPT2LMHeadModel(GPT2Config(SIZES))
 """
+BILLION = "n_embd=1536, n_layer=36, n_head=16"
 PASSES = """
 ids = torch.randint(50000, (2, 128))
 walls, cpus = [], []
@@ -39,23 +44,46 @@ times = [time.perf_counter() - wall, time.process_time() - cpu]
 slow = sorted(((r.seconds, r.name, r.status) for r in result), reverse=True)[:12]
 for seconds, name, status in slow:
     print(f"    {seconds:6.2f} s  {name} {status}")
+print(f"    {model.num_parameters() * 4 / 2**30:.2f} GiB of weights, failed:", result.failures)
 print(json.dumps(times))
 """
 
 
 def main() -> None:
-    """Print time and memory of both."""
+    """Print the one or the other."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--billion", action="store_true", help="memory of 1.1B parameters, once")
     options = parser.parse_args()
+    if options.billion:
+        billion()
+    else:
+        time_and_memory(options.rounds)
+
+
+def billion() -> None:
+    """Print what one run over 1.1B parameters in fp32 takes."""
+    with tempfile.TemporaryDirectory() as name:
+        used = run(python(BUILD.replace("SIZES", BILLION) + CHECKS), Path(name))
+    wall, cpu = _times(used.output)
+    peak = used.peak / 2**10
+    print("GPT-2 with 1.1B parameters in fp32, one run")
+    print("\n".join(used.output.splitlines()[-14:-1]))
+    print(f"  tier 1: {wall:.0f} s wall, {cpu:.0f} s CPU; peak memory {peak:.1f} GiB")
+    print(f"  fits {GOAL_GIB} GiB: {'met' if peak < GOAL_GIB - 1 else 'missed'}")
+
+
+def time_and_memory(rounds: int) -> None:
+    """Print time and memory of GPT-2 124M, against training passes."""
+    build = BUILD.replace("SIZES", "")
     passes, checks = [], []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for _ in range(options.rounds):
-            passes.append(run(python(BUILD + PASSES), folder))
-            checks.append(run(python(BUILD + CHECKS), folder))
-    print(f"GPT-2 124M, {options.rounds} pairs of processes; slowest checks of the last one:")
-    print("\n".join(checks[-1].output.splitlines()[-13:-1]))
+        for _ in range(rounds):
+            passes.append(run(python(build + PASSES), folder))
+            checks.append(run(python(build + CHECKS), folder))
+    print(f"GPT-2 124M, {rounds} pairs of processes; slowest checks of the last one:")
+    print("\n".join(checks[-1].output.splitlines()[-14:-1]))
     one, all_checks = ([_times(u.output) for u in used] for used in (passes, checks))
     for index, kind in enumerate(("wall", "CPU")):
         show(f"forward and backward of 2 x 128, {kind}", [t[index] for t in one])

@@ -1,4 +1,7 @@
-"""Many tiny models in one run: time and memory by model, and on two workers."""
+"""Many tiny models in one run: time and memory by model, and on two workers.
+
+With ``--large`` also two models of 124M parameters on two workers (needs transformers).
+"""
 
 from __future__ import annotations
 
@@ -36,6 +39,14 @@ def pytest_runtest_logfinish(nodeid):
         open("models.txt", "a").write(line + chr(10))
 """
 
+# A model of 124M parameters, as a file that a run can name.
+LARGE = """
+from transformers import GPT2Config, GPT2LMHeadModel
+
+def model():
+    return GPT2LMHeadModel(GPT2Config())
+"""
+
 
 def main() -> None:
     """Print both."""
@@ -43,19 +54,28 @@ def main() -> None:
     parser.add_argument("--models", type=int, default=100)
     parser.add_argument("--counts", type=int, nargs="*", default=[4, 8, 16], help="on 2 workers")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--large", action="store_true", help="also two models of 124M")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for number in range(max([options.models, *options.counts])):
             shutil.copytree(EXAMPLE, folder / f"{number:03}")
         in_one_run(folder, options.models)
-        (folder / "conftest.py").unlink()
+        (folder / "conftest.py").unlink(missing_ok=True)
         for count in options.counts:
-            on_workers(folder, count, options.rounds)
+            on_workers(folder, f"{count} tiny models", _models(count), options.rounds)
+        if options.large:
+            names = ("large_a.py", "large_b.py")
+            for large in names:
+                (folder / large).write_text(LARGE, encoding="utf-8")
+            models = [f"--tb-model={large}::model" for large in names]
+            on_workers(folder, "two models of 124M", models, options.rounds)
 
 
 def in_one_run(folder: Path, count: int) -> None:
     """Whether later models cost more than earlier ones."""
+    if count < 2:
+        return
     (folder / "conftest.py").write_text(WATCH, encoding="utf-8")
     total = run(pytest(*_models(count)), folder)
     rows = [
@@ -74,17 +94,20 @@ def in_one_run(folder: Path, count: int) -> None:
     first = statistics.median(row[2] for row in rows[:quarter])
     last = statistics.median(row[2] for row in rows[-quarter:])
     grown = (last - first) / (len(rows) - quarter)
-    print(f"  memory in use {first:.1f} MB, then {last:.1f} MB: {grown:+.3f} MB a model\n")
+    print(f"  memory in use {first:.1f} MB, then {last:.1f} MB: {grown:+.3f} MB a model")
+    tenths = rows[max(1, len(rows) // 10) - 1 :: max(1, len(rows) // 10)]
+    print(f"  after each tenth, MB: {' '.join(f'{row[2]:.0f}' for row in tenths)}\n")
 
 
-def on_workers(folder: Path, count: int, rounds: int) -> None:
+def on_workers(folder: Path, what: str, models: list[str], rounds: int) -> None:
     """Two workers against one process."""
-    models = _models(count)
     two, one = interleave(pytest("-n2", *models), pytest("-n0", *models), folder, rounds)
-    print(f"{count} tiny models, {rounds} pairs of runs")
+    print(f"{what}, {rounds} pairs of runs")
     show("one process, wall", [u.wall for u in one])
     show("-n 2, wall", [u.wall for u in two])
-    compare("-n 2 / one", [a.wall / b.wall for a, b in zip(two, one, strict=True)], 1.0)
+    show("one process, CPU", [u.cpu for u in one])
+    show("-n 2, CPU of all processes", [u.cpu for u in two])
+    compare("-n 2 / one, wall", [a.wall / b.wall for a, b in zip(two, one, strict=True)], 1.0)
 
 
 def _models(count: int) -> list[str]:
