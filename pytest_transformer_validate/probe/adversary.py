@@ -9,7 +9,7 @@ import torch
 
 from pytest_transformer_validate.errors import Blocked, NotApplicable, error_line
 from pytest_transformer_validate.probe.passes import Passes, remembered
-from pytest_transformer_validate.probe.vectors import Reader, read
+from pytest_transformer_validate.probe.vectors import Reader, each_token, read
 
 if TYPE_CHECKING:
     from pytest_transformer_validate.subject.batch import Batch
@@ -57,7 +57,8 @@ def _search(subject: Subject, batch: Batch, pool: Batch) -> Attack:
     if first.shape[-1] < 2:
         raise NotApplicable("one logit a text: there is no other prediction")
     own = int(first[0].argmax())
-    margins, swaps = [float(_margin(first, own)[0])], []
+    margins = [float(_margin(first, own)[0])]
+    swaps: list[tuple[int, int, int]] = []
     ids = pool[_SOURCE].flatten()
     for _ in range(_ROUNDS):
         gains = _gains(subject, batch, candidates, own)
@@ -111,7 +112,7 @@ def _read(subject: Subject, like: Batch, batch: Batch) -> torch.Tensor:
 
 
 def _last(subject: Subject, batch: Batch) -> int | None:
-    if not subject.task.per_token:
+    if not each_token(subject):
         return None
     return batch.inputs.get("decoder_input_ids", batch.main).shape[1] - 1
 

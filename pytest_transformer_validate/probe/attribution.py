@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -20,7 +20,7 @@ from pytest_transformer_validate.optional import require
 from pytest_transformer_validate.probe.compare import sequence
 from pytest_transformer_validate.probe.passes import Passes, remembered
 from pytest_transformer_validate.probe.slopes import first_wrong
-from pytest_transformer_validate.probe.vectors import PIXELS, Reader, read
+from pytest_transformer_validate.probe.vectors import PIXELS, Reader, each_token, read
 from pytest_transformer_validate.subject.batch import Batch
 from pytest_transformer_validate.subject.masks import padding_id
 
@@ -30,12 +30,15 @@ if TYPE_CHECKING:
     from pytest_transformer_validate.subject.subject import Subject
 
     Vectors = tuple[torch.Tensor, ...]
+    Logit = Callable[..., torch.Tensor]
 
 _POINTS = 32  # at which the gradient is held against differences
 # Parts of the path: differences over two of them tell slopes from steps, and need digits.
 _STEPS = {torch.float64: (2e-5, 2e-4)}
 _LARGER = (2e-3, 2e-2)
 _PADDED = 3
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -120,8 +123,8 @@ class Attributions(Passes):
             given = Batch({**batch.inputs, "input_ids": row})
             given = Batch({r: t for r, t in given.inputs.items() if r.endswith("input_ids")})
             batch = self.probe.subject.complete(given).to(self.probe.subject.device)
-        per_token = self.probe.subject.task.per_token
-        path = self._path(batch, position if per_token else None, "eval", predicted=True)
+        place = position if each_token(self.probe.subject) else None
+        path = self._path(batch, place, "eval", predicted=True)
         return self._integrated(path, steps, "eval")
 
     def _path(
@@ -201,25 +204,16 @@ class Attributions(Passes):
 
         def run(subject: Subject) -> Slopes:
             logit = _logit(subject, path)
-            points, weights = _rule()
             steps = _STEPS.get(subject.dtype, _LARGER)
-            by_gradient, differences = [], [[], []]  # type: ignore[var-annotated]
-            for few in points.split(self.rows):
-                vectors = _at(path, few)
-                gradients = torch.autograd.grad(logit(*vectors).sum(), vectors)
-                ways = [b - a for a, b in zip(path.start, path.end, strict=True)]
-                by_gradient.append(
-                    sum(
-                        (g * w).flatten(1).double().sum(1)
-                        for g, w in zip(gradients, ways, strict=True)
-                    )
+            points, weights = _rule()
+            parts = points.split(self.rows)
+            gradient = torch.cat([_gradients(path, logit, few) for few in parts])
+            with torch.no_grad():
+                small, large = (
+                    torch.cat([_differences(path, logit, few, step) for few in parts])
+                    for step in steps
                 )
-                with torch.no_grad():
-                    for found, step in zip(differences, steps, strict=True):
-                        up, down = (logit(*_at(path, few + s)) for s in (step, -step))
-                        found.append((up - down).double() / (2 * step))
-            small, large = (torch.cat(found).cpu() for found in differences)
-            return Slopes(weights, path.change, torch.cat(by_gradient).cpu(), small, large)  # type: ignore[arg-type]
+            return Slopes(weights, path.change, gradient, small, large)
 
         return self._differentiated("eval", run)
 
@@ -276,7 +270,7 @@ class Attributions(Passes):
             chosen = int((fresh if len(fresh) else pool)[0])
             other[role] = torch.full_like(batch[role], chosen)
             if probe.subject.ends:  # classifiers pool there
-                ends = batch[role] == probe.subject.end_id
+                ends = torch.eq(batch[role], probe.subject.end_id or 0)
                 other[role] = torch.where(ends, batch[role], other[role])
             words.append(f"id {chosen} everywhere")
         return batch.with_(**other), " and ".join(words)
@@ -284,13 +278,12 @@ class Attributions(Passes):
     def _position(self, batch: Batch) -> int | None:
         """Some way into the text, so that there is something behind it; ``None`` for one output
         a text."""
-        task = self.probe.subject.task
-        if not task.per_token:
+        if not each_token(self.probe.subject):
             return None
         ids = batch.inputs.get("decoder_input_ids", batch.main)
         return (2 * ids.shape[1]) // 3 - 1 if ids.shape[1] > 2 else 0
 
-    def _differentiated(self, condition: str, run: Callable[[Subject], Any]) -> Any:
+    def _differentiated(self, condition: str, run: Callable[[Subject], Result]) -> Result:
         probe = self.probe
         with probe.under(condition), probe.running("attribution", grad=True) as subject:
             try:
@@ -302,7 +295,7 @@ class Attributions(Passes):
                 raise NotApplicable(f"no gradient can be taken in eval mode: {line}") from error
 
 
-def _logit(subject: Subject, path: Path) -> Callable[..., torch.Tensor]:
+def _logit(subject: Subject, path: Path) -> Logit:
     """The explained logit (N,) as a function of the vectors."""
 
     def logit(*vectors: torch.Tensor) -> torch.Tensor:
@@ -312,6 +305,21 @@ def _logit(subject: Subject, path: Path) -> Callable[..., torch.Tensor]:
         return found
 
     return logit
+
+
+def _gradients(path: Path, logit: Logit, points: torch.Tensor) -> torch.Tensor:
+    """(N,): the slope at points of the path, by gradient."""
+    vectors = _at(path, points)
+    found = torch.autograd.grad(logit(*vectors).sum(), vectors)
+    ways = (end - start for start, end in zip(path.start, path.end, strict=True))
+    slopes = [(g * w).flatten(1).double().sum(1) for g, w in zip(found, ways, strict=True)]
+    return torch.stack(slopes).sum(0).cpu()
+
+
+def _differences(path: Path, logit: Logit, points: torch.Tensor, step: float) -> torch.Tensor:
+    """(N,): the slope at points of the path, over a ``step`` to either side."""
+    up, down = (logit(*_at(path, points + way)) for way in (step, -step))
+    return ((up - down).double() / (2 * step)).cpu()
 
 
 def _rule() -> tuple[torch.Tensor, torch.Tensor]:

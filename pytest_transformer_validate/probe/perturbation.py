@@ -16,7 +16,7 @@ from pytest_transformer_validate.errors import Blocked, NotApplicable
 from pytest_transformer_validate.probe.compare import some_rows
 from pytest_transformer_validate.probe.passes import Passes, remembered
 from pytest_transformer_validate.probe.trace import traced
-from pytest_transformer_validate.probe.vectors import PIXELS, Reader, read
+from pytest_transformer_validate.probe.vectors import PIXELS, Reader, each_token, read
 from pytest_transformer_validate.subject.batch import Batch
 from pytest_transformer_validate.subject.declared import declared
 
@@ -166,7 +166,7 @@ class Perturbation(Passes):
                 )
             ]
             if max(sides[1], default=0.0) > jump / 4 > max(sides[0], default=0.0):
-                return clean.name
+                return str(clean.name)
         return None
 
     def _in_parts(
@@ -212,12 +212,13 @@ class Perturbation(Passes):
         before = self._logits(text)
         after = self._logits(changed)
         spread = float(before.std()) or 1.0
+        task = self.probe.subject.task.task_type if each_token(self.probe.subject) else ""
         moved = []
         for row in range(changed.rows):
             old, new = before[0], after[row]
-            if self.probe.subject.task.task_type == "causal_lm":
+            if task == "causal_lm":
                 old, new = old[-1], new[-1]  # the next token, after all that was changed
-            elif self.probe.subject.task.task_type == "masked_lm":
+            elif task == "masked_lm":
                 kept = torch.arange(len(old)) != row
                 old, new = old[kept], new if dropped else new[kept]
             moved.append(float((old - new).square().mean().sqrt()) / spread)
@@ -244,7 +245,7 @@ class Perturbation(Passes):
                 roles = tuple(role for role, tensors in found.items() for _ in tensors)
                 vectors = [t.detach().requires_grad_() for v in found.values() for t in v]
                 length = text.inputs.get("decoder_input_ids", text.main).shape[1]
-                position = length - 1 if subject.task.per_token else None
+                position = length - 1 if each_token(subject) else None
                 top = Reader(text, roles, position).logits(subject, vectors)[0].max()
                 gradients = torch.autograd.grad(top, vectors, allow_unused=True)
         except Exception:  # noqa: BLE001 - a model need not support a backward in eval mode
@@ -322,6 +323,6 @@ def _part(logits: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
     """How far each row is from the clean one, as a part of its spread."""
     both = (logits - clean).isfinite()
     off = torch.where(both, logits - clean, 0).double().flatten(1).square().mean(1).sqrt()
-    spread = clean[clean.isfinite()].double()
-    centred = spread - spread.mean()
-    return (off / centred.square().mean().sqrt().clamp(min=1e-300)).cpu()
+    numbers = clean[clean.isfinite()].double()
+    spread = max(float((numbers - numbers.mean()).square().mean().sqrt()), 1e-300)
+    return torch.div(off, spread).cpu()

@@ -113,5 +113,10 @@ def read(subject: Subject, batch: Batch) -> dict[str, list[torch.Tensor]]:
     return {role: vectors for role, vectors in found.items() if vectors}
 
 
+def each_token(subject: Subject) -> bool:
+    """Whether there is one output a token."""
+    return subject.task.per_token and subject.facts.rank > 2
+
+
 def _sequence(batch: Batch) -> str:
     return _IDS[1] if _IDS[1] in batch.inputs else _IDS[0]

@@ -249,3 +249,24 @@ def test_wrong_backward_is_found_where_it_is():
     with pytest.raises(CheckFailed) as caught:
         attribution(probe_of(model))
     assert caught.value.where == "blocks.0.mlp.1"
+
+
+def test_a_second_output_a_text_is_explained_as_one():
+    class Sentence(Decoder):
+        """The output that comes first is one a text."""
+
+        def forward(self, input_ids):
+            hidden = self.hidden(input_ids)
+            return self.head(hidden[:, 0])[:, :2], self.head(hidden)
+
+    measured = attribution(probe_of(Sentence(), task="masked_lm"))
+    assert measured.position is None
+
+
+def test_a_translation_that_shifts_its_labels_reads_its_source_in_both_directions():
+    class FromLabels(ReadsAhead):
+        def forward(self, input_ids, labels):
+            return self.head(self.hidden(input_ids))
+
+    measured = attribution(probe_of(FromLabels(), task="seq2seq"))
+    assert "later tokens" not in measured.forbidden

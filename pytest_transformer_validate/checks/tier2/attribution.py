@@ -82,7 +82,8 @@ def _judge_future(
 ) -> Attribution:
     """Tokens behind the explained position, in a model that may not read them."""
     position, role = found.path.reader.position, probe.attributions.sequence
-    causal = probe.subject.task.task_type in {"causal_lm", "seq2seq"}
+    task = probe.subject.task.task_type
+    causal = task == "causal_lm" or (task == "seq2seq" and probe.subject.decodes)
     if position is None or not causal:
         return measured
     sizes = found.sizes(role)
