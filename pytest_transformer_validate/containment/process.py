@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import locale
+import operator
 import os
 import random
 import signal
@@ -76,6 +77,7 @@ class Modules(MetaPathFinder, Loader):
 
     def __init__(self) -> None:
         self._modules = dict(sys.modules)
+        self._there = list(self._modules.values())
 
     def enter(self) -> None:
         """Find what was deleted before anything else is asked."""
@@ -89,6 +91,8 @@ class Modules(MetaPathFinder, Loader):
 
     def give_back(self) -> None:
         """Put back what is gone."""
+        if all(map(operator.is_, map(sys.modules.get, self._modules), self._there)):
+            return
         for name, module in self._modules.items():
             if sys.modules.get(name) is not module and (
                 _is_needed(name) or name.partition(".")[0] in sys.stdlib_module_names
