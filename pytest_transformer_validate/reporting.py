@@ -11,6 +11,7 @@ from pytest_transformer_validate.report import baseline, html, terminal
 from pytest_transformer_validate.report import json as json_report
 from pytest_transformer_validate.report.json import Stored
 from pytest_transformer_validate.report.record import Record
+from pytest_transformer_validate.report.terminal import Line
 from pytest_transformer_validate.report.text import printable
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 # Under this key workers tell how many checks they held back, by the hint that says why.
 DESELECTED = "tb_deselected"
+_MOST_NAMES = 5
+_MARKUP = {"good": {"green": True}, "bad": {"red": True}, "odd": {"yellow": True}}
 
 
 class Results:
@@ -36,15 +39,37 @@ class Results:
 
     def pytest_report_header(self) -> list[str]:
         settings = self.run.settings
-        names = ", ".join(model.id for model in self.run.models)
+        names = [model.id for model in self.run.models]
+        if len(names) > _MOST_NAMES:
+            names[_MOST_NAMES:] = [f"and {len(names) - _MOST_NAMES} more"]
         dtype = f", {settings.dtype}" if settings.dtype else ""
         about = f"{settings.device}{dtype}, seed {settings.seed}"
-        lines = [f"transformer-validate {__version__}: {names} ({about})"]
+        lines = [f"transformer-validate {__version__}: {', '.join(names)} ({about})"]
         for model in self.run.models:
+            if model.task is not None:
+                lines.append(f"  {model.id}: task {model.task} (declared by --tb-task)")
             lines += [f"  {model.id}: {line}" for line in model.source.provenance().splitlines()]
-        if any(source.fetched for source in self.run.sources):
-            lines.append("  fetched code runs in workers, which have no credentials")
+        lines.append(f"  {self._isolation()}")
+        if self.config.get_verbosity() > 0:
+            lines += [f"  {line}" for line in self._declared()]
         return [printable(line) for line in lines]
+
+    def _isolation(self) -> str:
+        if any(source.fetched for source in self.run.sources):
+            return "fetched code runs in workers, which have no credentials"
+        count = len(self.config.getoption("tx", None) or [])
+        where = f"{count} worker process{'es'[: 2 * (count != 1)]}" if count else "this process"
+        return f"models run in {where}"
+
+    def _declared(self) -> Iterator[str]:
+        settings = self.run.settings
+        for key in ("limits", "budgets"):
+            for check, given in getattr(settings, key).items():
+                yield from (f"{key[:-1]} {check}.{name} = {v}" for name, v in given.items())
+        for check, reason in settings.expect_fail.items():
+            yield f"expected to fail: {check}: {reason}"
+        if settings.baseline is not None:
+            yield f"baseline {settings.baseline.name}"
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         data: dict[str, Any] | None = getattr(report, "tb_record", None)
@@ -106,14 +131,15 @@ class Results:
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         quiet = self.config.get_verbosity() < 0 or self.config.getoption("no_summary")
-        lines = [] if quiet else terminal.summary(list(self.records.values()))
+        width = self.config.get_terminal_writer().fullwidth if terminalreporter.isatty else None
+        lines = [] if quiet else terminal.summary(list(self.records.values()), width)
         for hint, count in {**self.held_back_by_workers, **self.held_back}.items():
-            lines.append(f"{hint} ({count} check{'s'[: count != 1]} not run)")
-        lines += self.remarks
+            lines.append(Line(f"{hint} ({count} check{'s'[: count != 1]} not run)"))
+        lines += map(Line, self.remarks)
         if lines:
             terminalreporter.section("transformer validation")
             for line in lines:
-                terminalreporter.write_line(printable(line))
+                terminalreporter.write_line(printable(line.text), **_MARKUP.get(line.tone, {}))
 
 
 class HtmlColumns:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_transformer_validate import collection, outcome
+from pytest_transformer_validate import collection, outcome, progress
 from pytest_transformer_validate.collection import CheckItem, OwnReports
 from pytest_transformer_validate.isolation.controller import Workers
 from pytest_transformer_validate.isolation.worker import Worker
@@ -33,6 +33,7 @@ def register(config: pytest.Config, run: Run) -> None:
         manager.register(Worker(config, run), "transformer_validate_worker")
         return
     manager.register(Messenger(run.sources), "transformer_validate_messenger")
+    progress.watch(config, run)
     manager.register(Results(config, run, models.held_back), "transformer_validate_results")
     if config.getoption("tx", None):
         manager.register(Workers(config, run), "transformer_validate_workers")

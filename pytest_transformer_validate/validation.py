@@ -82,7 +82,8 @@ class Result(Sequence["Record"]):
 
     def __str__(self) -> str:
         lines = terminal.details(self) + [""] * bool(self.failures)
-        return "\n".join([*lines, *terminal.summary(self)]).strip("\n")
+        lines += (line.text for line in terminal.summary(self))
+        return "\n".join(lines).strip("\n")
 
     def __repr__(self) -> str:
         return f"<Result: {len(self)} records, {len(self.failures)} failures>"

@@ -39,7 +39,7 @@ FLOORS = (
     ("fixtures", "outcome"),
     ("isolation",),
     ("collection",),
-    ("sinks", "reporting"),
+    ("sinks", "reporting", "progress"),
     ("start", "session"),
     ("plugin", "__main__"),
 )
@@ -57,7 +57,16 @@ TORCH_FREE = (
     "measures",
     "models",
 )
-TORCH_FREE += ("optional", "options", "outcome", "plugin", "report", "runner", "session")
+TORCH_FREE += (
+    "optional",
+    "options",
+    "outcome",
+    "plugin",
+    "progress",
+    "report",
+    "runner",
+    "session",
+)
 TORCH_FREE += ("sources", "start", "task", "test_functions", "tier1_critical_validation")
 TORCH_FREE += ("tier2_advanced_analysis",)
 TORCH_FREE += ("redaction", "reporting", "resolution", "sinks", "validation", "__main__")

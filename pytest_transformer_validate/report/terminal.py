@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import textwrap
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pytest_transformer_validate.report.record import STATUSES, Record
+from pytest_transformer_validate.report.record import FAILURES, STATUSES, Record
 from pytest_transformer_validate.report.text import printable
 
 if TYPE_CHECKING:
@@ -13,14 +14,38 @@ if TYPE_CHECKING:
 _LONGEST_REASON = 200
 
 
-def summary(records: Sequence[Record]) -> list[str]:
-    """For every model what it was judged as, and for every tier how many had which status."""
+class Line(NamedTuple):
+    """A line of the summary; ``tone`` is ``good``, ``bad``, ``odd`` or nothing."""
+
+    text: str
+    tone: str = ""
+
+
+def summary(records: Sequence[Record], width: int | None = None) -> list[Line]:
+    """For every model what it was judged as, and for every tier how many had which status, in
+    columns over all models; at most ``width`` characters a line, where it is given."""
+    groups = by_model(records)
+    tiers = {
+        (model, tier): _counts(own, tier)
+        for model, own in groups.items()
+        for tier in sorted({record.tier for record in own})
+    }
+    columns = {
+        status: max(len(f"{counts[status]} {status}") for counts in tiers.values())
+        for status in STATUSES
+        if any(counts[status] for counts in tiers.values())
+    }
     lines = []
-    for model, own in by_model(records).items():
+    for model, own in groups.items():
         about = context_line(own)
-        lines.append(printable(f"{model}: {about}" if about else model))
-        for tier in sorted({record.tier for record in own}):
-            lines.append(_tier_line(tier, [r for r in own if r.tier == tier]))
+        text = printable(f"{model}: {about}" if about else model)
+        lines += [Line(part) for part in _wrapped(text, width)]
+        for tier in (tier for name, tier in tiers if name == model):
+            seconds = sum(record.seconds for record in own if record.tier == tier)
+            row = _row(tier, tiers[model, tier], columns, seconds)
+            if width is not None and len(row) > width:
+                row = "  " + " ".join(row.split())
+            lines += [Line(part, _tone(tiers[model, tier])) for part in _wrapped(row, width)]
     return lines
 
 
@@ -82,10 +107,29 @@ def by_model(records: Sequence[Record]) -> dict[str, list[Record]]:
     return groups
 
 
-def _tier_line(tier: int, records: Sequence[Record]) -> str:
-    counts = {status: sum(r.status == status for r in records) for status in STATUSES}
-    words = "  ".join(f"{number} {status}" for status, number in counts.items() if number)
-    return f"  tier {tier}   {words}   {sum(r.seconds for r in records):.1f} s"
+def _counts(records: Sequence[Record], tier: int) -> dict[str, int]:
+    own = [record.status for record in records if record.tier == tier]
+    return {status: own.count(status) for status in STATUSES}
+
+
+def _row(tier: int, counts: dict[str, int], columns: dict[str, int], seconds: float) -> str:
+    cells = (
+        (f"{counts[status]} {status}" if counts[status] else "").ljust(width)
+        for status, width in columns.items()
+    )
+    return f"  tier {tier}   {'  '.join(cells)}   {seconds:.1f} s"
+
+
+def _tone(counts: dict[str, int]) -> str:
+    if any(counts[status] for status in FAILURES):
+        return "bad"
+    return "good" if counts["passed"] else "odd"
+
+
+def _wrapped(text: str, width: int | None) -> list[str]:
+    if width is None or len(text) <= width:
+        return [text]
+    return textwrap.wrap(text, max(width, 20), subsequent_indent="    ", break_on_hyphens=False)
 
 
 def _first_line(text: str) -> str:

@@ -34,7 +34,7 @@ def test_a_failure_reads_as_rule_given_and_way_to_repeat_it(project: pytest.Pyte
             "*transformer validation*",
             "model.py: task causal_lm*, 544 parameters, cpu, float32, seed 3, weights: random*",
             "  tier 1   3 passed  1 failed   * s",
-            "  tier 2   1 skipped   * s",
+            "  tier 2 * 1 skipped   * s",
             "tier 3 trains the model; add --tb-train (1 check not run)",
             "FAILED model.py::tier1::cased?bad? - cased?bad? (tier 1): two must be one",
         ]

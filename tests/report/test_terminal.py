@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pytest_transformer_validate.report import html, terminal
-from pytest_transformer_validate.report.record import Record
+from pytest_transformer_validate.report.record import STATUSES, Record
 
 CONTEXT = {
     "task": "causal_lm (assumed)",
@@ -31,13 +31,28 @@ def test_the_summary_counts_by_model_and_tier() -> None:
         record("a", "xfailed", model="n.py"),
     ]
     assert terminal.summary(records) == [
-        "m.py: task causal_lm (assumed), 1.2M parameters, cpu, float32, seed 0, "
-        "weights: random (seed 0)",
-        "  tier 1   1 passed  1 blocked   1.3 s",
-        "  tier 2   1 skipped   0.0 s",
-        "n.py",
-        "  tier 1   1 xfailed   0.0 s",
+        (
+            "m.py: task causal_lm (assumed), 1.2M parameters, cpu, float32, seed 0, "
+            "weights: random (seed 0)",
+            "",
+        ),
+        ("  tier 1   1 passed  1 blocked                         1.3 s", "bad"),
+        ("  tier 2                        1 skipped              0.0 s", "odd"),
+        ("n.py", ""),
+        ("  tier 1                                   1 xfailed   0.0 s", "odd"),
     ]
+
+
+def test_the_summary_fits_the_width() -> None:
+    records = [
+        record("a", status, context=CONTEXT, seconds=1) for status in STATUSES for _ in range(40)
+    ]
+    lines = [line.text for line in terminal.summary(records, 60)]
+    assert max(map(len, lines)) <= 60
+    assert " ".join(" ".join(lines).split()) == " ".join(
+        " ".join(line.text for line in terminal.summary(records)).split()
+    ), "nothing is left out"
+    assert len(terminal.summary(records)) == 2
 
 
 def test_a_model_is_unjudged_when_all_was_skipped() -> None:
