@@ -119,7 +119,8 @@ class RunModel:
     ``room`` is where its code runs; ``lost`` says why its code may not run in this run any more.
     ``path`` is where it lies (the root folder for one that is no file), ``origin`` who named it,
     ``typed`` the arguments that name it on a command line; ``excuse`` is off under ``--runxfail``;
-    ``compared`` is the source of the model that it is compared with.
+    ``compared`` is the source of the model that it is compared with; ``location`` the file and
+    line of its class, once it was loaded.
 
     It is loaded when first asked for and again after a test that changed it; a load that failed
     is not tried again.
@@ -140,6 +141,7 @@ class RunModel:
     lost: Callable[[], str | None] = lambda: None
     shared: Shared = field(init=False)
     waiting: int = 0
+    location: tuple[str, int] | None = None
     _loaded: Loaded | None = None
     _as_loaded: AsLoaded | None = None
     _changed: bool = False
@@ -226,6 +228,7 @@ class RunModel:
         if self.excuse:
             self.run.declared.update(declared)
         self._loaded = loaded
+        self.location = loaded.location
         self._take_print()
         return loaded
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_transformer_validate import __version__
-from pytest_transformer_validate.report import baseline, html, terminal
+from pytest_transformer_validate.report import baseline, github, html, terminal
 from pytest_transformer_validate.report import json as json_report
 from pytest_transformer_validate.report.json import Stored
 from pytest_transformer_validate.report.record import Record
@@ -16,7 +18,6 @@ from pytest_transformer_validate.report.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
     from pytest_transformer_validate.models import Run
 
@@ -33,6 +34,7 @@ class Results:
         self.config = config
         self.run = run
         self.records: dict[str, Record] = {}
+        self.places: dict[str, tuple[str, int]] = {}
         self.remarks: list[str] = []
         self.held_back = held_back
         self.held_back_by_workers: dict[str, int] = {}
@@ -76,7 +78,24 @@ class Results:
         if data is not None:
             record = Record.from_json(data)
             self.records[report.nodeid] = record
+            self._place(record.model, getattr(report, "tb_location", None))
             self.config.hook.pytest_tb_record(record=record)
+
+    def _in_order(self) -> list[Record]:
+        """The records as one process would give them, whichever worker was first."""
+        models = {model.id: place for place, model in enumerate(self.run.models)}
+        checks = {check.name: place for place, check in enumerate(self.run.checks)}
+        return sorted(self.records.values(), key=lambda r: (models[r.model], checks[r.check]))
+
+    def _place(self, model: str, location: tuple[str, int] | None) -> None:
+        """Remember where the class of a model stands, for one in the repository."""
+        repository = Path(os.environ.get("GITHUB_WORKSPACE") or self.config.rootpath)
+        if location is None:
+            known = next((each.path for each in self.run.models if each.id == model), None)
+            location = None if known is None or not known.is_file() else (str(known), 1)
+        if location is not None and Path(location[0]).is_relative_to(repository):
+            file = Path(location[0]).relative_to(repository).as_posix()
+            self.places[model] = (file, int(location[1]))
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
@@ -86,16 +105,26 @@ class Results:
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         if not self.run.settings.allow_skipped:
-            self.remarks += terminal.unjudged(list(self.records.values()))
+            self.remarks += terminal.unjudged(self._in_order())
         if exitstatus == pytest.ExitCode.OK and self.remarks:
             session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
         if self.run.baseline is not None and self.records:
             self._compare(session, self.run.baseline)
         if self.run.settings.json is not None:
             self._write_json(session, self.run.settings.json)
+        if os.environ.get("GITHUB_STEP_SUMMARY") and self.records:
+            self._write_summary(Path(os.environ["GITHUB_STEP_SUMMARY"]))
+
+    def _write_summary(self, path: Path) -> None:
+        text = github.summary(self._in_order(), self.remarks)
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(f"{text}\n")
+        except OSError as error:
+            self.remarks.append(f"GITHUB_STEP_SUMMARY: the file could not be written: {error}")
 
     def _compare(self, session: pytest.Session, old: Stored) -> None:
-        new = Stored({**json_report.about(), **self._facts(session)}, tuple(self.records.values()))
+        new = Stored({**json_report.about(), **self._facts(session)}, tuple(self._in_order()))
         found = baseline.compare(old, new, list(self._budgets()))
         path = self.run.settings.baseline
         self.remarks += found.lines("" if path is None else path.name)
@@ -125,14 +154,14 @@ class Results:
         run = {**json_report.about(), **self._facts(session)}
         models = [(model.id, model.source.spec) for model in self.run.models]
         try:
-            json_report.write(path, list(self.records.values()), models=models, run=run)
+            json_report.write(path, self._in_order(), models=models, run=run)
         except OSError as error:
             self.remarks.append(f"--tb-json: the file could not be written: {error}")
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         quiet = self.config.get_verbosity() < 0 or self.config.getoption("no_summary")
         width = self.config.get_terminal_writer().fullwidth if terminalreporter.isatty else None
-        lines = [] if quiet else terminal.summary(list(self.records.values()), width)
+        lines = [] if quiet else terminal.summary(self._in_order(), width)
         for hint, count in {**self.held_back_by_workers, **self.held_back}.items():
             lines.append(Line(f"{hint} ({count} check{'s'[: count != 1]} not run)"))
         lines += map(Line, self.remarks)
@@ -140,6 +169,9 @@ class Results:
             terminalreporter.section("transformer validation")
             for line in lines:
                 terminalreporter.write_line(printable(line.text), **_MARKUP.get(line.tone, {}))
+        if os.environ.get("GITHUB_ACTIONS") == "true":
+            for command in github.annotations(self._in_order(), self.places):
+                terminalreporter.write_line(command)
 
 
 class HtmlColumns:

@@ -114,6 +114,7 @@ class Models:
             record = outcome.finish_report(item, call, report)
             if record is not None:
                 vars(report)["tb_record"] = record.to_json()
+                vars(report)["tb_location"] = item.model.location
         return report
 
     def pytest_sessionfinish(self) -> None:
