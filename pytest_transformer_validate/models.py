@@ -75,14 +75,21 @@ class Shared:
     def probe(self, subject: Subject) -> Probe:
         """The Probe of ``subject``; a new one where another subject was asked for last."""
         if self._probe is None or self._probe.subject is not subject:
+            from pytest_transformer_validate.probe.fitting import Fitting
             from pytest_transformer_validate.probe.probe import Probe
 
+            settings = self.settings
             self._probe = Probe(
                 subject,
                 seed=self.settings.seed,
                 weights=self.weights,
                 rebuild=self.rebuild,
                 reference=self.reference,
+                fitting=Fitting(
+                    data=None if settings.data is None else str(settings.data),
+                    epochs=settings.epochs,
+                    budget=settings.budget,
+                ),
             )
         return self._probe
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 DTYPES = {"float64": "float64", "float32": "float32", "float16": "float16", "bfloat16": "bfloat16"}
 DTYPES |= {"fp64": "float64", "fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 LARGEST_SEED = 2**32 - 1
+EPOCHS = 3  # of --tb-epochs
+BUDGET = 120.0  # seconds of --tb-time-budget
 _SPECS = "model.py, model.py::Net, folder/, pkg.module:attr, gist:ID, hf:org/name"
 
 
@@ -69,8 +71,16 @@ OPTIONS = (
     Option("tb_reference", "string", "SPEC", f"model to compare with ({_SPECS})"),
     Option("tb_trust", "linelist", "SHA256", "accept fetched code: new, or the hash it has"),
     Option("tb_offline", "bool", "", "fetch nothing; what is in the cache is used"),
-    Option("tb_train", "bool", "", "run checks of tier 3, which train (this version has none)"),
+    Option("tb_train", "bool", "", "run checks of tier 3, which train copies of the model"),
     Option("tier3", "bool", "", "short for -m tier3 --tb-train"),
+    Option("tb_data", "string", "PATH", "csv, tsv, json, jsonl, text or parquet to fine-tune on"),
+    Option("tb_epochs", "int", "N", f"how often the data is gone through; default {EPOCHS}"),
+    Option(
+        "tb_time_budget",
+        "float",
+        "SECONDS",
+        f"time limit of one training; default {BUDGET:g}, 0: none",
+    ),
 )
 PER_MODEL = ("tb_config", "tb_tokenizer", "tb_weights", "tb_task")
 INI_ONLY = {
@@ -106,6 +116,9 @@ class Settings:
     json: Path | None = None
     baseline: Path | None = None
     train: bool = False
+    data: Path | None = None
+    epochs: int = EPOCHS
+    budget: float = BUDGET
     limits: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     budgets: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     expect_fail: Mapping[str, str] = field(default_factory=dict)
@@ -117,11 +130,14 @@ class Settings:
             device=_device(value(config, "tb_device") or "cpu"),
             dtype=_dtype(value(config, "tb_dtype")),
             seed=_seed(value(config, "tb_seed")),
-            timeout=_timeout(value(config, "tb_timeout")),
+            timeout=_seconds("tb_timeout", value(config, "tb_timeout"), Settings.timeout),
             allow_skipped=bool(value(config, "tb_allow_skipped")),
             json=_json(config),
             baseline=existing_path(config, "tb_baseline", value(config, "tb_baseline")),
             train=bool(value(config, "tb_train") or value(config, "tier3")),
+            data=_data(config),
+            epochs=_epochs(value(config, "tb_epochs")),
+            budget=_seconds("tb_time_budget", value(config, "tb_time_budget"), BUDGET),
         )
 
 
@@ -295,18 +311,35 @@ def _seed(given: str | int | None) -> int:
     return int(text)
 
 
-def _timeout(given: str | float | None) -> float:
+def _seconds(name: str, given: str | float | None, default: float) -> float:
     if given is None:
-        return Settings.timeout
+        return default
     try:
         seconds = float(given)
     except ValueError:
         seconds = math.nan
     if not (math.isfinite(seconds) and seconds >= 0):
         raise pytest.UsageError(
-            f"--tb-timeout must be a number of seconds, 0 for no limit, given {given!r}"
+            f"{_flag(name)} must be a number of seconds, 0 for no limit, given {given!r}"
         )
     return seconds
+
+
+def _epochs(given: str | int | None) -> int:
+    if given is None:
+        return EPOCHS
+    text = str(given).strip()
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise pytest.UsageError(f"--tb-epochs must be a whole number from 1 on, given {text!r}")
+    return int(text)
+
+
+def _data(config: pytest.Config) -> Path | None:
+    given = value(config, "tb_data")
+    path = existing_path(config, "tb_data", given)
+    if path is not None and path.is_dir():
+        raise pytest.UsageError(f"--tb-data must name a file, given {given!r}, a folder")
+    return path
 
 
 def _may_be_file(path: Path) -> bool:

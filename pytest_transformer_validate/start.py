@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from pytest_transformer_validate.report.json import Stored
     from pytest_transformer_validate.sources.base import Source
 
-_GLOBAL = ("tb_device", "tb_dtype", "tb_seed", "tb_timeout", "tb_reference")
+_GLOBAL = ("tb_device", "tb_dtype", "tb_seed", "tb_timeout", "tb_reference", "tb_data")
+_GLOBAL += ("tb_epochs", "tb_time_budget")
 _IN_FILE = "[tb_model in the ini file]"
 _IN_HOOK = "[pytest_tb_models]"
 _ANSWERS = pytest.StashKey[list[Any]]()

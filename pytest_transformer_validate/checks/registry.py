@@ -26,6 +26,7 @@ ENTRY_POINTS = "pytest_transformer_validate.checks"
 _BUNDLED = (
     "pytest_transformer_validate.checks.tier1",
     "pytest_transformer_validate.checks.tier2",
+    "pytest_transformer_validate.checks.tier3",
 )
 
 

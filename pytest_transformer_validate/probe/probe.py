@@ -24,6 +24,7 @@ from pytest_transformer_validate.probe.comparison import Comparison
 from pytest_transformer_validate.probe.draws import Draws
 from pytest_transformer_validate.probe.experts import Experts
 from pytest_transformer_validate.probe.exported import Exported
+from pytest_transformer_validate.probe.fitting import Fitting
 from pytest_transformer_validate.probe.generation import Generation
 from pytest_transformer_validate.probe.layers import Layers
 from pytest_transformer_validate.probe.losses import Losses
@@ -41,6 +42,7 @@ from pytest_transformer_validate.probe.storage import Storage
 from pytest_transformer_validate.probe.tables import Tables
 from pytest_transformer_validate.probe.texts import Texts
 from pytest_transformer_validate.probe.trace import ROOT, where_raised
+from pytest_transformer_validate.probe.vector_noise import VectorNoise
 from pytest_transformer_validate.probe.weights import Weights
 from pytest_transformer_validate.probe.weights_of_attention import AttentionWeights
 from pytest_transformer_validate.subject import promises
@@ -74,7 +76,7 @@ class Probe:
     ``seed`` decides every draw of every pass, together with the pass's name; ``weights`` says for
     reports where the weights are from; ``rebuild`` makes the model once more, with weights drawn
     from another seed, or gives ``None`` or the same object where it cannot; ``reference`` is the
-    model that this one is compared with.
+    model that this one is compared with; ``fitting`` says how copies of it are trained.
     """
 
     def __init__(
@@ -85,12 +87,14 @@ class Probe:
         weights: str = "as given",
         rebuild: Rebuild | None = None,
         reference: Reference | None = None,
+        fitting: Fitting | None = None,
     ) -> None:
         self.subject = subject
         self.seed = seed
         self.weights = weights
         self.rebuild = rebuild
         self.reference = reference
+        self.fitting = fitting or Fitting()
         self._results: dict[tuple[object, ...], Any] = {}
         self._failures: dict[tuple[object, ...], str] = {}
         self._training = False
@@ -222,6 +226,7 @@ class Probe:
     texts = functools.cached_property(Texts)
     padding = functools.cached_property(Padding)
     perturbation = functools.cached_property(Perturbation)
+    vector_noise = functools.cached_property(VectorNoise)
     checkpointing = functools.cached_property(Checkpointing)
     comparison = functools.cached_property(Comparison)
     draws = functools.cached_property(Draws)
@@ -371,6 +376,11 @@ class Probe:
     def frozen(self) -> int:
         """Number of parameters that ask for no gradient."""
         return sum(not p.requires_grad for p in self.subject.model.parameters())
+
+    @property
+    def has_batch_norms(self) -> bool:
+        """Whether a module computes statistics over the rows in training mode."""
+        return bool(_batch_norms(self.subject.model))
 
     def dimensions(self, parameter: str) -> int:
         """Number of axes of a parameter."""

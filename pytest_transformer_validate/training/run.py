@@ -50,8 +50,14 @@ class Run:
         self.hooks = (trainer.hooks if self.leads else None) or TrainingHooks()
         self.precision = Precision(config.effective_precision, strategy.device)
         self.model = self.precision.prepare(trainer.model.to(strategy.device))
-        subject = Subject(self.model, trainer.config, tokenizer=trainer.tokenizer)
-        self.task = trainer.task_spec or subject.task
+        task = trainer.task_spec
+        subject = Subject(
+            self.model,
+            trainer.config,
+            tokenizer=trainer.tokenizer,
+            task=None if task is None else task.task_type,
+        )
+        self.task = task or subject.task
         self.train, self.val = make_loaders(
             *data,
             config,

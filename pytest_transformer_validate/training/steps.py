@@ -114,6 +114,8 @@ class Stepper:
         for name in _MASKS:
             if name in batch and signature.takes(name):
                 given[name] = batch[name].to(device, non_blocking=True)
+        if self.subject.facts.needs_labels or "labels" in signature.required:
+            given["labels"] = labels.masked_fill(labels == self.task.ignore_index, 0)
         whole = Batch(given)
         if signature.required <= given.keys() or self.subject.vision:
             return whole

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from pytest_transformer_validate.training.data.loaders import Batches
     from pytest_transformer_validate.training.hooks import TrainingHooks
     from pytest_transformer_validate.training.metrics.tracker import MetricsTracker
+    from pytest_transformer_validate.training.strategy import OneDevice
     from pytest_transformer_validate.training.window import StepNumbers
 
 
@@ -100,7 +101,7 @@ class Trainer:
         config = self.training_config
         for line in config.without_effect():
             warnings.warn(line, ConfigWarning, stacklevel=2)
-        strategy = make_strategy(config)
+        strategy = self.strategy()
         with settings_kept(), _modes_kept(self.model):
             set_random_seed(config.random_seed, config.deterministic)
             resume_from = resume_from or config.resume_from_checkpoint
@@ -108,6 +109,10 @@ class Trainer:
             self.tracker = run.tracker
             with recomputing(run.model, asked=config.activation_checkpointing):
                 return self._fit(run)
+
+    def strategy(self) -> OneDevice:
+        """Where the run happens: on one device, or as one rank of several. Raises ConfigError."""
+        return make_strategy(self.training_config)
 
     def _fit(self, run: Run) -> dict[str, Any]:
         start, status = time.perf_counter(), "failed"

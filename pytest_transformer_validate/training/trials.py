@@ -1,0 +1,291 @@
+"""Short trainings of a copy of a model, for checks: what the trainer made of it.
+
+The model itself is left as it is. Every training draws from a seed of its own, runs on the
+model's device and in its dtype, and saves nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import time
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pytest_transformer_validate.errors import NotApplicable, TrainingError, error_line
+from pytest_transformer_validate.probe.passes import Passes, remembered
+from pytest_transformer_validate.training.config import ConfigWarning, TrainingConfig
+from pytest_transformer_validate.training.hooks import TrainingHooks
+from pytest_transformer_validate.training.strategy import OneDevice
+from pytest_transformer_validate.training.trainer import Trainer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+LONGEST = 16  # tokens of a row
+STEPS = 200
+Batches = list[dict[str, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training of a copy: the loss of each optimizer step, by which ``stopped`` it ended
+    early (empty: it did not), the gradients of the last step before clipping, and the weights
+    after it where they were asked for; ``val`` are the validation losses by epoch."""
+
+    losses: tuple[float, ...]
+    stopped: str = ""
+    gradients: dict[str, torch.Tensor] | None = None
+    weights: dict[str, torch.Tensor] | None = None
+    val: tuple[float, ...] = ()
+    seconds: float = 0.0
+
+
+class Trials(Passes):
+    """Trainings of copies of the probe's model, each run once."""
+
+    @remembered
+    def overfit(self, rate: float, goal: float) -> Training:
+        """One batch, 200 steps at the learning rate ``rate`` without dropout; ends early where
+        the loss is below ``goal`` of the first."""
+        batch = self.batch(min(2, self.probe.subject.most_rows), "overfit")
+
+        def enough(losses: list[float]) -> bool:
+            return losses[-1] < goal * losses[0]
+
+        return self._train([batch] * STEPS, "overfit", {"learning_rate": rate}, enough=enough)
+
+    @remembered
+    def curve(self, rate: float, steps: int) -> Training:
+        """Four batches, again and again for ``steps`` steps without dropout."""
+        rows = min(2, self.probe.subject.most_rows)
+        batches = [self.batch(rows, "curve", number) for number in range(4)]
+        repeated = [batches[step % 4] for step in range(steps)]
+        return self._train(repeated, "curve", {"learning_rate": rate})
+
+    @remembered
+    def one_step(self, parts: int, repetition: int = 0) -> Training:
+        """One optimizer step over four rows, of which another number of targets counts each, in
+        ``parts`` micro-batches; with its gradients."""
+        rows = min(4, self.probe.subject.most_rows)
+        whole = self.batch(rows, "accumulation")
+        labels = whole[self.target].clone()
+        if labels.dim() > 1:
+            for row in range(1, rows):
+                labels[row, : row * labels.shape[1] // (rows + 1)] = self.task.ignore_index
+        whole[self.target] = labels
+        size = rows // parts
+        micro = [
+            {name: t[at : at + size] for name, t in whole.items()} for at in range(0, rows, size)
+        ]
+        given = {"gradient_accumulation_steps": len(micro)}
+        return self._train(micro, "accumulation", given, gradients=True)
+
+    @remembered
+    def seeded(self, repetition: int) -> Training:
+        """Five steps with dropout, from one seed every time; with the weights."""
+        rows = min(2, self.probe.subject.most_rows)
+        batches = [self.batch(rows, "seeded", number) for number in range(5)]
+        given = {"learning_rate": 1e-3, "deterministic": True}
+        return self._train(batches, "seeded", given, dropout=True, weights=True)
+
+    @remembered
+    def fine_tuned(self, rate: float) -> Training:
+        """On the run's data, as often as the run says, a tenth of it set aside for validation."""
+        fitting, subject = self.probe.fitting, self.probe.subject
+        given = {
+            "learning_rate": rate,
+            "epochs": fitting.epochs,
+            "batch_size": min(8, subject.most_rows),
+            "early_stopping_patience": None,
+        }
+        return self._train(
+            fitting.data,
+            "fine_tuning",
+            given,
+            dropout=True,
+            tokenizer=_tokenizer(subject.tokenizer, fitting.data, subject.vocab_size),
+        )
+
+    @property
+    def task(self) -> Any:
+        """The task, with its labels."""
+        return self.probe.subject.task
+
+    @property
+    def target(self) -> str:
+        """Under which name a batch holds its labels."""
+        return str(self.task.target_field)
+
+    def batch(self, rows: int, *words: object) -> dict[str, torch.Tensor]:
+        """Random inputs with labels that can be learned by heart."""
+        subject = self.probe.subject
+        width = subject.facts.width
+        if width < 2:
+            raise NotApplicable("one number is given: there is no choice to learn")
+        seed = self.probe.seed_for(*words)
+        generator = torch.Generator().manual_seed(seed)
+        if not self.task.per_token:
+            rows = min(8, subject.most_rows)
+        length = min(LONGEST, subject.max_length or LONGEST)
+        length = max(length - length % subject.multiple, subject.multiple)
+        length = subject.facts.fixed_length or length
+        inputs = {
+            name: tensor
+            for name, tensor in subject.batch(rows, length, seed=seed).inputs.items()
+            if name != "labels"
+        }
+        if not self.task.per_token:
+            labels = torch.arange(rows) % width
+        elif self.task.shifts:
+            labels = inputs["input_ids"].clone()
+        else:
+            vocabulary = subject.target_vocab_size if subject.decodes else subject.vocab_size
+            shape = inputs.get("decoder_input_ids", inputs["input_ids"]).shape
+            labels = subject.ids(*shape, generator, min(vocabulary, width))
+        return {**inputs, self.target: labels}
+
+    def _train(
+        self,
+        data: Any,
+        word: str,
+        given: Mapping[str, Any],
+        *,
+        dropout: bool = False,
+        weights: bool = False,
+        gradients: bool = False,
+        tokenizer: Any = None,
+        enough: Callable[[list[float]], bool] = lambda _: False,
+    ) -> Training:
+        probe = self.probe
+        settings = {
+            "checkpoint_dir": None,
+            "console": False,
+            "epochs": 1,
+            "precision": "32-true",
+            "random_seed": probe.seed_for(word),
+            "run_name": word,
+            "weight_decay": 0.0,
+        }
+        watch = _Watch(probe.fitting.budget, enough)
+        start = time.perf_counter()
+        with probe.running(word, grad=True) as subject, self._copied() as model:
+            if not dropout:
+                _without_dropout(model)
+            grads = _kept_gradients(model) if gradients else None
+            trainer = Copy(
+                model,
+                subject.config,
+                TrainingConfig(**{**settings, **given}),
+                task_spec=subject.task,
+                tokenizer=tokenizer,
+                hooks=watch,
+            )
+            trainer.device = subject.device
+            stopped, val = "", []
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ConfigWarning)
+                try:
+                    val = trainer.train(data)["val_loss_history"]
+                except _Enough as reason:
+                    stopped = str(reason)
+                except TrainingError as error:
+                    if not watch.losses and "training stopped" not in str(error):
+                        raise
+                    stopped = str(error).partition("\n  that step")[0]
+            state = {n: t.detach().cpu().clone() for n, t in model.state_dict().items()}
+        return Training(
+            tuple(watch.losses),
+            stopped,
+            grads,
+            state if weights else None,
+            tuple(val),
+            time.perf_counter() - start,
+        )
+
+    @contextlib.contextmanager
+    def _copied(self) -> Iterator[torch.nn.Module]:
+        """A copy of the model, or the model built once more where it cannot be copied."""
+        probe = self.probe
+        try:
+            model = copy.deepcopy(probe.subject.model)
+        except Exception as error:
+            built = probe.rebuild and probe.rebuild(probe.seed)
+            if built is None or built is probe.subject.model:
+                raise NotApplicable(
+                    f"the model cannot be copied, and it is not to be changed: {error_line(error)}"
+                ) from error
+            model = built.to(probe.subject.device, probe.subject.dtype)
+        yield model
+
+
+class Copy(Trainer):
+    """A trainer on the device where the model is."""
+
+    device: torch.device
+
+    def strategy(self) -> OneDevice:
+        return OneDevice(self.device)
+
+
+class _Enough(Exception):
+    """Ends a training early; says why."""
+
+
+class _Watch(TrainingHooks):
+    """Keeps the losses, and ends the training where there is enough, or no time left."""
+
+    def __init__(self, budget: float, enough: Callable[[list[float]], bool]) -> None:
+        self.losses: list[float] = []
+        self.budget, self.enough = budget, enough
+        self.start = time.monotonic()
+
+    def on_batch_end(self, batch_idx: int, loss: float) -> None:
+        self.losses.append(loss)
+        if self.enough(self.losses):
+            raise _Enough("done")
+        if self.budget and time.monotonic() - self.start > self.budget:
+            raise _Enough(f"out of time: {self.budget:g} s")
+
+
+def _without_dropout(model: torch.nn.Module) -> None:
+    """Set every rate to zero: of modules, of numbers that are called so, of configurations."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+        for holder in (module, getattr(module, "config", None)):
+            for name, value in list(getattr(holder, "__dict__", {}).items()):
+                if "drop" in name.lower() and isinstance(value, float):
+                    setattr(holder, name, 0.0)
+
+
+def _kept_gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """What is accumulated in each parameter, as of the last backward."""
+    found: dict[str, torch.Tensor] = {}
+
+    def keep(name: str) -> Callable[[torch.Tensor], None]:
+        def hook(parameter: torch.Tensor) -> None:
+            if parameter.grad is not None:
+                found[name] = parameter.grad.to_dense().detach().cpu().clone()
+
+        return hook
+
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(keep(name))
+    return found
+
+
+def _tokenizer(tokenizer: Any, path: str | None, vocabulary: int) -> Any:
+    """The model's own, else one made of the characters of the data."""
+    if tokenizer is not None or path is None:
+        return tokenizer
+    from pytest_transformer_validate.training.data.files import read_file
+    from pytest_transformer_validate.training.data.tokens import CharacterTokenizer, text_field
+
+    rows = read_file(path)
+    texts = (row[name] for row in rows if (name := text_field(row)) is not None)
+    return CharacterTokenizer(texts, vocabulary)
