@@ -340,7 +340,7 @@ def test_robustness(
     """
     probe = _probe(model, config, task_spec)
     levels = [float(level) for level in noise_levels]
-    found = [probe.perturbation.predictions(n_samples, level) for level in levels]
+    found = [probe.vector_noise.predictions(n_samples, level) for level in levels]
     return {
         "noise_levels": levels,
         "accuracy_under_noise": [each.same for each in found],

@@ -11,7 +11,8 @@ from pytest_transformer_validate.measures.tolerance import unit
 if TYPE_CHECKING:
     import torch
 
-    from pytest_transformer_validate.probe.attribution import Integrated, Path, Slopes
+    from pytest_transformer_validate.probe.attribution import Integrated
+    from pytest_transformer_validate.probe.paths import Path, Slopes
 
 _SAME = 1e-2  # differences over two steps that are apart by less show no step
 _EQUAL = 1e-3  # the gradient, to the slope; three times what the differences are apart, if more

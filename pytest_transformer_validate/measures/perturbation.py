@@ -11,7 +11,7 @@ from pytest_transformer_validate.measures.measurement import Measurement
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pytest_transformer_validate.probe.perturbation import Response
+    from pytest_transformer_validate.probe.vector_noise import Response
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ from pytest_transformer_validate.errors import Blocked, NotApplicable, error_lin
 from pytest_transformer_validate.optional import require
 from pytest_transformer_validate.probe.compare import sequence
 from pytest_transformer_validate.probe.passes import Passes, remembered
+from pytest_transformer_validate.probe.paths import Path, logit, slopes
 from pytest_transformer_validate.probe.slopes import first_wrong
 from pytest_transformer_validate.probe.vectors import PIXELS, Reader, each_token, read
 from pytest_transformer_validate.subject.batch import Batch
@@ -27,35 +28,12 @@ from pytest_transformer_validate.subject.masks import padding_id
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pytest_transformer_validate.probe.paths import Slopes, Vectors
     from pytest_transformer_validate.subject.subject import Subject
 
-    Vectors = tuple[torch.Tensor, ...]
-    Logit = Callable[..., torch.Tensor]
-
-_POINTS = 32  # at which the gradient is held against differences
-# Parts of the path: differences over two of them tell slopes from steps, and need digits.
-_STEPS = {torch.float64: (2e-5, 2e-4)}
-_LARGER = (2e-3, 2e-2)
 _PADDED = 3
 
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class Path:
-    """From ``start`` to ``end``, one row each, as ``reader`` reads them.
-
-    ``target`` is the logit that is explained: the one that moves most between the two, by
-    ``change``; ``logits`` are those of both (2, V). ``baseline`` says what start is.
-    """
-
-    reader: Reader
-    start: Vectors
-    end: Vectors
-    target: int
-    change: float
-    logits: torch.Tensor
-    baseline: str
 
 
 @dataclass(frozen=True)
@@ -84,19 +62,6 @@ class Integrated:
         total = self.parts[0][0].sum(0)
         pooled = torch.nn.functional.avg_pool2d(total[None], side)[0] * side**2
         return [[float(number) for number in row] for row in pooled]
-
-
-@dataclass(frozen=True)
-class Slopes:
-    """The slope of the logit along the path at N points: by gradient, and by differences over a
-    small and over a larger part of the path. ``weights`` are those of a Gauss-Legendre rule, by
-    which slopes add up to ``change``."""
-
-    weights: torch.Tensor
-    change: float
-    gradient: torch.Tensor
-    small: torch.Tensor
-    large: torch.Tensor
 
 
 class Attributions(Passes):
@@ -159,7 +124,7 @@ class Attributions(Passes):
         captum: Any = require("captum.attr", extra="analysis")
 
         def run(subject: Subject) -> Vectors:
-            explained = captum.IntegratedGradients(_logit(subject, path))
+            explained = captum.IntegratedGradients(logit(subject, path))
             found = explained.attribute(
                 path.end, baselines=path.start, n_steps=steps, internal_batch_size=self.rows
             )
@@ -203,17 +168,7 @@ class Attributions(Passes):
         path = self.path("eval")
 
         def run(subject: Subject) -> Slopes:
-            logit = _logit(subject, path)
-            steps = _STEPS.get(subject.dtype, _LARGER)
-            points, weights = _rule()
-            parts = points.split(self.rows)
-            gradient = torch.cat([_gradients(path, logit, few) for few in parts])
-            with torch.no_grad():
-                small, large = (
-                    torch.cat([_differences(path, logit, few, step) for few in parts])
-                    for step in steps
-                )
-            return Slopes(weights, path.change, gradient, small, large)
+            return slopes(subject, path, self.rows)
 
         return self._differentiated("eval", run)
 
@@ -293,46 +248,3 @@ class Attributions(Passes):
             except Exception as error:
                 line = error_line(error)
                 raise NotApplicable(f"no gradient can be taken in eval mode: {line}") from error
-
-
-def _logit(subject: Subject, path: Path) -> Logit:
-    """The explained logit (N,) as a function of the vectors."""
-
-    def logit(*vectors: torch.Tensor) -> torch.Tensor:
-        found = path.reader.logits(subject, vectors)[:, path.target]
-        for each in vectors:  # a lookup that is not used further has a gradient of zero
-            found = found + 0 * each.flatten(1).sum(1)
-        return found
-
-    return logit
-
-
-def _gradients(path: Path, logit: Logit, points: torch.Tensor) -> torch.Tensor:
-    """(N,): the slope at points of the path, by gradient."""
-    vectors = _at(path, points)
-    found = torch.autograd.grad(logit(*vectors).sum(), vectors)
-    ways = (end - start for start, end in zip(path.start, path.end, strict=True))
-    slopes = [(g * w).flatten(1).double().sum(1) for g, w in zip(found, ways, strict=True)]
-    return torch.stack(slopes).sum(0).cpu()
-
-
-def _differences(path: Path, logit: Logit, points: torch.Tensor, step: float) -> torch.Tensor:
-    """(N,): the slope at points of the path, over a ``step`` to either side."""
-    up, down = (logit(*_at(path, points + way)) for way in (step, -step))
-    return ((up - down).double() / (2 * step)).cpu()
-
-
-def _rule() -> tuple[torch.Tensor, torch.Tensor]:
-    """Points from 0 to 1 and their weights."""
-    numpy: Any = require("numpy", extra="analysis")
-    points, weights = numpy.polynomial.legendre.leggauss(_POINTS)
-    return torch.as_tensor(points) / 2 + 0.5, torch.as_tensor(weights) / 2
-
-
-def _at(path: Path, points: torch.Tensor) -> list[torch.Tensor]:
-    """The vectors (N, ...) at points of the path, 0 its start and 1 its end."""
-    vectors = []
-    for a, b in zip(path.start, path.end, strict=True):
-        weight = points.to(a).view(-1, *[1] * (a.dim() - 1))
-        vectors.append((a + weight * (b - a)).requires_grad_())
-    return vectors

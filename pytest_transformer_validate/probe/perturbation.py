@@ -1,40 +1,23 @@
-"""What small changes of the input do to the output: tokens, patches and vectors.
+"""How far the output moves when one token, or one patch, is another one.
 
-Axes: T tokens, N rows, S scales of noise.
+Axes: T tokens, N rows.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
 from pytest_transformer_validate.errors import Blocked, NotApplicable
 from pytest_transformer_validate.probe.compare import some_rows
 from pytest_transformer_validate.probe.passes import Passes, remembered
-from pytest_transformer_validate.probe.trace import traced
 from pytest_transformer_validate.probe.vectors import PIXELS, Reader, each_token, read
 from pytest_transformer_validate.subject.batch import Batch
 from pytest_transformer_validate.subject.declared import declared
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from pytest_transformer_validate.subject.subject import Subject
-
-SCALES = (1e-4, 1e-3, 1e-2, 1e-1)
-_DIRECTIONS = 4
 _MOST = 64  # tokens or patches that are changed, one a row
 _SOURCE = "input_ids"
-# Operations that decide: a result that is an index, or one of few values.
-_DECIDES = {
-    "topk", "argmax", "argmin", "sort", "argsort", "msort", "kthvalue", "median", "mode",
-    "multinomial", "bucketize", "searchsorted", "round", "floor", "ceil", "trunc", "sign", "sgn",
-    "heaviside", "long", "int", "histc", "unique", "nonzero", "gumbel_softmax",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -46,26 +29,6 @@ class Effects:
     moved: dict[str, list[float]]
     slope: list[float] | None = None
     grid: int = 0
-
-
-@dataclass(frozen=True)
-class Response:
-    """How far the output moves under noise on the vectors, both as parts of their sizes, for each
-    scale and direction (S, N); ``decides`` names operations that choose or round."""
-
-    scales: tuple[float, ...]
-    moved: torch.Tensor
-    decides: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """Under noise: the part of all predictions that stay, how many do not, and the mean cosine of
-    the outputs with those without noise."""
-
-    same: float
-    flips: int
-    likeness: float
 
 
 class Perturbation(Passes):
@@ -92,89 +55,6 @@ class Perturbation(Passes):
         if dropped is not None:
             found["left out"] = self._moved(text, dropped, dropped=True)
         return Effects(found, self._slope(text))
-
-    @remembered
-    def response(self) -> Response:
-        """The output under noise of several scales on the vectors of one text, in a few random
-        directions. Raises NotApplicable where no lookup by the ids is seen."""
-        probe = self.probe
-        batch = self._text()
-        generator = torch.Generator().manual_seed(probe.seed_for("smoothness"))
-        with probe.running("perturbation") as subject, _Decisions() as seen:
-            found = read(subject, batch)
-            roles = tuple(role for role, tensors in found.items() for _ in tensors)
-            vectors = [t for tensors in found.values() for t in tensors]
-            reader = Reader(batch, roles, None)
-            clean = reader.logits(subject, vectors)
-            moved = torch.zeros(len(SCALES), _DIRECTIONS, dtype=torch.float64)
-            for number in range(_DIRECTIONS):
-                ways = [_noise(t, generator) for t in vectors]
-                rows = [
-                    torch.cat([t + scale * way for scale in SCALES])
-                    for t, way in zip(vectors, ways, strict=True)
-                ]
-                logits = self._in_parts(reader, subject, rows)
-                moved[:, number] = _part(logits, clean)
-        return Response(SCALES, moved, tuple(sorted(seen.names)))
-
-    @remembered
-    def predictions(self, samples: int, level: float) -> Predictions:
-        """Random texts with noise of ``level`` times their size on their vectors."""
-        probe = self.probe
-        generator = torch.Generator().manual_seed(probe.seed_for("predictions"))
-        texts = probe.batch(samples, probe.subject.sizes[1], "predictions")
-        most = probe.subject.full_batch
-        with probe.running("predictions") as subject:
-            pairs = [
-                _with_noise(subject, some_rows(texts, start, start + most), level, generator)
-                for start in range(0, samples, most)
-            ]
-        clean, noisy = (torch.cat(logits) for logits in zip(*pairs, strict=True))
-        same = clean.argmax(-1) == noisy.argmax(-1)
-        likeness = functional.cosine_similarity(clean.flatten(1), noisy.flatten(1))
-        return Predictions(
-            same=float(same.double().mean()),
-            flips=int((~same).sum()),
-            likeness=float(likeness.mean()),
-        )
-
-    def first_jumping(self, jump: float) -> str | None:
-        """The first module, in the order in which calls end, that moves more than ``jump`` times
-        as far over the smallest noise as over the largest, while its inputs follow theirs."""
-        probe, batch = self.probe, self._text()
-        generator = torch.Generator().manual_seed(probe.seed_for("smoothness"))
-        with probe.running("perturbation") as subject:
-            found = read(subject, batch)
-            roles = tuple(role for role, tensors in found.items() for _ in tensors)
-            vectors = [t for tensors in found.values() for t in tensors]
-            reader = Reader(batch, roles, None)
-            ways = [_noise(t, generator) for t in vectors]
-            runs = []
-            for scale in (0.0, SCALES[0], SCALES[-1]):
-                rows = [t + scale * way for t, way in zip(vectors, ways, strict=True)]
-                with traced(subject.model) as calls:
-                    reader.logits(subject, rows)
-                runs.append(calls)
-        for clean, small, large in zip(*runs, strict=False):
-            if clean.name != small.name or clean.name != large.name:
-                return None
-            sides = [
-                [_moved(c, s, SCALES[0]) / (_moved(c, b, SCALES[-1]) or 1.0) for c, s, b in each]
-                for each in (
-                    zip(clean.inputs, small.inputs, large.inputs, strict=False),
-                    zip(clean.outputs, small.outputs, large.outputs, strict=False),
-                )
-            ]
-            if max(sides[1], default=0.0) > jump / 4 > max(sides[0], default=0.0):
-                return str(clean.name)
-        return None
-
-    def _in_parts(
-        self, reader: Reader, subject: Subject, rows: list[torch.Tensor]
-    ) -> torch.Tensor:
-        most = subject.full_batch
-        parts = zip(*(t.split(most) for t in rows), strict=True)
-        return torch.cat([reader.logits(subject, part) for part in parts])
 
     def _text(self) -> Batch:
         probe = self.probe
@@ -271,58 +151,5 @@ class Perturbation(Passes):
         return Effects({"set to zero": self._moved(image, Batch({PIXELS: changed}))}, None, wide)
 
 
-class _Decisions(TorchFunctionMode):
-    """Names of the operations on floating point numbers, inside, that choose or round."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: set[str] = set()
-
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        name = getattr(func, "__name__", "").rstrip("_")
-        floats = [a for a in args[:1] if isinstance(a, torch.Tensor) and a.is_floating_point()]
-        if name in _DECIDES and floats:
-            self.names.add(name)
-        return func(*args, **(kwargs or {}))
-
-
-def _moved(clean: torch.Tensor, noisy: torch.Tensor, scale: float) -> float:
-    return float((clean - noisy).double().square().mean().sqrt()) / scale
-
-
-def _with_noise(
-    subject: Subject, batch: Batch, level: float, generator: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The logits of a batch, and those with noise on its vectors."""
-    found = read(subject, batch)
-    roles = tuple(role for role, tensors in found.items() for _ in tensors)
-    vectors = [t for tensors in found.values() for t in tensors]
-    noisy = [t + level * _noise(t, generator) for t in vectors]
-    logits = subject(batch).logits
-    moved = Reader(batch, roles, None).logits(subject, noisy)
-    return logits.double(), moved.view_as(logits).double()
-
-
 def _copies(text: Batch, rows: int) -> Batch:
     return Batch({r: t.expand(rows, *t.shape[1:]).clone() for r, t in text.inputs.items()})
-
-
-def _noise(vectors: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """A random direction, as long as the vectors at each token."""
-    way = torch.randn(vectors.shape, generator=generator).to(vectors)
-    return functional.normalize(way, dim=-1) * vectors.norm(dim=-1, keepdim=True)
-
-
-def _part(logits: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
-    """How far each row is from the clean one, as a part of its spread."""
-    both = (logits - clean).isfinite()
-    off = torch.where(both, logits - clean, 0).double().flatten(1).square().mean(1).sqrt()
-    numbers = clean[clean.isfinite()].double()
-    spread = max(float((numbers - numbers.mean()).square().mean().sqrt()), 1e-300)
-    return torch.div(off, spread).cpu()

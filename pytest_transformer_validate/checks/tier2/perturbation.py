@@ -55,7 +55,7 @@ def embedding_smoothness(probe: Probe, *, jump: float = 100.0) -> Smoothness:
     """
     if probe.eps > _DIGITS:
         raise NotApplicable("half precision rounds small noise away")
-    found = probe.perturbation.response()
+    found = probe.vector_noise.response()
     gains = numbers.gains(found)
     largest, smallest = max(gains), min(gains)
     if not largest:
@@ -75,7 +75,7 @@ def embedding_smoothness(probe: Probe, *, jump: float = 100.0) -> Smoothness:
             measured,
         )
     said = ", ".join(f"{g:.3g} at {s:g}" for s, g in zip(found.scales, gains, strict=True))
-    where = probe.perturbation.first_jumping(jump)
+    where = probe.vector_noise.first_jumping(jump)
     raise CheckFailed(
         "the output must follow small noise on its input\n"
         f"moved over noise: {said}; they differ {measured.value:.3g} times (limit {jump:g})\n"
