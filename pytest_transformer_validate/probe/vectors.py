@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pytest_transformer_validate.errors import Blocked, NotApplicable
+from pytest_transformer_validate.probe.hooked import eager
 from pytest_transformer_validate.probe.lookup import TokenLookup
 from pytest_transformer_validate.subject.batch import Batch
 
@@ -77,6 +78,7 @@ class Reader:
         if self.roles == (PIXELS,):
             return self._read(subject, batch.with_(pixel_values=vectors[0]))
         with contextlib.ExitStack() as lookups:
+            lookups.enter_context(eager())
             for role in dict.fromkeys(self.roles):
                 given = [v for r, v in zip(self.roles, vectors, strict=True) if r == role]
                 lookups.enter_context(VectorLookup(batch[role], given))
@@ -101,6 +103,7 @@ def read(subject: Subject, batch: Batch) -> dict[str, list[torch.Tensor]]:
     if subject.vision:
         return {PIXELS: [batch[PIXELS]]}
     with contextlib.ExitStack() as stack:
+        stack.enter_context(eager())
         lookups = {
             role: stack.enter_context(VectorLookup(batch[role]))
             for role in _IDS

@@ -119,6 +119,17 @@ def test_a_gradient_that_is_scaled_everywhere_is_no_mistake():
         attribution(probe_of(Shrunk()))
 
 
+def test_a_frozen_backbone_is_no_mistake():
+    class Frozen(Decoder):
+        def forward(self, input_ids):
+            with torch.no_grad():
+                hidden = self.hidden(input_ids)
+            return self.head(hidden)
+
+    with pytest.raises(NotApplicable, match="no gradient reaches the input"):
+        attribution(probe_of(Frozen()))
+
+
 def test_routed_tokens_are_told():
     with pytest.raises(NotApplicable, match="routed among 4 experts, and the choice jumps"):
         attribution(zoo_probe("moe"))

@@ -136,6 +136,8 @@ def _judge_slopes(probe: Probe, measured: Attribution, found: Integrated) -> Att
             measured,
         )
     times = numbers.factor(slopes)
+    if times is not None and not round(times, 6):
+        raise NotApplicable("no gradient reaches the input: see gradient_flow", measured)
     if times is not None:
         raise NotApplicable(
             f"the gradient is {times:.2g} times the slope everywhere: scaled on purpose", measured
