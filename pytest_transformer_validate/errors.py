@@ -5,7 +5,8 @@ TransformerValidateError
   SourceError           the model named by a spec cannot be loaded
   SubjectError          the model cannot be called: an input or output nobody knows how to treat
     TaskError           a fact that cannot be found out; says which option or key gives it
-  TrainingError         a run cannot go on: a loss that is no number, data that gives no batch
+  TrainingError         a run cannot go on: data that gives no batch, a file that cannot be read
+    Diverged            a loss or a gradient is not finite
     CheckpointError     a checkpoint is damaged, or not what the run needs
   ConfigError           settings of a training run are wrong; lists every fault (a ValueError)
   MissingDependency     an optional package is missing; carries the install line (an ImportError)
@@ -51,6 +52,10 @@ class TaskError(SubjectError):
 
 class TrainingError(TransformerValidateError):
     """A training run cannot go on."""
+
+
+class Diverged(TrainingError):
+    """A loss or a gradient is not finite; the text says in which step and where it arose."""
 
 
 class CheckpointError(TrainingError):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pytest_transformer_validate.errors import TrainingError
+from pytest_transformer_validate.errors import Diverged
 from pytest_transformer_validate.training.config import ConfigWarning
 from pytest_transformer_validate.training.data.loaders import begin_epoch, grouped
 from pytest_transformer_validate.training.losses import perplexity
@@ -95,7 +95,7 @@ class Trainer:
         Raises:
             ValueError: the data gives no batch, or no labels.
             ConfigError: this process cannot have what the config asks for.
-            TrainingError: a loss or gradient is not finite; the weights are those of the last
+            Diverged: a loss or gradient is not finite; the weights are those of the last
                 good step.
         """
         config = self.training_config
@@ -203,7 +203,7 @@ class Trainer:
             bad = first_bad_tensor(run.model, run.stepper, run.precision, batches)
         saved = run.saver.save_last_good()
         places = "the model" if saved is None else f"the model and in {saved}"
-        raise TrainingError(
+        raise Diverged(
             f"training stopped in optimizer step {wrong.step}: the loss was {wrong.loss:g}, the "
             f"norm of the gradients {wrong.norm:g}\n  first not finite: {bad}\n  that step was "
             f"not taken; the weights before it are in {places}"

@@ -6,7 +6,6 @@ model's device and in its dtype, and saves nothing.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import time
 import warnings
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pytest_transformer_validate.errors import NotApplicable, TrainingError, error_line
+from pytest_transformer_validate.errors import Diverged, NotApplicable, error_line
 from pytest_transformer_validate.probe.passes import Passes, remembered
 from pytest_transformer_validate.training.config import ConfigWarning, TrainingConfig
 from pytest_transformer_validate.training.hooks import TrainingHooks
@@ -23,10 +22,11 @@ from pytest_transformer_validate.training.strategy import OneDevice
 from pytest_transformer_validate.training.trainer import Trainer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
 LONGEST = 16  # tokens of a row
 STEPS = 200
+LASTING = 3  # steps in a row below the goal
 Batches = list[dict[str, torch.Tensor]]
 
 
@@ -54,7 +54,7 @@ class Trials(Passes):
         batch = self.batch(min(2, self.probe.subject.most_rows), "overfit")
 
         def enough(losses: list[float]) -> bool:
-            return losses[-1] < goal * losses[0]
+            return max(losses[-LASTING:]) < goal * losses[0]
 
         return self._train([batch] * STEPS, "overfit", {"learning_rate": rate}, enough=enough)
 
@@ -85,12 +85,13 @@ class Trials(Passes):
         return self._train(micro, "accumulation", given, gradients=True)
 
     @remembered
-    def seeded(self, repetition: int) -> Training:
-        """Five steps with dropout, from one seed every time; with the weights."""
+    def twice(self) -> list[Training]:
+        """Five steps with dropout, two times from one seed, and nothing given back in between;
+        with the weights."""
         rows = min(2, self.probe.subject.most_rows)
         batches = [self.batch(rows, "seeded", number) for number in range(5)]
         given = {"learning_rate": 1e-3, "deterministic": True}
-        return self._train(batches, "seeded", given, dropout=True, weights=True)
+        return self._train_all(batches, "seeded", given, dropout=True, weights=True, times=2)
 
     @remembered
     def fine_tuned(self, rate: float) -> Training:
@@ -148,7 +149,17 @@ class Trials(Passes):
             labels = subject.ids(*shape, generator, min(vocabulary, width))
         return {**inputs, self.target: labels}
 
-    def _train(
+    def _train(self, data: Any, word: str, given: Mapping[str, Any], **how: Any) -> Training:
+        return self._train_all(data, word, given, **how)[0]
+
+    def _train_all(
+        self, data: Any, word: str, given: Mapping[str, Any], times: int = 1, **how: Any
+    ) -> list[Training]:
+        """Train a fresh copy so many times, then give everything back."""
+        with self.probe.running(word, grad=True):
+            return [self._train_copy(data, word, given, **how) for _ in range(times)]
+
+    def _train_copy(
         self,
         data: Any,
         word: str,
@@ -161,6 +172,7 @@ class Trials(Passes):
         enough: Callable[[list[float]], bool] = lambda _: False,
     ) -> Training:
         probe = self.probe
+        subject = probe.subject
         settings = {
             "checkpoint_dir": None,
             "console": False,
@@ -172,42 +184,34 @@ class Trials(Passes):
         }
         watch = _Watch(probe.fitting.budget, enough)
         start = time.perf_counter()
-        with probe.running(word, grad=True) as subject, self._copied() as model:
-            if not dropout:
-                _without_dropout(model)
-            grads = _kept_gradients(model) if gradients else None
-            trainer = Copy(
-                model,
-                subject.config,
-                TrainingConfig(**{**settings, **given}),
-                task_spec=subject.task,
-                tokenizer=tokenizer,
-                hooks=watch,
-            )
-            trainer.device = subject.device
-            stopped, val = "", []
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ConfigWarning)
-                try:
-                    val = trainer.train(data)["val_loss_history"]
-                except _Enough as reason:
-                    stopped = str(reason)
-                except TrainingError as error:
-                    if not watch.losses and "training stopped" not in str(error):
-                        raise
-                    stopped = str(error).partition("\n  that step")[0]
-            state = {n: t.detach().cpu().clone() for n, t in model.state_dict().items()}
-        return Training(
-            tuple(watch.losses),
-            stopped,
-            grads,
-            state if weights else None,
-            tuple(val),
-            time.perf_counter() - start,
+        model = self._copied()
+        if not dropout:
+            _without_dropout(model)
+        grads = _kept_gradients(model) if gradients else None
+        trainer = Copy(
+            model,
+            subject.config,
+            TrainingConfig(**{**settings, **given}),
+            task_spec=subject.task,
+            tokenizer=tokenizer,
+            hooks=watch,
         )
+        trainer.device = subject.device
+        stopped, val = "", []
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConfigWarning)
+            try:
+                val = trainer.train(data)["val_loss_history"]
+            except _Enough as reason:
+                stopped = str(reason)
+            except Diverged as error:
+                stopped = str(error).partition("\n  that step")[0]
+        state = {n: t.detach().cpu().clone() for n, t in model.state_dict().items()}
+        seconds = time.perf_counter() - start
+        kept = state if weights else None
+        return Training(tuple(watch.losses), stopped, grads, kept, tuple(val), seconds)
 
-    @contextlib.contextmanager
-    def _copied(self) -> Iterator[torch.nn.Module]:
+    def _copied(self) -> torch.nn.Module:
         """A copy of the model, or the model built once more where it cannot be copied."""
         probe = self.probe
         try:
@@ -219,7 +223,7 @@ class Trials(Passes):
                     f"the model cannot be copied, and it is not to be changed: {error_line(error)}"
                 ) from error
             model = built.to(probe.subject.device, probe.subject.dtype)
-        yield model
+        return model
 
 
 class Copy(Trainer):

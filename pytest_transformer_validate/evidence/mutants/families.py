@@ -173,4 +173,13 @@ FAMILIES: dict[str, str] = {
     "made_of_the_last_digits": "numbers that any change of an activation makes others",
     # layer_effect
     "layer_of_next_to_no_effect": "a layer that runs, learns and changes next to nothing",
+    # one_batch_overfit
+    "learns_the_wrong_way": "gradients of the wrong sign, or noise larger than what is learned",
+    # loss_curve
+    "loss_far_from_a_guess": "outputs so large that training starts with being wrong for sure",
+    "loss_leaps": "something that happens in some steps of a training only",
+    # accumulation_equivalence
+    "rows_mixed_in_training": "statistics over the rows, in training mode only",
+    # seeded_training
+    "no_seed_reaches_it": "random numbers or counters that two trainings of one seed do not share",
 }
