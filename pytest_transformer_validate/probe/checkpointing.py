@@ -25,6 +25,7 @@ from pytest_transformer_validate.probe.trace import ROOT, Call, first_to_differ,
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from pytest_transformer_validate.subject.batch import Batch
     from pytest_transformer_validate.subject.subject import Subject
 
     Prepare = Callable[[nn.Module], None]
@@ -36,6 +37,7 @@ METHODS = (
 _FLAG = re.compile(r"(^|_)((grad|gradient|activation)_)?checkpoint(ing|s)?(_|$)")
 _NO_FLAG = re.compile(r"(path|dir|file|save|load|every|interval)")
 BLOCKS = "blocks"
+_SHORT = 8  # a text of fewer tokens has none to spare for padding
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,24 @@ class Checkpointing(Passes):
         rows, length = self.probe.subject.sizes
         return (rows if self.probe.subject.small else min(rows, 2)), length
 
+    @remembered
+    def _batch(self) -> Batch:
+        """Padded where the model takes a mask: what is not handed on to a checkpoint shows only
+        where it says something. Without padding where that makes NaN."""
+        batch = self.probe.batch(*self._sizes, "checkpointing")
+        if self.probe.subject.vision or self._sizes[1] < _SHORT:
+            return batch
+        padding = self.probe.padding
+        padded = batch
+        for covers, way in padding.told():
+            if way is not None:
+                keep = padding.keep(batch[covers], padding.layout(covers))
+                padded = way.tell(padded, keep)
+        with contextlib.suppress(Exception):  # masks of several texts need not go together
+            if bool(self.probe.forward(padded).logits.isfinite().all()):
+                return padded
+        return batch
+
     @contextlib.contextmanager
     def _training(self, prepare: Prepare) -> Iterator[Subject]:
         probe = self.probe
@@ -157,13 +177,13 @@ class Checkpointing(Passes):
             yield subject
 
     def _traced(self, prepare: Prepare) -> list[Call]:
-        batch = self.probe.batch(*self._sizes, "checkpointing")
+        batch = self._batch()
         with self._training(prepare) as subject, traced(subject.model) as calls:
             subject(batch)
         return calls
 
     def _trained(self, prepare: Prepare) -> Trained:
-        batch = self.probe.batch(*self._sizes, "checkpointing")
+        batch = self._batch()
         with self._training(prepare) as subject, _counted(subject.model) as ran:
             logits = subject(batch).logits
             generator = torch.Generator().manual_seed(self.probe.seed_for("checkpointing"))

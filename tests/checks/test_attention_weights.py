@@ -264,12 +264,20 @@ class Soft(Attention):
         return scores if mask is None else scores - 50.0 * ~mask
 
 
+class VerySoft(Attention):
+    """Padding shows in the outputs."""
+
+    def hide(self, scores, causal, mask):
+        return scores if mask is None else scores - 10.0 * ~mask
+
+
 def test_padding_with_a_weight():
     given = {"model": Padded, "task": "masked_lm"}
     assert attention_mask(probe(Attention, **given)).cells["padding"]
     fails(attention_mask, "(?s)is padding .*does not reach this layer", Forgetful, last=Attention,
           **given)  # fmt: skip
-    fails(attention_mask, "(?s)is padding .*adds too small a number", Soft, **given)
+    for kind in (Soft, VerySoft):
+        fails(attention_mask, "(?s)is padding .*adds too small a number", kind, **given)
 
 
 def test_a_mask_that_no_layer_uses_is_for_tier_1():
@@ -367,9 +375,17 @@ class Twice(Attention):
         return self.out(y.transpose(1, 2).flatten(2))
 
 
+class ByTheModel(Attention):
+    """The width of all heads together."""
+
+    def score(self, q, k):
+        return q @ k.mT / math.sqrt(q.size(1) * q.size(-1))
+
+
 def test_a_scale_that_is_missing_or_doubled():
     fails(attention_scale, "not scaled before the softmax, d is 8", Unscaled)
     fails(attention_scale, "scaled by 0.125 = 1/d", Twice)
+    fails(attention_scale, r"scaled by 0.177 = 1/sqrt\(heads x d\)", ByTheModel)
 
 
 @pytest.mark.parametrize(
@@ -379,6 +395,7 @@ def test_a_scale_that_is_missing_or_doubled():
         (Unscaled, {"scale_attn_weights": False}),
         (Twice, {"query_pre_attn_scalar": 64}),
         (Twice, {"use_mup": True}),
+        (ByTheModel, {"query_pre_attn_scalar": 32}),
     ],
 )
 def test_a_scale_that_is_declared(kind, config):

@@ -53,6 +53,36 @@ def test_random_numbers_that_are_not_kept() -> None:
     assert "preserve_rng_state" in caught.value.message
 
 
+class Masked(models.Decoder):
+    """An encoder that hands its mask on, or does not where it checkpoints."""
+
+    hands_on = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.grad_checkpointing = False
+
+    def forward(self, input_ids, attention_mask=None):
+        x = self.tokens(input_ids) + self.positions(torch.arange(input_ids.size(1)))
+        mask = None if attention_mask is None else attention_mask[:, None, None].bool()
+        for block in self.blocks:
+            if self.grad_checkpointing and self.training:
+                given = mask if self.hands_on else None
+                x = checkpoint(block, x, False, given, use_reentrant=False)
+            else:
+                x = block(x, False, mask)
+        return self.head(self.norm(x))
+
+
+def test_a_mask_that_is_not_handed_on() -> None:
+    model = Masked()
+    assert checkpointing_equivalence(probe_of(model, task="masked_lm")).value == 0.0
+    model.hands_on = False
+    with pytest.raises(CheckFailed, match="must not change the loss") as caught:
+        checkpointing_equivalence(probe_of(model, task="masked_lm"))
+    assert caught.value.where == "blocks.0.attention"
+
+
 def test_a_model_that_checkpoints_from_the_start_is_compared_with_itself_without() -> None:
     model = Checkpointed(preserve_rng_state=False)
     model.grad_checkpointing = True

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 
 PLAIN = 1e-6  # a weight above this shows in the outputs, where it counts at all
+WEAK = 1e-3  # a weight below this is what a mask of a small number leaves
+FAR = 1e-2  # all padding so far below all real tokens: something was subtracted from its scores
 
 
 @check(tier=2)
@@ -33,6 +35,7 @@ def attention_mask(probe: Probe) -> AttentionMask:
     """Keys that must not be seen have a weight of exactly 0: the future, padding, beyond a window.
 
     A weight that is small enough not to show in the outputs is one that training can make large.
+    Padding is judged where some head hides it, or gives it far less than every real token.
     Where a larger one does not show, positions are not those of the text, and nothing is judged.
     Also judged, in a model that is not trained: cells that are below 1e-8 in every head where no
     other is below 1e-5, which is a mask that does not quite hide.
@@ -80,13 +83,14 @@ def _leaks(probe: Probe) -> bool:
 
 
 def _judge_padding(probe: Probe, hidden: Hidden, cells: dict[str, int], notes: list[str]) -> None:
-    """Judged in stacks of layers in which some head of some layer hides padding at least."""
+    """Judged in stacks of layers in which some head of some layer hides padding, or gives it far
+    less than any real token."""
     judged = [
         (place, site, weights)
         for place, site in enumerate(hidden.sites)
         if (weights := _on_padding(probe, hidden, site)) is not None
     ]
-    hiding = {_stack(s) for _, s, w in judged if float(w.amax((1, 2)).min()) <= PLAIN}
+    hiding = {_stack(s) for _, s, w in judged if _means_to_hide(s, w, hidden)}
     for place, site, given in judged:
         if _stack(site) not in hiding:
             notes.append(f"{site.module}: padding has a weight here, and in all layers beside it")
@@ -98,6 +102,14 @@ def _judge_padding(probe: Probe, hidden: Hidden, cells: dict[str, int], notes: l
         value = float(weights.max())
         if value > tiny(site):
             raise _mask_failure(site, weights, "padding", value, cells)
+
+
+def _means_to_hide(site: Site, padding: torch.Tensor, hidden: Hidden) -> bool:
+    if float(padding.amax((1, 2)).min()) <= PLAIN:
+        return True
+    real = numbers.seen(site)[..., hidden.keep.to(site.weights.device)]
+    least = real.masked_fill(real == 0, float("inf")).amin((1, 2))
+    return bool((padding.amax((1, 2)) < FAR * least).any())
 
 
 def _stack(site: Site) -> str:
@@ -168,8 +180,8 @@ _MISSING = {
 }
 _RULES = {
     "future": "later than the query",
-    "padding": "padding",
-    "window": "beyond the declared window",
+    "padding": "padding for the query",
+    "window": "beyond the declared window of the query",
 }
 
 
@@ -184,7 +196,7 @@ def _mask_failure(
         f"{_MASK}\n"
         f"key {key} is {_RULES[rule]} {query} and has a weight of {value:.2g} in head {head}\n"
         f"module: {site.module}\n"
-        f"likely: {_WEAK if value < PLAIN else _MISSING[rule]}",
+        f"likely: {_WEAK if value < WEAK else _MISSING[rule]}",
         AttentionMask(value=value, limit=exactly_zero(), cells=cells),
         where=site.module,
     )

@@ -20,15 +20,30 @@ if TYPE_CHECKING:
     from pytest_transformer_validate.probe.probe import Probe
     from pytest_transformer_validate.probe.sites import Site
 
+_WORDS = {
+    "missing": (
+        "not scaled",
+        "the division by math.sqrt(d) is missing, or scale=1.0 is given",
+    ),
+    "doubled": (
+        "scaled by {:.3g} = 1/d",
+        "queries are scaled before scaled_dot_product_attention too",
+    ),
+    "whole": (
+        "scaled by {:.3g} = 1/sqrt(heads x d)",
+        "the width of the model is taken for that of a head",
+    ),
+}
+
 
 @check(tier=2)
 def attention_scale(probe: Probe) -> AttentionScale:
     """Scores of a model that is not trained are scaled by 1/sqrt(d), once.
 
     Read from what is multiplied on the way from the projections of queries and keys to the
-    softmax. No scale at all (1), or both (1/d), fails, unless the configuration says so, the
-    projections start small enough to make up for it, queries or keys are normalised, or the scale
-    is learned. Other factors are left alone.
+    softmax. No scale at all (1), both (1/d), or that of all heads together, 1/sqrt(heads x d),
+    fails, unless the configuration says so, the projections start small enough to make up for it,
+    queries or keys are normalised, or the scale is learned. Other factors are left alone.
     """
     sites = [s for s in attention_sites(probe) if s.normal in {"softmax", "exponential"}]
     if not probe.attention_weights.initial:
@@ -63,8 +78,8 @@ def _judge_scale(probe: Probe, site: Site, measured: AttentionScale) -> str:
     scale, usual = site.scale, numbers.usual_scale(site)
     if scale is None or usual > 0.5 or numbers.near(scale, usual):
         return ""
-    missing, doubled = numbers.near(scale, 1.0), numbers.near(scale, usual**2)
-    if not missing and not doubled:
+    kind = _kind(site, scale, usual)
+    if kind is None:
         return f"scores are scaled by {scale:.3g}, {scale / usual:.3g} times 1/sqrt(d)"
     told = probe.attention_weights.declared_scale(scale)
     if told:
@@ -72,25 +87,29 @@ def _judge_scale(probe: Probe, site: Site, measured: AttentionScale) -> str:
     one, other, even = numbers.norms(site)
     if even:
         return "queries or keys are normalised"
-    if missing and min(one, other) <= usual**0.5 * max(one, other):
+    if kind == "missing" and min(one, other) <= usual**0.5 * max(one, other):
         return "no scale: the projections start small enough to make up for it"
     width = round(usual**-2)
-    what = "not scaled" if missing else f"scaled by {scale:.3g} = 1/d"
+    what, likely = _WORDS[kind]
     spread = numbers.score_spread(site)
     raise CheckFailed(
         "scores must be scaled by 1/sqrt(d), once\n"
-        f"query times key is {what} before the softmax, d is {width}: {scale / usual:.3g} times "
+        f"query times key is {what.format(scale)} before the softmax, d is {width}: "
+        f"{scale / usual:.3g} times "
         f"1/sqrt(d); the scores have a standard deviation of {spread:.2g}\n"
         f"module: {site.module}\n"
-        + (
-            "likely: the division by math.sqrt(d) is missing, or scale=1.0 is given\n"
-            if missing
-            else "likely: queries are scaled before scaled_dot_product_attention too\n"
-        )
-        + 'on purpose? declare it: "attention_multiplier" in config.json',
+        f"likely: {likely}\n"
+        'on purpose? declare it: "attention_multiplier" in config.json',
         measured,
         where=site.module,
     )
+
+
+def _kind(site: Site, scale: float, usual: float) -> str | None:
+    """Which mistake makes this scale; nothing where none does."""
+    heads = len(site.weights)
+    made = {"missing": 1.0, "doubled": usual**2, "whole": usual * heads**-0.5}
+    return next((kind for kind, other in made.items() if numbers.near(scale, other)), None)
 
 
 def _ratio(site: Site) -> float:

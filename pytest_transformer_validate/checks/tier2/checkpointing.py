@@ -19,10 +19,11 @@ OUTSIDE = "blocks"
 def checkpointing_equivalence(probe: Probe, *, factor: float = 64.0) -> Checkpointed:
     """With activation checkpointing the loss and every gradient are what they are without.
 
-    In training mode with dropout on and one seed: what is computed again has to draw the same
-    numbers. Checkpoints are turned on by the model's own method or attribute; ``factor`` u of each
-    gradient are allowed, and nothing is expected. Where a model has none of its own, its repeated
-    blocks are put into torch.utils.checkpoint, and what that shows is information.
+    In training mode with dropout on, one seed, and padding where the model takes a mask: what is
+    computed again has to draw the same numbers and to see the same masks. Checkpoints are turned
+    on by the model's own method or attribute; ``factor`` u of each gradient are allowed, and
+    nothing is expected. Where a model has none of its own, its repeated blocks are put into
+    torch.utils.checkpoint, and what that shows is information.
     """
     checkpointing = probe.checkpointing
     plain, again = checkpointing.plain(), checkpointing.again()
