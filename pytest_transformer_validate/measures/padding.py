@@ -6,17 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pytest_transformer_validate.measures.measurement import Measurement
-from pytest_transformer_validate.measures.tolerance import (
-    same_shape_limit,
-    two_shapes_limit,
-    unit,
-)
+from pytest_transformer_validate.measures.tolerance import same_shape_limit, two_shapes_limit, unit
 
 if TYPE_CHECKING:
     import torch
 
     from pytest_transformer_validate.measures.measurement import Limit
-    from pytest_transformer_validate.probe.padding import Content, Lengths
+    from pytest_transformer_validate.probe.padded_texts import Lengths
+    from pytest_transformer_validate.probe.padding import Content
 
 
 @dataclass(frozen=True, kw_only=True)

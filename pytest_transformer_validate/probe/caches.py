@@ -24,6 +24,7 @@ from pytest_transformer_validate.probe.compare import (
     some_rows,
 )
 from pytest_transformer_validate.probe.passes import Passes, remembered
+from pytest_transformer_validate.probe.real_tokens import real_positions
 from pytest_transformer_validate.probe.trace import Call, traced, where_raised
 from pytest_transformer_validate.subject.batch import Batch
 from pytest_transformer_validate.subject.declared import declared_size
@@ -405,7 +406,7 @@ def padded_left(probe: Probe, text: Batch) -> Batch:
     filler = 0 if subject.pad_id is None else subject.pad_id
     inputs = {"input_ids": ids.masked_fill(mask == 0, filler), "attention_mask": mask}
     if subject.signature.takes("position_ids"):
-        inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
+        inputs["position_ids"] = real_positions(mask)
     return text.with_(**inputs)
 
 

@@ -25,7 +25,11 @@ MANY = 16  # rows that go together through a small model
 
 def finite_logits(probe: Probe, batch: Batch) -> torch.Tensor:
     """The logits of a forward; Blocked where they hold NaN."""
-    logits = probe.forward(batch).logits
+    return without_nan(probe.forward(batch).logits)
+
+
+def without_nan(logits: torch.Tensor) -> torch.Tensor:
+    """The same logits; Blocked where they hold NaN."""
     if bool(logits.isnan().any()):
         raise Blocked("logits hold NaN: see output_stability")
     return logits

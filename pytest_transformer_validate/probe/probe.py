@@ -27,9 +27,12 @@ from pytest_transformer_validate.probe.exported import Exported
 from pytest_transformer_validate.probe.fitting import Fitting
 from pytest_transformer_validate.probe.generation import Generation
 from pytest_transformer_validate.probe.layers import Layers
+from pytest_transformer_validate.probe.leaks import Leaks
 from pytest_transformer_validate.probe.losses import Losses
+from pytest_transformer_validate.probe.masks import Masks
 from pytest_transformer_validate.probe.mixing import Mixing
 from pytest_transformer_validate.probe.order import Order
+from pytest_transformer_validate.probe.padded_texts import PaddedTexts
 from pytest_transformer_validate.probe.padding import Padding
 from pytest_transformer_validate.probe.perturbation import Perturbation
 from pytest_transformer_validate.probe.precision import MaskDtype, Precision
@@ -225,6 +228,9 @@ class Probe:
     tables = functools.cached_property(Tables)
     texts = functools.cached_property(Texts)
     padding = functools.cached_property(Padding)
+    masks = functools.cached_property(Masks)
+    padded_texts = functools.cached_property(PaddedTexts)
+    leaks = functools.cached_property(Leaks)
     perturbation = functools.cached_property(Perturbation)
     vector_noise = functools.cached_property(VectorNoise)
     checkpointing = functools.cached_property(Checkpointing)

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pytest_transformer_validate.measures.measurement import Limit
-    from pytest_transformer_validate.probe.padding import Content, Lengths
+    from pytest_transformer_validate.probe.padded_texts import Lengths
+    from pytest_transformer_validate.probe.padding import Content
     from pytest_transformer_validate.probe.probe import Probe
     from pytest_transformer_validate.subject.batch import Batch
     from pytest_transformer_validate.subject.masks import Way
@@ -133,13 +134,17 @@ def _settle_content(
     notes.extend(verdict.notes)
     if not verdict.exceeded:
         return found.moved
-    place = passes.locate_content(found)
+    place = probe.leaks.locate_content(found)
     for moved, note in _content_aside(probe, found, layout, place.kind):
         if moved is not None and moved <= limit.value:
             notes.append(note)
             return moved
-    if place.kind == "ids" and not passes.causal and passes.vectors(way, layout, found.condition):
-        place = passes.locate_vectors(way, layout, found.condition)
+    if (
+        place.kind == "ids"
+        and not passes.causal
+        and probe.masks.vectors(way, layout, found.condition)
+    ):
+        place = probe.leaks.locate_vectors(way, layout, found.condition)
     where = place.where
     excuse = _excuse_content(probe, found, layout, limit) or _KINDS.get(place.kind)
     if excuse is not None:
@@ -188,7 +193,7 @@ def _content_aside(
     yield zeros.moved, f"{_CONVOLVES}; zeros are put there"
     if kind == "ids":
         yield (
-            passes.vectors(way, layout, found.condition),
+            probe.masks.vectors(way, layout, found.condition),
             f"{_KINDS[kind]}; the ids stay, other vectors are read",
         )
 
@@ -197,7 +202,7 @@ def _excuse_content(probe: Probe, found: Content, layout: str, limit: Limit) -> 
     """The structure by which ids under a mask may matter: measured, each by the probe in which
     they do not. ``None`` where there is none."""
     way, passes = found.way, probe.padding
-    if layout.endswith("hole") and passes.reads_lengths(way):
+    if layout.endswith("hole") and probe.masks.reads_lengths(way):
         return f"{way.role} is read as the number of real tokens, not as a mask"
     if layout.endswith("hole") and passes.causal:
         for blank in (False, True):
@@ -212,7 +217,7 @@ def _excuse_content(probe: Probe, found: Content, layout: str, limit: Limit) -> 
 
 
 def _pads_left(probe: Probe) -> bool:
-    return not probe.subject.decodes and probe.padding.pads_left()
+    return not probe.subject.decodes and probe.padded_texts.pads_left()
 
 
 # ... texts of several lengths...
@@ -244,17 +249,17 @@ def _require_declared(probe: Probe, covers: str, factor: float) -> None:
     pad, others = passes.mistaken(covers)
     if pad is None or not others:
         return
-    seen = passes.lengths(covers, "mixed", "right", "plain", filler=pad)
+    seen = probe.padded_texts.lengths(covers, "mixed", "right", "plain", filler=pad)
     moved, row = worst_length(seen)
     if not moved > effect_floor(seen.reference, 256):
         return
     for other in others:
-        hidden = passes.lengths(covers, "mixed", "right", "plain", filler=other)
+        hidden = probe.padded_texts.lengths(covers, "mixed", "right", "plain", filler=other)
         value, _ = worst_length(hidden)
         limit = lengths_limit(hidden, probe.noise(), factor)
         if not value <= limit.value:
             continue
-        where = passes.locate_comparison(covers, other)
+        where = probe.leaks.locate_comparison(covers, other)
         raise CheckFailed(
             f"the padding id that is declared is the one that has to be hidden\n"
             f"{_outputs(probe, covers)} moved by {moved:.2g} (limit {limit}) when a text of "
@@ -277,7 +282,7 @@ def _judge_left(probe: Probe, factor: float) -> PaddingInvariance:
     way, reason = _usable(probe, covers)
     if way is None:
         raise NotApplicable(f"pad on the right: {reason}")
-    found = passes.lengths(covers, "mixed", "left", "plain")
+    found = probe.padded_texts.lengths(covers, "mixed", "left", "plain")
     if worst_length(found)[0] != worst_length(found)[0]:
         raise NotApplicable(f"pad on the right: padding in front gives NaN, by {_NOTHING_LEFT}")
     if passes.takes_positions:
@@ -286,7 +291,7 @@ def _judge_left(probe: Probe, factor: float) -> PaddingInvariance:
     value, _ = worst_length(found)
 
     def again(other: Probe) -> float:
-        return worst_length(other.padding.lengths(covers, "mixed", "left", "plain"))[0]
+        return worst_length(other.padded_texts.lengths(covers, "mixed", "left", "plain"))[0]
 
     if not value <= limit.value and settle(value, limit, lambda: probe.repeated(again)).exceeded:
         raise NotApplicable(
@@ -300,13 +305,13 @@ def _judge_lengths(probe: Probe, covers: str, side: str, factor: float) -> Paddi
     plans = [("mixed", "plain")]
     if small:
         plans += [("equal", "plain"), ("mixed", "noised")]
-    if passes.longest is not None and not passes.causal:
+    if probe.padded_texts.longest is not None and not passes.causal:
         plans.append(("long", "plain"))
     notes: list[str] = []
     way, _ = passes.way(covers)
     measured = PaddingInvariance()
     for plan, condition in plans:
-        found = passes.lengths(covers, plan, side, condition)
+        found = probe.padded_texts.lengths(covers, plan, side, condition)
         noise = probe.noise() if condition == "plain" else 0.0
         limit = lengths_limit(found, noise, factor)
         moved, row = worst_length(found)
@@ -340,7 +345,7 @@ def _settle_lengths(
     _require_repeatable(probe, found.padded, found.condition, limit)
 
     def again(other: Probe) -> float:
-        lengths = other.padding.lengths(found.covers, plan, found.side, found.condition)
+        lengths = other.padded_texts.lengths(found.covers, plan, found.side, found.condition)
         return worst_length(lengths)[0]
 
     value = found.moved[row]
@@ -348,12 +353,12 @@ def _settle_lengths(
     notes.extend(verdict.notes)
     if not verdict.exceeded:
         return value
-    blank = probe.padding.lengths(found.covers, plan, found.side, found.condition, blank=True)
+    blank = probe.padded_texts.lengths(found.covers, plan, found.side, found.condition, blank=True)
     moved, _ = worst_length(blank)
     if moved <= limit.value:
         notes.append(f"{_CONVOLVES}; zeros are put there")
         return moved
-    place = probe.padding.locate_lengths(found)
+    place = probe.leaks.locate_lengths(found)
     where = place.where
     excuse = _excuse_lengths(probe, found) or _KINDS.get(place.kind)
     if excuse is not None:
@@ -415,7 +420,7 @@ def _judge_mask(probe: Probe, covers: str, floor: float, two_shapes: float) -> M
     layout = passes.layout(covers)
     notes = []
     if inverted and way.fixed:
-        where = passes.locate_content(passes.content(way.inverted(), layout, "plain")).where
+        where = probe.leaks.locate_content(passes.content(way.inverted(), layout, "plain")).where
         raise CheckFailed(
             f"a mask must hide what it marks as padding\n{way.role} is read the other way round: "
             "tokens with 0 are seen and tokens with 1 are hidden\n"
@@ -445,9 +450,9 @@ def _require_effect(probe: Probe, way: Way, layout: str, floor: float) -> Conten
     limit = effect_floor(found.reference, floor)
     if found.effect > limit:
         return found
-    if not passes.without_mask(way, layout, "noised") > limit:
+    if not probe.masks.without_mask(way, layout, "noised") > limit:
         raise NotApplicable("no token reaches another: there is nothing to hide")
-    if passes.causal and not passes.touched(way, way.role) and passes.takes_anything:
+    if passes.causal and not probe.masks.touched(way, way.role) and probe.masks.takes_anything:
         raise NotApplicable(
             f"nothing reads {way.role}, nor whatever else forward takes by **kwargs: pad on the "
             "right, where no token of a causal model looks"
@@ -455,12 +460,12 @@ def _require_effect(probe: Probe, way: Way, layout: str, floor: float) -> Conten
     excuse = _excuse_content(probe, found, layout, content_limit(found, 16))
     if excuse is not None:
         raise NotApplicable(excuse)
-    where = passes.locate_content(found).where
+    where = probe.leaks.locate_content(found).where
     likely = f"{way.role} is accepted and not used, or not handed on"
     heard = _heard(probe, way, limit)
     if heard:
         likely = f"{heard} has: the mask's dtype is asked for, or not converted"
-        where = where if passes.touched(way, way.role) else probe.root
+        where = where if probe.masks.touched(way, way.role) else probe.root
     raise CheckFailed(
         "a mask must hide tokens from the others\n"
         f"masking tokens by {way.role} moved {_outputs(probe, way.covers)} by {found.effect:.2g} "
@@ -478,19 +483,19 @@ def _judge_each(probe: Probe, found: Content, floor: float) -> list[str]:
     """Of masks that have to say the same, each has an effect of its own where tokens that it
     marks have one; what is said by another one already is a note."""
     way, passes = found.way, probe.padding
-    silent = passes.silent(found) if way.together else []
+    silent = probe.masks.silent(found) if way.together else []
     if not silent:
         return []
     if probe.subject.small and found.condition == "plain":
         found = passes.content(way, f"full_{passes.layout(way.covers)}", "noised")
-        silent = passes.silent(found)
+        silent = probe.masks.silent(found)
     names = {role: probe.subject.signature.names[role] for role in silent}
     limit = effect_floor(found.reference, floor)
     for role, name in names.items():
         if not found.moved > limit:
             continue
-        where = passes.locate_content(found).where
-        if not passes.touched(way, role):
+        where = probe.leaks.locate_content(found).where
+        if not probe.masks.touched(way, role):
             where = probe.root
         raise CheckFailed(
             "a mask must hide tokens from the others\n"
@@ -509,19 +514,19 @@ def _judge_each(probe: Probe, found: Content, floor: float) -> list[str]:
 def _judge_ones(probe: Probe, way: Way, factor: float) -> MaskEffect:
     if way.role in probe.subject.signature.required:
         return MaskEffect(argument=way.role)
-    value, reference = probe.padding.no_mask(way)
+    value, reference = probe.masks.no_mask(way)
     limit = two_shapes_limit(reference, probe.noise(), factor)
     measured = MaskEffect(argument=way.role, ones=value, ones_limit=limit.value)
 
     def again(other: Probe) -> float:
-        return other.padding.no_mask(way)[0]
+        return other.masks.no_mask(way)[0]
 
     if value <= limit.value or not settle(value, limit, lambda: probe.repeated(again)).exceeded:
         return measured
     if not way.fixed:
         note = f"{way.role} of ones is not the same as none: it may carry a causal mask too"
         return MaskEffect(**{**vars(measured), "notes": (note,)})
-    where = probe.padding.locate_no_mask(way)
+    where = probe.leaks.locate_no_mask(way)
     raise CheckFailed(
         "a mask that keeps everything must give what no mask gives\n"
         f"outputs moved by {value:.2g} (limit {limit}) when {way.role} of ones was given\n"
@@ -536,7 +541,7 @@ def _judge_ones(probe: Probe, way: Way, factor: float) -> MaskEffect:
 
 def _heard(probe: Probe, way: Way, limit: float) -> str:
     """In words, the masks of other dtypes that have an effect where this one has none."""
-    found = probe.padding.other_dtypes(way) if probe.subject.small else {}
+    found = probe.masks.other_dtypes(way) if probe.subject.small else {}
     names = [name for name, moved in found.items() if not isinstance(moved, str) and moved > limit]
     own = str(way.dtype).removeprefix("torch.")
     return f"a mask of {own} has no effect, one of {' or '.join(names)}" if names else ""
@@ -548,7 +553,7 @@ def _dtype_notes(probe: Probe, way: Way, factor: float) -> list[str]:
     found = probe.padding.content(way, probe.padding.layout(way.covers), "plain")
     limit = two_shapes_limit(found.reference, 0.0, factor).value
     notes = []
-    for name, moved in probe.padding.other_dtypes(way).items():
+    for name, moved in probe.masks.other_dtypes(way).items():
         if isinstance(moved, str):
             notes.append(f"a mask of {name} raises {moved}")
         elif not moved <= limit:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pytest_transformer_validate.probe.padding import Blanked, _narrowed, _real
+from pytest_transformer_validate.probe.real_tokens import Blanked, narrowed, real_entries
 
 KEEP = torch.tensor([[True, True, True, True, False], [True, True, False, False, False]])
 
@@ -22,20 +22,20 @@ KEEP = torch.tensor([[True, True, True, True, False], [True, True, False, False,
     ],
 )
 def test_entries_of_real_tokens(shape, real):
-    assert int(_real(torch.zeros(shape), KEEP).expand(shape).sum()) == real
+    assert int(real_entries(torch.zeros(shape), KEEP).expand(shape).sum()) == real
 
 
 def test_a_tensor_without_rows_belongs_to_nobody():
-    assert _real(torch.zeros(7, 5), KEEP) is None
-    assert _real(torch.zeros(()), KEEP) is None
+    assert real_entries(torch.zeros(7, 5), KEEP) is None
+    assert real_entries(torch.zeros(()), KEEP) is None
 
 
 def test_a_part_of_rows_and_positions():
     numbers = torch.arange(2 * 5 * 3).reshape(2, 5, 3)
-    assert torch.equal(_narrowed(numbers, 2, [1], 5, 1, 3), numbers[[1], 1:4])
-    folded = _narrowed(numbers.flatten(0, 1), 2, [1], 5, 1, 3)
+    assert torch.equal(narrowed(numbers, 2, [1], 5, 1, 3), numbers[[1], 1:4])
+    folded = narrowed(numbers.flatten(0, 1), 2, [1], 5, 1, 3)
     assert torch.equal(folded, numbers[1, 1:4])
-    turned = _narrowed(numbers.transpose(0, 1), 2, [0], 5, 0, 2)
+    turned = narrowed(numbers.transpose(0, 1), 2, [0], 5, 0, 2)
     assert torch.equal(turned, numbers[[0], :2].transpose(0, 1))
 
 

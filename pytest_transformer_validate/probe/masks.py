@@ -1,0 +1,150 @@
+"""What a mask argument does to the outputs, and which code reads it.
+
+``Way``, ``layout`` and the conditions are those of ``padding``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pytest_transformer_validate.errors import error_line
+from pytest_transformer_validate.probe.compare import without_nan
+from pytest_transformer_validate.probe.lookup import OtherVectors
+from pytest_transformer_validate.probe.padding import Padding, gap
+from pytest_transformer_validate.probe.passes import Passes, remembered
+from pytest_transformer_validate.subject.masks import Way, padding_id, takes_anything
+
+if TYPE_CHECKING:
+    from pytest_transformer_validate.probe.padding import Content
+    from pytest_transformer_validate.subject.batch import Batch
+
+
+class Masks(Passes):
+    """Passes with one mask argument."""
+
+    @property
+    def padding(self) -> Padding:
+        """How the model is told about padding."""
+        return self.probe.padding
+
+    @remembered
+    def vectors(self, way: Way, layout: str, condition: str) -> float | None:
+        """How far the outputs of real tokens move when other vectors are read for the ids under
+        the mask, and the ids stay as they are (padding, where the model looks for its id);
+        ``None`` where no lookup by these ids is seen.
+
+        What reads ids with their neighbours (n-grams, a shift) sees no difference, what reads
+        the tokens does.
+        """
+        batch, keep = self.kept_ids(way, layout, condition)
+        with self.padding.under(condition):
+            reference = self.padding.outputs(batch, way.covers, keep)
+            with OtherVectors(batch[way.covers], keep) as other:
+                moved = self.padding.outputs(batch, way.covers, keep)
+        return gap(reference, moved) if other else None
+
+    def kept_ids(self, way: Way, layout: str, condition: str) -> tuple[Batch, torch.Tensor]:
+        """A batch with a mask that leaves no doubt where its padding is, and what is real."""
+        finds = self.padding.compares(way.covers)
+        found = self.padding.content(
+            way, layout.replace("hole", "right") if finds else layout, condition
+        )
+        pad = padding_id(self.probe.subject)
+        if pad is None or not finds:
+            return found.before, found.keep
+        ids = found.before[way.covers].masked_fill(~found.keep, pad)
+        return found.before.with_(**{way.covers: ids}), found.keep
+
+    @remembered
+    def without_mask(self, way: Way, layout: str, condition: str) -> float:
+        """How far the outputs of real tokens move when the tokens that the mask would hide are
+        replaced and nothing is masked: 0 shows that no token reaches another."""
+        found = self.padding.content(way, layout, condition)
+        changed = found.open.with_(**{way.covers: found.after[0][way.covers]})
+        with self.padding.under(condition):
+            moved = self.padding.outputs(changed, way.covers, found.keep)
+        return gap(found.reference, moved)
+
+    @remembered
+    def reads_lengths(self, way: Way) -> bool:
+        """Whether a hole means the same as as much padding on the right: the mask is added up."""
+        hole = self.padding.content(way, "hole", "plain")
+        last = hole.keep.sort(dim=1, descending=True).values
+        logits = self.probe.forward(way.tell(hole.before, last)).logits
+        same = logits == self.probe.forward(hole.before).logits
+        return hole.effect > 0 and bool(same.all())
+
+    def silent(self, found: Content) -> list[str]:
+        """The roles, of several masks that go together, that have no effect: outputs are the
+        same when that one alone keeps everything."""
+        way = found.way
+        with self.padding.under(found.condition):
+            told = self.padding.outputs(found.before, way.covers, found.keep)
+            roles = []
+            for role in (way.role, *way.together):
+                without = found.before.with_(**{role: found.open[role]})
+                if not gap(told, self.padding.outputs(without, way.covers, found.keep)):
+                    roles.append(role)
+        return roles
+
+    @remembered
+    def touched(self, way: Way, role: str) -> bool:
+        """Whether any operation reads the mask called ``role``."""
+        batch = self.probe.batch(*self.probe.subject.sizes, "padding")
+        told = way.tell(batch, self.padding.keep(batch[way.covers], "right"))
+        told = told.with_(**{role: told[role].clone()})
+        with self.probe.running("touched") as subject, _Reader(told[role]) as reader:
+            subject.call(told, {})
+        return bool(reader.read)
+
+    @property
+    def takes_anything(self) -> bool:
+        """See ``masks.takes_anything``."""
+        return takes_anything(self.probe.subject)
+
+    @remembered
+    def no_mask(self, way: Way) -> tuple[float, torch.Tensor]:
+        """How far the outputs move between a mask of ones and none, and those without one."""
+        batch = self.probe.batch(*self.probe.subject.sizes, "padding")
+        ones = torch.ones_like(batch[way.covers], dtype=torch.bool)
+        reference = without_nan(self.padding.outputs(batch, way.covers, None))
+        given = self.padding.outputs(way.tell(batch, ones), way.covers, None)
+        return gap(reference, given), reference
+
+    @remembered
+    def other_dtypes(self, way: Way) -> dict[str, float | str]:
+        """How far the outputs of real tokens move when the mask is of another dtype, or the
+        exception that forward raises then."""
+        found = self.padding.content(way, self.padding.layout(way.covers), "plain")
+        reference = self.padding.outputs(found.before, way.covers, found.keep)
+        moved: dict[str, float | str] = {}
+        for dtype in (torch.int64, torch.bool, self.probe.subject.dtype):
+            if dtype == way.dtype:
+                continue
+            told = replace(way, dtype=dtype).tell(found.before, found.keep)
+            name = str(dtype).removeprefix("torch.")
+            try:
+                moved[name] = gap(reference, self.padding.outputs(told, way.covers, found.keep))
+            except Exception as error:  # noqa: BLE001 - a model need not take every dtype
+                moved[name] = error_line(error, 100)
+        return moved
+
+
+class _Reader(TorchDispatchMode):
+    """Notices whether anything computes with a tensor (or with a view of it)."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.storage = tensor.untyped_storage().data_ptr()
+        self.read = False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        given = [a for a in (*args, *(kwargs or {}).values()) if isinstance(a, torch.Tensor)]
+        self.read |= any(t.untyped_storage().data_ptr() == self.storage for t in given)
+        return func(*args, **(kwargs or {}))
