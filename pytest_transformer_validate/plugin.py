@@ -35,7 +35,7 @@ def pytest_cmdline_main(config: pytest.Config) -> Generator[None, object, object
     """
     if options.asked_for(config):
         from pytest_transformer_validate.isolation.policy import distribute
-        from pytest_transformer_validate.start import named
+        from pytest_transformer_validate.naming import named
 
         with options.clean_errors():
             distribute(config, named(config))

@@ -40,6 +40,8 @@ FLOORS = (
     ("isolation",),
     ("collection",),
     ("sinks", "reporting", "progress"),
+    ("naming",),
+    ("ids",),
     ("start", "session"),
     ("plugin", "__main__"),
 )
@@ -47,29 +49,12 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 # Modules that are imported without torch: what a pytest run imports before it has a model.
 TORCH_FREE = (
-    "checks",
-    "collection",
-    "containment",
-    "errors",
-    "fixtures",
-    "hookspec",
-    "isolation",
-    "measures",
-    "models",
-)
-TORCH_FREE += (
-    "optional",
-    "options",
-    "outcome",
-    "plugin",
-    "progress",
-    "report",
-    "runner",
-    "session",
-)
-TORCH_FREE += ("sources", "start", "task", "test_functions", "tier1_critical_validation")
-TORCH_FREE += ("tier2_advanced_analysis",)
-TORCH_FREE += ("redaction", "reporting", "resolution", "sinks", "validation", "__main__")
+    "__main__", "checks", "collection", "containment", "errors", "fixtures", "hookspec", "ids",
+    "isolation", "measures", "models", "naming", "optional", "options", "outcome", "plugin",
+    "progress", "redaction", "report", "reporting", "resolution", "runner", "session", "sinks",
+    "sources", "start", "task", "test_functions", "tier1_critical_validation",
+    "tier2_advanced_analysis", "validation",
+)  # fmt: skip
 
 HEAVY = ("torch", "numpy", "transformers", "pandas", "safetensors", "matplotlib", "captum")
 DEFERRED = set(HEAVY) - {"torch"}

@@ -155,5 +155,18 @@ def test_the_options_are_the_closed_list() -> None:
         "--tb-offline",
         "--tb-train",
         "--tier3",
+        "--tb-data",
+        "--tb-epochs",
+        "--tb-time-budget",
     ]
     assert set(options.INI_ONLY) == {"tb_limits", "tb_expect_fail"}
+
+
+@pytest.mark.parametrize("workers", [(), ("-n", "1")])
+@pytest.mark.parametrize("flag", ["-k", "-m"])
+def test_a_wrong_expression_is_what_was_typed(
+    project: pytest.Pytester, flag: str, workers: tuple[str, ...]
+) -> None:
+    result = project.runpytest_inprocess("--tb-model=model.py", flag, "sound or (", *workers)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"ERROR: {flag} 'sound or (': wrong at column *"])
