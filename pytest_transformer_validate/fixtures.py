@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pytest_transformer_validate.probe.probe import Probe
     from pytest_transformer_validate.sources.base import Loaded
     from pytest_transformer_validate.subject.subject import Subject
+    from pytest_transformer_validate.training.trainer import Trainer
 
 ENTRY = "_tb_entry"
 CASE = "_tb_case"
@@ -130,6 +131,34 @@ def tb_probe(
 def tb_batch(tb_subject: Subject) -> Any:
     """A small batch that the model takes: 2 rows of 8 positions, shorter for a short model."""
     return tb_subject.batch(rows=2, length=8)
+
+
+@pytest.fixture
+def tb_trainer(
+    tb_model: torch.nn.Module,
+    tb_subject: Subject,
+    tb_tokenizer: Any,
+    pytestconfig: pytest.Config,
+) -> Callable[..., Trainer]:
+    """Makes a Trainer of the model: ``tb_trainer(epochs=1, learning_rate=1e-3)``.
+
+    Settings are those of TrainingConfig; those that are left out come from the options
+    (``--tb-seed``, ``--tb-epochs``), nothing is saved or printed, and it runs on the model's
+    device. The model is trained where it is; the next test gets it as loaded.
+    """
+    from pytest_transformer_validate.options import Settings
+    from pytest_transformer_validate.training.config import TrainingConfig
+    from pytest_transformer_validate.training.trainer import DeviceTrainer
+
+    said = Settings.from_config(pytestconfig)
+    defaults = {"random_seed": said.seed, "epochs": said.epochs, "precision": "32-true"}
+    defaults |= {"checkpoint_dir": None, "console": False}
+
+    def make(**settings: Any) -> Trainer:
+        config = TrainingConfig(**{**defaults, **settings})
+        return DeviceTrainer(tb_model, tb_subject.config, config, tb_subject.task, tb_tokenizer)
+
+    return make
 
 
 def _shared(config: pytest.Config) -> Shared:

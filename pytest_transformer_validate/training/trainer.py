@@ -24,7 +24,7 @@ from pytest_transformer_validate.training.progress import Progress
 from pytest_transformer_validate.training.recompute import recomputing
 from pytest_transformer_validate.training.run import Run
 from pytest_transformer_validate.training.seeds import set_random_seed, settings_kept
-from pytest_transformer_validate.training.strategy import make_strategy
+from pytest_transformer_validate.training.strategy import OneDevice, make_strategy
 from pytest_transformer_validate.training.window import Window
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from pytest_transformer_validate.training.data.loaders import Batches
     from pytest_transformer_validate.training.hooks import TrainingHooks
     from pytest_transformer_validate.training.metrics.tracker import MetricsTracker
-    from pytest_transformer_validate.training.strategy import OneDevice
     from pytest_transformer_validate.training.window import StepNumbers
 
 
@@ -125,6 +124,8 @@ class Trainer:
             status = "stopped"
             raise
         finally:
+            # Fused kernels write to weights without a trace that autograd, or a test, could see.
+            torch.autograd.graph.increment_version(list(run.model.parameters()))
             run.tracker.close(status)
         run.hooks.on_training_end()
         run.strategy.wait()
@@ -226,6 +227,14 @@ class Trainer:
         metrics["perplexity"] = perplexity(metrics["loss"])
         run.hooks.on_validation_end(metrics)
         return metrics
+
+
+class DeviceTrainer(Trainer):
+    """A trainer in this one process, on the device where the model is."""
+
+    def strategy(self) -> OneDevice:
+        found = next((p.device for p in self.model.parameters()), torch.device("cpu"))
+        return OneDevice(found)
 
 
 def _summary(numbers: list[StepNumbers]) -> dict[str, float]:

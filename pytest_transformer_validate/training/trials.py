@@ -18,8 +18,7 @@ from pytest_transformer_validate.errors import Diverged, NotApplicable, error_li
 from pytest_transformer_validate.probe.passes import Passes, remembered
 from pytest_transformer_validate.training.config import ConfigWarning, TrainingConfig
 from pytest_transformer_validate.training.hooks import TrainingHooks
-from pytest_transformer_validate.training.strategy import OneDevice
-from pytest_transformer_validate.training.trainer import Trainer
+from pytest_transformer_validate.training.trainer import DeviceTrainer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -188,7 +187,7 @@ class Trials(Passes):
         if not dropout:
             _without_dropout(model)
         grads = _kept_gradients(model) if gradients else None
-        trainer = Copy(
+        trainer = DeviceTrainer(
             model,
             subject.config,
             TrainingConfig(**{**settings, **given}),
@@ -196,7 +195,6 @@ class Trials(Passes):
             tokenizer=tokenizer,
             hooks=watch,
         )
-        trainer.device = subject.device
         stopped, val = "", []
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConfigWarning)
@@ -224,15 +222,6 @@ class Trials(Passes):
                 ) from error
             model = built.to(probe.subject.device, probe.subject.dtype)
         return model
-
-
-class Copy(Trainer):
-    """A trainer on the device where the model is."""
-
-    device: torch.device
-
-    def strategy(self) -> OneDevice:
-        return OneDevice(self.device)
 
 
 class _Enough(Exception):

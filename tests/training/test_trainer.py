@@ -171,6 +171,12 @@ class TestEpochs:
         trained(other, batches(rows(6), 2), **settings)
         assert all(map(torch.equal, one.parameters(), other.parameters()))
 
+    def test_weights_that_were_written_to_say_so(self, settings) -> None:
+        model = tiny_lm()
+        before = [p._version for p in model.parameters()]
+        trained(model, [padded(rows(2))], **settings)
+        assert all(p._version > v for p, v in zip(model.parameters(), before, strict=True))
+
     def test_the_models_mode_comes_back(self, settings) -> None:
         model = tiny_lm().eval()
         trained(model, [padded(rows(2))], **settings)
