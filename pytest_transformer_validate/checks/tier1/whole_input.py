@@ -1,0 +1,106 @@
+"""What a classifier's output depends on: every token of a text, every patch of an image."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from pytest_transformer_validate.checks.tier1.mixing import first_short, measured_from
+from pytest_transformer_validate.errors import CheckFailed, NotApplicable, first_line
+from pytest_transformer_validate.measures import context
+from pytest_transformer_validate.measures.context import Context
+
+if TYPE_CHECKING:
+    import torch
+
+    from pytest_transformer_validate.probe.probe import Probe
+
+
+def every_token(probe: Probe, floor: float) -> Context:
+    """Every token of a text moves a classifier's output."""
+    rule = "the output of a classifier must depend on every token of its text"
+    if probe.subject.sizes[1] < 2:
+        raise NotApplicable("the longest text is one token")
+    measured = Context()
+    longer = min(probe.subject.max_length or 64, 64)
+    lengths = [probe.subject.sizes[1], *([longer] if probe.subject.small else [])]
+    for length in dict.fromkeys(lengths):
+        values = _text_dependencies(probe, length, floor)
+        if probe.subject.ends:
+            values = values[:-1]  # the id that ends the text may be taken for padding
+        unseen = (values < floor).nonzero().flatten().tolist()
+        measured = replace(measured_from(values, floor, len(unseen)), pairs=length, length=length)
+        if not unseen:
+            continue
+        told = probe.tells_of_limits(holes=False)
+        if told and len(unseen) < length - 1:
+            note = f"{len(unseen)} of {length} tokens are not seen: a limited reach ({told})"
+            return replace(measured, notes=(note,))
+        where = first_short(probe, {"alone"}) or _first_losing(probe, length, unseen[-1])
+        raise CheckFailed(
+            f"{rule}\n"
+            f"{len(unseen)} of {length} tokens have no influence (tokens "
+            f"{', '.join(map(str, unseen[:8]))}{'...' if len(unseen) > 8 else ''}), with moved "
+            "parameters too\n"
+            f"first module to differ: {where or 'none stands out'}\n"
+            "likely: the text is cut inside the model, pooling reads some positions only and no "
+            "attention brings the others there, or a mask hides them",
+            measured,
+            where=where,
+        )
+    return measured
+
+
+def _text_dependencies(probe: Probe, length: int, floor: float) -> torch.Tensor:
+    first = context.relative(_text(probe, length, "eval"))
+    if bool((first < floor).any()):
+        return first.maximum(context.relative(_text(probe, length, "noised")))
+    return first
+
+
+def _text(probe: Probe, length: int, condition: str) -> torch.Tensor:
+    """By gradient; by replacing tokens where none can be read."""
+    try:
+        found = probe.mixing.text(length, condition)
+    except Exception:  # noqa: BLE001 - a model need not support a backward in eval mode
+        found = None
+    if found is None or not bool(found.isfinite().all()):
+        return probe.mixing.text_swaps(length, condition)
+    return found
+
+
+def _first_losing(probe: Probe, length: int, token: int) -> str | None:
+    before, after = (probe.row(b, token) for b in probe.mixing.swapped(length))
+    return probe.mixing.first_losing(before, after)
+
+
+def every_patch(probe: Probe, floor: float) -> Context:
+    """Every patch of an image moves the output."""
+    size = probe.mixing.patch
+    values = _patches(probe, size, "eval")
+    if bool((values < floor).any()):
+        values = values.maximum(_patches(probe, size, "noised"))
+    unseen = (values < floor).nonzero().tolist()
+    measured = replace(measured_from(values, floor, len(unseen)), length=values.numel())
+    if not unseen:
+        return measured
+    where = probe.mixing.losing_patch(*unseen[0])
+    raise CheckFailed(
+        "the output of an image classifier must depend on every part of the image\n"
+        f"{len(unseen)} of {values.numel()} patches of {size} x {size} pixels have no influence "
+        f"(row, column: {', '.join(f'{a}, {b}' for a, b in unseen[:4])}...), with moved "
+        "parameters too\n"
+        f"first module to differ: {where or 'none stands out'}\n"
+        "likely: patches are dropped or cut off, or nothing brings them to the token that is read",
+        measured,
+        where=where,
+    )
+
+
+def _patches(probe: Probe, size: int, condition: str) -> torch.Tensor:
+    try:
+        pixels = probe.mixing.pixels(condition)
+    except Exception as error:
+        raise NotApplicable(f"no gradient could be read: {first_line(error)}") from error
+    tiles = pixels.unfold(0, size, size).unfold(1, size, size).amax((2, 3))
+    return context.relative(tiles.flatten()).reshape(tiles.shape)
