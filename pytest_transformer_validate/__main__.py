@@ -31,6 +31,9 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument(
         "--workers", type=int, default=os.cpu_count() or 1, help="processes (default: processors)"
     )
+    command.add_argument(
+        "--tier", type=int, choices=(1, 2), default=1, help="of the checks over healthy models"
+    )
     merge = commands.add_parser(
         "merge", help="join files of --tb-json into one page of models and checks"
     )
@@ -48,7 +51,11 @@ def main(arguments: list[str] | None = None) -> int:
         if part not in PARTS:
             parser.error(f"unknown part {part!r}; known are {', '.join(PARTS)}")
     parts = given.parts or PARTS
-    missed = [_mutants() if part == "mutants" else _architectures(given.workers) for part in parts]
+    runs = {
+        "mutants": lambda: _mutants(given.tier),
+        "architectures": lambda: _architectures(given.workers, given.tier),
+    }
+    missed = [runs[part]() for part in parts]
     return int(any(missed))
 
 
@@ -73,24 +80,26 @@ def _names(files: list[Path]) -> list[str]:
     return names if len(set(names)) == len(names) else [file.as_posix() for file in files]
 
 
-def _mutants() -> bool:
+def _mutants(tier: int) -> bool:
     """Print the zoo table and the mutant table; whether there is a miss or an alarm."""
     from pytest_transformer_validate.evidence import table
     from pytest_transformer_validate.evidence.mutants import MUTANTS
     from pytest_transformer_validate.evidence.zoo import ZOO
 
-    healthy = [table.healthy_row(name) for name in _told(ZOO, len(ZOO))]
-    mutants = [table.mutant_row(name) for name in _told(MUTANTS, len(MUTANTS))]
+    checks = {check.name for check in table.of_tier(tier)}
+    names = [name for name, mutant in MUTANTS.items() if mutant.check in checks]
+    healthy = [table.healthy_row(name, tier=tier) for name in _told(ZOO, len(ZOO))]
+    mutants = [table.mutant_row(name) for name in _told(names, len(names))]
     print("\n".join([*table.zoo_table(healthy), "", *table.mutant_table(mutants)]))
     return any(row.alarms for row in healthy) or any(row.missed for row in mutants)
 
 
-def _architectures(workers: int) -> bool:
+def _architectures(workers: int, tier: int) -> bool:
     """Print the table of architectures; whether there is an alarm that is not declared."""
     from pytest_transformer_validate.evidence.architectures import architectures
     from pytest_transformer_validate.evidence.survey import survey, survey_table
 
-    rows = list(_told(survey(workers), len(architectures())))
+    rows = list(_told(survey(workers, tier=tier), len(architectures())))
     rows.sort(key=lambda row: row.architecture)
     print("\n".join(survey_table(rows)))
     return any(row.alarms for row in rows)

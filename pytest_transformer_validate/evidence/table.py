@@ -122,15 +122,15 @@ def judge(
     )
 
 
-def tier1() -> list[Check]:
-    """The checks of tier 1."""
-    return [check for check in all_checks() if check.tier == 1]
+def of_tier(tier: int) -> list[Check]:
+    """The checks of a tier, without slow ones."""
+    return [check for check in all_checks() if check.tier == tier and not check.slow]
 
 
-def healthy_row(name: str, seed: int = 0) -> HealthyRow:
-    """All checks of tier 1 on one model of the zoo."""
+def healthy_row(name: str, seed: int = 0, tier: int = 1) -> HealthyRow:
+    """All checks of a tier on one model of the zoo."""
     healthy = ZOO[name]
-    return HealthyRow(name, judge(name, healthy.build, healthy.config, tier1(), seed))
+    return HealthyRow(name, judge(name, healthy.build, healthy.config, of_tier(tier), seed))
 
 
 def mutant_row(name: str, seed: int = 0) -> MutantRow:
@@ -163,7 +163,8 @@ def by_check(models: Sequence[Sequence[Record]]) -> list[str]:
     """On how many models each check passed, failed, was declared, did not apply, or had no answer
     (broken, blocked): a model counts by the worst of a check's cases."""
     cells = [["check", *_COLUMNS]]
-    for name in (check.name for check in tier1()):
+    seen = {record.check for records in models for record in records}
+    for name in (check.name for check in all_checks() if check.name in seen):
         found = [
             _COLUMN_OF.get(worst(r for r in records if r.check == name), "no answer")
             for records in models

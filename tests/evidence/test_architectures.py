@@ -55,6 +55,13 @@ def test_a_sample_builds_and_passes_every_check(architecture: Architecture) -> N
     assert len([record for record in row.records if record.status == "passed"]) >= 7
 
 
+@pytest.mark.parametrize("architecture", sample()[::3] + sample()[1::3], ids=str)
+def test_a_sample_passes_tier_2(architecture: Architecture) -> None:
+    row = survey_row(architecture, tier=2)
+    assert not row.alarms, [record.message for record in row.alarms]
+    assert len([record for record in row.records if record.status == "passed"]) >= 4
+
+
 def test_the_seed_decides_the_weights() -> None:
     architecture = pair("causal_lm", "llama")
     first, same, other = (build(architecture, seed).state_dict() for seed in (3, 3, 4))

@@ -34,7 +34,8 @@ def test_config_is_json(name: str) -> None:
     assert json.loads(json.dumps(config)) == config
 
 
+@pytest.mark.parametrize("tier", [1, 2])
 @pytest.mark.parametrize("name", ZOO)
-def test_every_check_passes(name: str) -> None:
-    row = table.healthy_row(name)
+def test_every_check_passes(name: str, tier: int) -> None:
+    row = table.healthy_row(name, tier=tier)
     assert not row.alarms, "\n".join(record.message for record in row.alarms)
