@@ -18,6 +18,7 @@ import torch
 from pytest_transformer_validate.errors import Blocked, NotApplicable, error_line
 from pytest_transformer_validate.optional import require
 from pytest_transformer_validate.probe.compare import sequence
+from pytest_transformer_validate.probe.hooked import hooked
 from pytest_transformer_validate.probe.passes import Passes, remembered
 from pytest_transformer_validate.probe.paths import Path, logit, slopes
 from pytest_transformer_validate.probe.slopes import first_wrong
@@ -162,6 +163,30 @@ class Attributions(Passes):
         path = probe.attributions.path("eval")
         with probe.running("attribution", grad=True) as subject:
             return first_wrong(subject.model, lambda: path.reader.logits(subject, path.end))
+
+    def truncated(self) -> str | None:
+        """The first module with parameters that is given a gradient in some of its calls and not
+        in others, at the end of the path."""
+        path = self.path("eval")
+        calls: dict[str, set[bool]] = {}
+
+        def enter(name: str, inputs: list[torch.Tensor]) -> None:
+            if inputs and name in trained:
+                follows = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
+                calls.setdefault(name, set()).add(follows)
+
+        def leave(_name: str, _outputs: list[torch.Tensor]) -> None:
+            return None
+
+        def run(subject: Subject) -> None:
+            vectors = tuple(t.clone().requires_grad_() for t in path.end)
+            with hooked(subject.model, enter, leave):
+                path.reader.logits(subject, vectors)
+
+        modules = self.probe.subject.model.named_modules()
+        trained = {n for n, m in modules if n and next(m.parameters(), None) is not None}
+        self._differentiated("eval", run)
+        return next((name for name, seen in calls.items() if len(seen) > 1), None)
 
     @remembered
     def _slopes(self) -> Slopes:

@@ -92,7 +92,9 @@ class Perturbation(Passes):
         before = self._logits(text)
         after = self._logits(changed)
         spread = float(before.std()) or 1.0
-        task = self.probe.subject.task.task_type if each_token(self.probe.subject) else ""
+        task = self.probe.subject.task.task_type
+        if before.dim() < 3 or before.shape[1] != text.main.shape[1]:
+            task = ""  # outputs that belong to no token
         moved = []
         for row in range(changed.rows):
             old, new = before[0], after[row]

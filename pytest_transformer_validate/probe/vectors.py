@@ -9,13 +9,13 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pytest_transformer_validate.errors import Blocked, NotApplicable
+from pytest_transformer_validate.errors import NotApplicable
 from pytest_transformer_validate.probe.hooked import eager
 from pytest_transformer_validate.probe.lookup import TokenLookup
 from pytest_transformer_validate.subject.batch import Batch
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     import torch
 
@@ -56,6 +56,16 @@ class VectorLookup(TokenLookup):
         vectors = self.given[place].to(result.dtype) * 1
         return vectors.transpose(0, 1) if turned else vectors
 
+    @contextlib.contextmanager
+    def anew(self, subject: Subject) -> Iterator[None]:
+        """Begin again at each call of the model: some are called several times for one output, to
+        find what else they have to be given."""
+        handle = subject.model.register_forward_pre_hook(lambda *_: self.found.clear())
+        try:
+            yield
+        finally:
+            handle.remove()
+
 
 @dataclass(frozen=True)
 class Reader:
@@ -81,7 +91,8 @@ class Reader:
             lookups.enter_context(eager())
             for role in dict.fromkeys(self.roles):
                 given = [v for r, v in zip(self.roles, vectors, strict=True) if r == role]
-                lookups.enter_context(VectorLookup(batch[role], given))
+                lookup = lookups.enter_context(VectorLookup(batch[role], given))
+                lookups.enter_context(lookup.anew(subject))
             return self._read(subject, batch)
 
     def _read(self, subject: Subject, batch: Batch) -> torch.Tensor:
@@ -91,7 +102,7 @@ class Reader:
         length = batch[_sequence(batch)].shape[1]
         if logits.dim() < 3 or logits.shape[1] != length:
             shape = tuple(logits.shape)
-            raise Blocked(f"logits are {shape} for {length} tokens: see shape_robustness")
+            raise NotApplicable(f"logits are {shape} for {length} tokens: not one a token")
         return logits[:, self.position].flatten(1)
 
 
@@ -109,6 +120,8 @@ def read(subject: Subject, batch: Batch) -> dict[str, list[torch.Tensor]]:
             for role in _IDS
             if role in batch.inputs
         }
+        for lookup in lookups.values():
+            stack.enter_context(lookup.anew(subject))
         subject(batch)
     found = {role: lookup.found for role, lookup in lookups.items()}
     if not found.get(_sequence(batch)):

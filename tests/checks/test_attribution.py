@@ -130,6 +130,25 @@ def test_a_frozen_backbone_is_no_mistake():
         attribution(probe_of(Frozen()))
 
 
+def test_a_loop_whose_backward_is_cut_short_is_no_mistake():
+    class Loop(Decoder):
+        """One block again and again; the last cycle alone is differentiated."""
+
+        def hidden(self, ids):
+            x = start = self.tokens(ids) + self.positions(torch.arange(ids.size(1)))
+            for cycle in range(3):
+                with torch.set_grad_enabled(cycle == 2 and torch.is_grad_enabled()):
+                    x = self.blocks[0](x + start)
+            return self.norm(x)
+
+    with pytest.raises(NotApplicable, match=r"blocks\.0.* is called several times"):
+        attribution(probe_of(Loop()))
+
+
+def test_a_text_is_run_twice_to_find_what_else_a_model_is_given():
+    assert attribution(zoo_probe("builder_attention")).value < 1e-3
+
+
 def test_routed_tokens_are_told():
     with pytest.raises(NotApplicable, match="routed among 4 experts, and the choice jumps"):
         attribution(zoo_probe("moe"))

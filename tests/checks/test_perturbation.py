@@ -146,3 +146,22 @@ def test_rank_correlation():
     assert spearman([1.0, 2.0, 9.0], [0.1, 0.2, 0.3]) == 1
     assert spearman([1.0, 2.0, 3.0], [3.0, 2.0, 1.0]) == -1
     assert spearman([1.0, 1.0, 1.0], [3.0, 2.0, 1.0]) is None
+
+
+@pytest.mark.parametrize("name", ["builder_attention", "builder_residual"])
+def test_models_that_are_run_twice_for_one_output(name):
+    assert embedding_smoothness(zoo_probe(name)).value < 1.1
+
+
+def test_outputs_that_belong_to_no_token():
+    class Fixed(Decoder):
+        """Sixteen outputs, whatever the length of the text."""
+
+        def forward(self, input_ids):
+            hidden = self.hidden(input_ids).mean(1, keepdim=True)
+            return self.head(hidden + self.positions.weight[:16])
+
+    probe = probe_of(Fixed(), task="masked_lm")
+    assert token_perturbation(probe).value == 1
+    with pytest.raises(NotApplicable, match="not one a token"):
+        adversarial_tokens(probe)
