@@ -8,6 +8,7 @@ import torch
 
 from pytest_transformer_validate.errors import Blocked
 from pytest_transformer_validate.probe.trace import Call, traced
+from pytest_transformer_validate.probe.watch import same
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -105,6 +106,17 @@ def difference(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """|a - b|, 0 where both are the same infinity."""
     apart = (a - b).abs()
     return apart.masked_fill_(a == b, 0) if bool(apart.isnan().any()) else apart
+
+
+def moved_by(a: torch.Tensor, b: torch.Tensor) -> float:
+    """The largest movement, NaN being equal to NaN; infinite where the shapes differ."""
+    if a.shape != b.shape:
+        return float("inf")
+    if same(a, b):
+        return 0.0
+    both = a.isnan() & b.isnan()
+    moved = torch.where(both, 0, difference(a, b)).nan_to_num(nan=float("inf"))
+    return float(moved.max())
 
 
 def over(a: torch.Tensor, b: torch.Tensor, part: float | None = None) -> bool:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from pytest_transformer_validate.probe.padding import Content
     from pytest_transformer_validate.subject.masks import Way
 
-
 _NEAR = 8  # tokens that an n-gram may span
 
 

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
     from pytest_transformer_validate.subject.batch import Batch
 
-
 HIDDEN = 3  # tokens in a hole; shorter texts than two of them are not padded
 
 

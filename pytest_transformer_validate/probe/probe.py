@@ -22,6 +22,7 @@ from pytest_transformer_validate.probe.caches import Caches
 from pytest_transformer_validate.probe.checkpointing import Checkpointing
 from pytest_transformer_validate.probe.comparison import Comparison
 from pytest_transformer_validate.probe.draws import Draws
+from pytest_transformer_validate.probe.dropouts import Dropouts
 from pytest_transformer_validate.probe.experts import Experts
 from pytest_transformer_validate.probe.exported import Exported
 from pytest_transformer_validate.probe.fitting import Fitting
@@ -236,6 +237,7 @@ class Probe:
     checkpointing = functools.cached_property(Checkpointing)
     comparison = functools.cached_property(Comparison)
     draws = functools.cached_property(Draws)
+    dropouts = functools.cached_property(Dropouts)
     states = functools.cached_property(States)
     drawn = functools.cached_property(Weights)
     siblings = functools.cached_property(Siblings)

@@ -10,14 +10,9 @@ import torch
 from torch import nn
 
 from pytest_transformer_validate.errors import error_line
-from pytest_transformer_validate.probe.draws import moved_by
+from pytest_transformer_validate.probe.compare import moved_by
 from pytest_transformer_validate.probe.passes import Passes, remembered
-from pytest_transformer_validate.probe.trace import (
-    ROOT,
-    Call,
-    traced,
-    where_raised,
-)
+from pytest_transformer_validate.probe.trace import ROOT, Call, traced, where_raised
 from pytest_transformer_validate.probe.watch import (
     first_change,
     first_difference,

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from pytest_transformer_validate.measures.context import Context, Pattern
     from pytest_transformer_validate.probe.probe import Probe
 
-
 _WIDEST = 64  # windows up to here are tried out on a text that is longer
 
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from pytest_transformer_validate.measures.context import Context
     from pytest_transformer_validate.probe.probe import Probe
 
-
 SOURCE = "every output of a decoder must depend on every token of the encoder's input"
 
 

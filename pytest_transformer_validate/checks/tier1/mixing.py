@@ -89,8 +89,6 @@ def both_kind(pattern: Pattern | None) -> str:
 
 
 _GOOD = {"mixes", "all"}
-
-
 _BAD = {"alone", "past", "future"}
 
 

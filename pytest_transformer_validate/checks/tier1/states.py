@@ -19,7 +19,8 @@ from pytest_transformer_validate.measures.tolerance import same_shape_limit, set
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from pytest_transformer_validate.probe.draws import Declared, Trained, Twice
+    from pytest_transformer_validate.probe.draws import Twice
+    from pytest_transformer_validate.probe.dropouts import Declared, Trained
     from pytest_transformer_validate.probe.probe import Probe
     from pytest_transformer_validate.probe.states import Left, Step
 
@@ -260,11 +261,10 @@ def dropout(probe: Probe, *, most: float = 0.9) -> DropoutUse:
     ``most``, other numbers each time, is called in every layer alike, its result is used, and it
     is not put on the logits. One written by hand turns ones into ones on average.
     """
-    draws = probe.draws
-    declared = draws.declared_dropout()
-    draws.drawn_twice("plain")  # what raises in evaluation too is no fault of training
+    declared = probe.dropouts.declared()
+    probe.draws.drawn_twice("plain")  # what raises in evaluation too is no fault of training
     try:
-        trained = draws.trained()
+        trained = probe.dropouts.trained()
     except Exception as error:
         line = error_line(error)
         raise NotApplicable(f"a forward in training mode raises: {line}") from error
@@ -328,13 +328,13 @@ def _misuse(probe: Probe, declared: Declared, trained: Trained, most: float) -> 
             name,
             "a mask that is drawn once and kept",
         )
-    for name, like in probe.draws.lacking():
+    for name, like in probe.dropouts.lacking():
         return (
             f"{name} draws nothing in training, {like} does",
             _above(name) if name in (*declared.modules, *trained.uncalled) else name,
             "one layer does not call its dropout, or keeps it in evaluation mode",
         )
-    for name, like in probe.draws.undropped():
+    for name, like in probe.dropouts.undropped():
         return (
             f"{name} drops nothing, {like} of the same role does",
             _above(name),
@@ -344,7 +344,7 @@ def _misuse(probe: Probe, declared: Declared, trained: Trained, most: float) -> 
 
 
 def _unscaled(probe: Probe) -> Misuse | None:
-    for found in probe.draws.hand_written():
+    for found in probe.dropouts.hand_written():
         spread = (found.zeros * (1 - found.zeros) / found.entries) ** 0.5
         missing = abs(found.mean - 1)
         if missing > max(0.02, 10 * spread):
@@ -366,12 +366,12 @@ def _idle(probe: Probe, declared: Declared, trained: Trained) -> Misuse | None:
     names = [*trained.active, *trained.inside]
     if not names and declared.keys and not trained.drawing:
         names = [*trained.uncalled]
-    if trained.moved or not names or probe.draws.trained_noised():
+    if trained.moved or not names or probe.dropouts.trained_noised():
         return None
     return (
         "two random states give the same logits in training, and dropout is declared: "
         + ", ".join(names[:4]),
-        probe.draws.keeps_idle(trained),
+        probe.dropouts.keeps_idle(trained),
         "the dropout is made and never called, train() does not reach it, or the generator is "
         "seeded inside of forward",
     )
