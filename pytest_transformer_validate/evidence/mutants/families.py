@@ -159,16 +159,18 @@ FAMILIES: dict[str, str] = {
     "weights_that_do_not_sum_to_one": "attention weights that are changed behind the softmax",
     # attention_mask
     "mask_that_does_not_quite_hide": "a mask of a number that training can outgrow",
+    "mask_with_a_wrong_edge": "a causal mask or a window that ends too far away",
     # attention_reach
     "carried_beside_attention": "tokens that reach an output past what attention may see",
     # attention_heads
     "heads_that_look_alike": "heads of one layer with the same weights",
     # attention_scale
     "scores_not_scaled": "queries times keys without 1/sqrt(d)",
-    "scores_scaled_twice": "queries times keys divided by d",
+    "scores_scaled_twice": "queries times keys divided by d, or by the root of all heads",
     # attribution
     "part_of_the_path_detached": "a gradient that is cut in one of several paths to a weight",
     "backward_of_another_function": "a backward by hand that is not the forward's",
+    "hidden_token_gets_an_attribution": "an output that follows what the task hides",
     # embedding_smoothness
     "made_of_the_last_digits": "numbers that any change of an activation makes others",
     # layer_effect
