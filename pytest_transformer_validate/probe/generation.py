@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pytest_transformer_validate.errors import NotApplicable, SubjectError, error_line
-from pytest_transformer_validate.probe.caches import padded_left
 from pytest_transformer_validate.probe.compare import difference
+from pytest_transformer_validate.probe.decoding import padded_left
 from pytest_transformer_validate.probe.generate_call import Generate, Unexpected, understand
 from pytest_transformer_validate.probe.passes import Passes, remembered
 from pytest_transformer_validate.probe.quiet import quietly

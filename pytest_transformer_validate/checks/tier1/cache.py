@@ -18,7 +18,8 @@ from pytest_transformer_validate.measures.tolerance import (
 
 if TYPE_CHECKING:
     from pytest_transformer_validate.measures.measurement import Limit
-    from pytest_transformer_validate.probe.caches import Decoded, Plan
+    from pytest_transformer_validate.probe.caches import Decoded
+    from pytest_transformer_validate.probe.decoding import Plan
     from pytest_transformer_validate.probe.probe import Probe
 
 RULE = "decoding with the cache must give the logits of the whole text"

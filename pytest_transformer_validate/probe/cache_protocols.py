@@ -1,0 +1,142 @@
+"""How a cache travels, read from the signature and from what comes back.
+
+Handed in and returned (a tuple, a dict, an object that is changed in place), or kept inside the
+model, which is told how many tokens came before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import re
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pytest_transformer_validate.errors import NotApplicable, error_line
+from pytest_transformer_validate.probe.decoding import Plan, Protocol, call_on, kept, text_of
+from pytest_transformer_validate.subject.outputs import (
+    field_of,
+    floating,
+    named_caches,
+    possible_caches,
+)
+
+if TYPE_CHECKING:
+    from pytest_transformer_validate.probe.probe import Probe
+    from pytest_transformer_validate.subject.batch import Batch
+    from pytest_transformer_validate.subject.subject import Subject
+
+_RESET = re.compile(r"^(reset|clear|empty)_?(the_)?(kv_?|key_value_)?(cache|caches|state)$")
+
+
+def handed_over(probe: Probe) -> Protocol:
+    """A cache that forward takes and returns."""
+    subject = probe.subject
+    name = subject.signature.names["past_key_values"]
+    length = max(2, subject.sizes[1] // 2)
+    plan = Plan(2 if subject.most_rows > 1 else 1, (length, 1))
+    text = text_of(probe, plan, "protocol")
+    blank = Protocol(name, None)
+    with probe.running("protocol") as running, kept(running.model):
+        raw = _first_call(running, text, length, blank)
+        own = field_of(raw, name)
+        named = [(name, own)] if own is not None else named_caches(raw)
+        if named:
+            return Protocol(name, named[0][0])
+        possible = possible_caches(raw)
+        for field, value in possible:
+            trial = Protocol(name, field)
+            with contextlib.suppress(Exception):
+                call_on(
+                    running, text, length, 1, trial, copy.deepcopy(value), None, positions=True
+                )
+                return trial
+    for field, value in possible:
+        if _keys_and_values(value, length):
+            return Protocol(name, field)
+    raise NotApplicable(f"forward takes {name} and returns no cache")
+
+
+def kept_inside(probe: Probe) -> Protocol:
+    """A cache that the model keeps: something in it is another after a call."""
+    subject = probe.subject
+    signature = subject.signature
+    role = next(r for r in ("start", "input_pos", "use_cache") if signature.takes(r))
+    name = signature.names[role]
+    reset = next((m for m in dir(subject.model) if _RESET.match(m)), None)
+    length = max(2, subject.sizes[1] // 2)
+    plan = Plan(2 if subject.most_rows > 1 else 1, (length,))
+    text = text_of(probe, plan, "protocol")
+    protocol = Protocol(f"{name}, kept inside the model", None, reset)
+    with probe.running("protocol") as running, kept(running.model):
+        before = _contents(running.model)
+        _first_call(running, text, length, protocol)
+        if _contents(running.model) == before:
+            raise NotApplicable(f"forward takes {name}, returns no cache and keeps nothing")
+    return protocol
+
+
+def _first_call(subject: Subject, text: Batch, length: int, protocol: Protocol) -> Any:
+    try:
+        raw, _ = call_on(subject, text, 0, length, protocol, None, None, positions=True)
+    except Exception as error:
+        line = error_line(error)
+        raise NotApplicable(
+            f"asked for a cache ({protocol.text}), forward raises {line}"
+        ) from error
+    return raw
+
+
+def _keys_and_values(value: Any, length: int) -> bool:
+    """Whether a result that cannot be handed back is a cache all the same: pairs of tensors with
+    one axis that follows the length (weights of attention have two)."""
+    tensors = tensors_of(value)
+    return len(tensors) > 1 and all(list(t.shape).count(length) == 1 for t in tensors)
+
+
+def tensors_of(value: Any) -> list[torch.Tensor]:
+    """Every floating point tensor in a cache, also in the attributes of objects."""
+    found: list[torch.Tensor] = []
+    seen: set[int] = set()
+
+    def visit(item: Any, depth: int) -> None:
+        if id(item) in seen or depth > 6:
+            return
+        seen.add(id(item))
+        if isinstance(item, torch.Tensor):
+            found.extend(floating(item))
+        elif isinstance(item, dict):
+            for inner in item.values():
+                visit(inner, depth + 1)
+        elif isinstance(item, list | tuple | set):
+            for inner in item:
+                visit(inner, depth + 1)
+        elif hasattr(item, "__dict__") and not isinstance(item, type):
+            visit(vars(item), depth + 1)
+
+    visit(value, 0)
+    return found
+
+
+def _contents(model: torch.nn.Module) -> list[tuple[int, int, tuple[int, ...]]]:
+    """What tells whether anything that the modules hold, parameters apart, is another."""
+    parameters = {id(p) for p in model.parameters()}
+    return [
+        (t.data_ptr(), t._version if not t.is_inference() else _digest(t), tuple(t.shape))
+        for module in model.modules()
+        for t in tensors_of([module._buffers, _plain_attributes(module)])
+        if id(t) not in parameters
+    ]
+
+
+def _digest(tensor: torch.Tensor) -> int:
+    return hash(float(tensor.double().abs().sum()))
+
+
+def _plain_attributes(module: torch.nn.Module) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if not name.startswith("_") and not isinstance(value, torch.nn.Module)
+    }
