@@ -93,6 +93,8 @@ def _flat(prefix: str, value: Any) -> Iterator[tuple[str, object]]:
         for key, item in value.items():
             yield from _flat(f"{prefix}.{key}" if prefix else key, item)
     elif isinstance(value, list):
+        if value and all(isinstance(row, list) for row in value):
+            return  # a matrix is for the page, not for a thousand properties
         for index, item in enumerate(value[:32]):
             yield from _flat(f"{prefix}.{index}", item)
     elif value is not None:

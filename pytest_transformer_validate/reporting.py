@@ -81,7 +81,7 @@ class Results:
             self._place(record.model, getattr(report, "tb_location", None))
             self.config.hook.pytest_tb_record(record=record)
 
-    def _in_order(self) -> list[Record]:
+    def in_order(self) -> list[Record]:
         """The records as one process would give them, whichever worker was first."""
         models = {model.id: place for place, model in enumerate(self.run.models)}
         checks = {check.name: place for place, check in enumerate(self.run.checks)}
@@ -105,7 +105,7 @@ class Results:
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         if not self.run.settings.allow_skipped:
-            self.remarks += terminal.unjudged(self._in_order())
+            self.remarks += terminal.unjudged(self.in_order())
         if exitstatus == pytest.ExitCode.OK and self.remarks:
             session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
         if self.run.baseline is not None and self.records:
@@ -116,7 +116,7 @@ class Results:
             self._write_summary(Path(os.environ["GITHUB_STEP_SUMMARY"]))
 
     def _write_summary(self, path: Path) -> None:
-        text = github.summary(self._in_order(), self.remarks)
+        text = github.summary(self.in_order(), self.remarks)
         try:
             with path.open("a", encoding="utf-8") as file:
                 file.write(f"{text}\n")
@@ -124,7 +124,7 @@ class Results:
             self.remarks.append(f"GITHUB_STEP_SUMMARY: the file could not be written: {error}")
 
     def _compare(self, session: pytest.Session, old: Stored) -> None:
-        new = Stored({**json_report.about(), **self._facts(session)}, tuple(self._in_order()))
+        new = Stored({**json_report.about(), **self._facts(session)}, tuple(self.in_order()))
         found = baseline.compare(old, new, list(self._budgets()))
         path = self.run.settings.baseline
         self.remarks += found.lines("" if path is None else path.name)
@@ -154,14 +154,14 @@ class Results:
         run = {**json_report.about(), **self._facts(session)}
         models = [(model.id, model.source.spec) for model in self.run.models]
         try:
-            json_report.write(path, self._in_order(), models=models, run=run)
+            json_report.write(path, self.in_order(), models=models, run=run)
         except OSError as error:
             self.remarks.append(f"--tb-json: the file could not be written: {error}")
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         quiet = self.config.get_verbosity() < 0 or self.config.getoption("no_summary")
         width = self.config.get_terminal_writer().fullwidth if terminalreporter.isatty else None
-        lines = [] if quiet else terminal.summary(self._in_order(), width)
+        lines = [] if quiet else terminal.summary(self.in_order(), width)
         for hint, count in {**self.held_back_by_workers, **self.held_back}.items():
             lines.append(Line(f"{hint} ({count} check{'s'[: count != 1]} not run)"))
         lines += map(Line, self.remarks)
@@ -170,12 +170,32 @@ class Results:
             for line in lines:
                 terminalreporter.write_line(printable(line.text), **_MARKUP.get(line.tone, {}))
         if os.environ.get("GITHUB_ACTIONS") == "true":
-            for command in github.annotations(self._in_order(), self.places):
+            for command in github.annotations(self.in_order(), self.places):
                 terminalreporter.write_line(command)
 
 
-class HtmlColumns:
-    """Columns of pytest-html."""
+class HtmlRows:
+    """What pytest-html shows of a check besides its outcome, and of the models above the rows.
+
+    Its rows are sorted by outcome, failures first, unless its ini key initial_sort says else.
+    """
+
+    def __init__(self, results: Results) -> None:
+        self.results = results
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        data = getattr(report, "tb_record", None)
+        shown = "" if data is None else html.details(Record.from_json(data))
+        if shown:
+            from pytest_html import extras
+
+            vars(report)["extras"] = [*getattr(report, "extras", []), extras.html(shown)]
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_html_results_summary(self, prefix: list[str]) -> None:
+        if self.results.records:
+            prefix.append(html.models(self.results.in_order()))
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_html_results_table_header(self, cells: list[str]) -> None:

@@ -12,7 +12,7 @@ from pytest_transformer_validate import collection, outcome, progress
 from pytest_transformer_validate.collection import CheckItem, OwnReports
 from pytest_transformer_validate.isolation.controller import Workers
 from pytest_transformer_validate.isolation.worker import Worker
-from pytest_transformer_validate.reporting import DESELECTED, HtmlColumns, Results
+from pytest_transformer_validate.reporting import DESELECTED, HtmlRows, Results
 from pytest_transformer_validate.resolution import Messenger
 from pytest_transformer_validate.sinks import Sinks
 
@@ -34,7 +34,8 @@ def register(config: pytest.Config, run: Run) -> None:
         return
     manager.register(Messenger(run.sources), "transformer_validate_messenger")
     progress.watch(config, run)
-    manager.register(Results(config, run, models.held_back), "transformer_validate_results")
+    results = Results(config, run, models.held_back)
+    manager.register(results, "transformer_validate_results")
     if config.getoption("tx", None):
         manager.register(Workers(config, run), "transformer_validate_workers")
     elif not config.getini("faulthandler_timeout"):  # Python has one such timer
@@ -42,7 +43,7 @@ def register(config: pytest.Config, run: Run) -> None:
         config.add_cleanup(last_resort.close)
         run.house.deadline.last_resort = last_resort
     if manager.hasplugin("html"):
-        manager.register(HtmlColumns(), "transformer_validate_html")
+        manager.register(HtmlRows(results), "transformer_validate_html")
 
 
 class Models:

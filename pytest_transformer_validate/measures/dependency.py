@@ -23,6 +23,8 @@ class Causality(Measurement):
     where no gradient could be read. ``position`` moved when token ``replaced`` changed;
     ``ahead`` are the distances over which anything looks ahead; ``experiments`` how many
     replacements were tried and ``context`` the largest allowed movement (0: nothing was shown).
+    ``effects[k][s]`` is how far the output at position ``s`` moved when the k-th of the tokens
+    that were tried was replaced, tokens in their order: at most 32 x 32.
     """
 
     gradient: float | None = None
@@ -34,6 +36,7 @@ class Causality(Measurement):
     length: int = 0
     experiments: int = 0
     context: float = 0.0
+    effects: tuple[tuple[float, ...], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +86,13 @@ def worst_leak(swaps: Swaps, limit: float) -> Leak:
                 looking.add(position)
     row, position = place
     return Leak(worst, row, position, swaps.start[row], tuple(sorted(ahead)), len(looking))
+
+
+def effects(swaps: Swaps, most: int = 32) -> tuple[tuple[float, ...], ...]:
+    """Who depends on whom: a row for each token that was replaced alone, in their order."""
+    alone = sorted((start, row) for row, start in enumerate(swaps.start) if not swaps.suffix[row])
+    rows = swaps.effect[:, :most].tolist()
+    return tuple(tuple(rows[row]) for _, row in alone[:most])
 
 
 def leaking(swaps: Swaps, limit: float) -> list[int]:

@@ -20,9 +20,9 @@ class GradientFlow(Measurement):
 
     ``value`` is the number of parameters without a gradient that have no structural reason;
     ``median``, ``smallest`` and ``largest`` describe the non-zero norms, ``at_output`` is the
-    largest one in the last module; ``missing``
-    names what fails, ``explained`` gives parameters without a gradient and the reason, and
-    ``idle`` the modules that did not run.
+    largest one in the last module; ``depth`` has the largest one of every block, in the model's
+    order (at most 64); ``missing`` names what fails, ``explained`` gives parameters without a
+    gradient and the reason, and ``idle`` the modules that did not run.
     """
 
     parameters: int = 0
@@ -31,6 +31,7 @@ class GradientFlow(Measurement):
     smallest: float = 0.0
     largest: float = 0.0
     at_output: float = 0.0
+    depth: Mapping[str, float] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
     explained: Mapping[str, str] = field(default_factory=dict)
     idle: tuple[str, ...] = ()
@@ -42,6 +43,17 @@ def typical(found: Gradients) -> tuple[float, float, float]:
     if not norms:
         return 0.0, 0.0, 0.0
     return statistics.median(norms), norms[0], norms[-1]
+
+
+def over_depth(found: Gradients, most: int = 64) -> dict[str, float]:
+    """The largest gradient norm of every block: of names that agree up to their first number."""
+    largest: dict[str, float] = {}
+    for name, norm in found.norms.items():
+        path = name.split(".")[:-1] or [name]
+        end = next((n for n, part in enumerate(path, 1) if part.isdigit()), 1)
+        block = ".".join(path[:end])
+        largest[block] = max(norm, largest.get(block, 0.0))
+    return dict(list(largest.items())[:most])
 
 
 def dead_block(found: Gradients, name: str) -> tuple[int, int] | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -102,6 +104,37 @@ def test_html_has_columns_and_escapes(project: pytest.Pytester) -> None:
     assert "a&amp;lt;b&amp;gt;&amp;amp;.py" in text
     assert "0.5 = 16 u" in text
     assert "<td>a<b>" not in text
+
+
+@pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["serial", "two workers"])
+def test_html_has_figures_folded_and_the_models(
+    healthy: pytest.Pytester, workers: tuple[str, ...]
+) -> None:
+    pytest.importorskip("pytest_html")
+    conftest = healthy.path / "conftest.py"
+    conftest.write_text(
+        conftest.read_text()
+        + """
+import dataclasses
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Drawn(Measurement):
+    map: tuple = ((0.5, 1.0), (0.25, 0.0))
+
+@check(tier=1)
+def drawn(probe):
+    return Drawn(notes=("as measured",))
+"""
+    )
+    healthy.runpytest_subprocess(MODEL, *workers, "--html=out.html", "--self-contained-html")
+    text = (healthy.path / "out.html").read_text(encoding="utf-8")
+    rows = json.loads(html.unescape(re.findall('data-jsonblob="([^"]*)"', text)[0]))["tests"]
+    (row,) = rows["model.py::tier1::drawn"]
+    (extra,) = row["extras"]
+    assert extra["format_type"] == "html"
+    assert extra["content"].startswith("<details><summary>1 figure, 1 note</summary><figure>")
+    assert "map (2 x 2, largest 1)" in extra["content"]
+    assert [row["extras"] for row in rows["model.py::tier1::sound"]] == [[]]
+    assert "<tr><td>model.py</td><td>5 passed</td><td>1 skipped</td><td>task causal_lm" in text
 
 
 def test_the_record_hook_is_called_once_a_check(healthy: pytest.Pytester) -> None:

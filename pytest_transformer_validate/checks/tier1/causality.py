@@ -10,6 +10,7 @@ from pytest_transformer_validate.measures.dependency import (
     Causality,
     Leak,
     context_effect,
+    effects,
     leaking,
     upper_leak,
     worst_leak,
@@ -80,6 +81,7 @@ def _judge_swaps(probe: Probe, plan: Plan, factor: float, notes: list[str]) -> C
         length=swaps.reference.shape[1],
         experiments=len(swaps.start),
         context=context_effect(swaps),
+        effects=effects(swaps),
     )
     if leak.value <= limit.value:
         return measured

@@ -9,6 +9,7 @@ from pytest_transformer_validate.errors import CheckFailed, NotApplicable
 from pytest_transformer_validate.measures.gradients import (
     GradientFlow,
     dead_block,
+    over_depth,
     typical,
     without_gradient,
 )
@@ -282,6 +283,7 @@ def _measure(
         smallest=smallest,
         largest=largest,
         at_output=_at_output(found),
+        depth=over_depth(found),
         missing=tuple(sorted(failing)),
         explained=explained,
         idle=tuple(probe.idle_modules(set(found.tokens))),
