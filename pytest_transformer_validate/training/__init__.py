@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pytest_transformer_validate.training.builder import TrainingConfigBuilder
     from pytest_transformer_validate.training.config import TrainingConfig
     from pytest_transformer_validate.training.config_file import compare_configs
+    from pytest_transformer_validate.training.coordinator import TrainingCoordinator
     from pytest_transformer_validate.training.data.choose import register_collator
     from pytest_transformer_validate.training.data.collators import (
         ClassificationDataCollator,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
         Seq2SeqDataCollator,
         VisionDataCollator,
     )
+    from pytest_transformer_validate.training.data.lightning import SimpleDataModule
     from pytest_transformer_validate.training.data.module import UniversalDataModule
     from pytest_transformer_validate.training.data.quality import (
         TASK_MIN_SEQ_LEN,
@@ -50,11 +52,13 @@ _HOMES = {
     "MetricsTracker": "training.metrics.tracker",
     "Seq2SeqDataCollator": "training.data.collators",
     "SequenceLengthValidator": "training.data.quality",
+    "SimpleDataModule": "training.data.lightning",
     "TASK_MIN_SEQ_LEN": "training.data.quality",
     "TaskSpec": "task",
     "Trainer": "training.trainer",
     "TrainingConfig": "training.config",
     "TrainingConfigBuilder": "training.builder",
+    "TrainingCoordinator": "training.coordinator",
     "TrainingHooks": "training.hooks",
     "UniversalDataModule": "training.data.module",
     "VisionDataCollator": "training.data.collators",
@@ -79,10 +83,12 @@ __all__ = [
     "MetricsTracker",
     "Seq2SeqDataCollator",
     "SequenceLengthValidator",
+    "SimpleDataModule",
     "TaskSpec",
     "Trainer",
     "TrainingConfig",
     "TrainingConfigBuilder",
+    "TrainingCoordinator",
     "TrainingHooks",
     "UniversalDataModule",
     "VisionDataCollator",

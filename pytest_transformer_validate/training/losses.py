@@ -22,9 +22,14 @@ def targets(labels: torch.Tensor, task: TaskSpec) -> torch.Tensor:
     return labels[:, 1:] if task.shifts else labels
 
 
+def counted(labels: torch.Tensor, task: TaskSpec) -> torch.Tensor:
+    """How many targets count: a scalar on the labels' device."""
+    return (targets(labels, task) != task.ignore_index).sum()
+
+
 def target_count(labels: torch.Tensor, task: TaskSpec) -> int:
     """How many targets count. Of labels on a CPU this waits for nothing."""
-    return int((targets(labels, task) != task.ignore_index).sum())
+    return int(counted(labels, task))
 
 
 def loss_sum(logits: torch.Tensor, labels: torch.Tensor, task: TaskSpec) -> torch.Tensor:

@@ -11,7 +11,12 @@ import torch
 from pytest_transformer_validate.errors import SubjectError
 from pytest_transformer_validate.subject.batch import Batch
 from pytest_transformer_validate.subject.declared import declared
-from pytest_transformer_validate.training.losses import correct_sum, loss_sum, target_count
+from pytest_transformer_validate.training.losses import (
+    correct_sum,
+    counted,
+    loss_sum,
+    target_count,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -49,6 +54,10 @@ class Stepper:
     def count(self, batch: Mapping[str, torch.Tensor]) -> int:
         """How many targets of a batch count."""
         return target_count(self._labels(batch), self.task)
+
+    def counted(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The same, a scalar on the batch's device."""
+        return counted(self._labels(batch), self.task)
 
     def __call__(self, batch: Mapping[str, torch.Tensor]) -> StepResult:
         """Sums of loss and hits over the targets of a batch."""

@@ -144,8 +144,8 @@ class Trials(Passes):
             labels = inputs["input_ids"].clone()
         else:
             vocabulary = subject.target_vocab_size if subject.decodes else subject.vocab_size
-            shape = inputs.get("decoder_input_ids", inputs["input_ids"]).shape
-            labels = subject.ids(*shape, generator, min(vocabulary, width))
+            length = inputs.get("decoder_input_ids", inputs["input_ids"]).shape[1]
+            labels = subject.ids(rows, length, generator, min(vocabulary, width))
         return {**inputs, self.target: labels}
 
     def _train(self, data: Any, word: str, given: Mapping[str, Any], **how: Any) -> Training:

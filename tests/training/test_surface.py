@@ -10,7 +10,7 @@ import pytest
 
 from pytest_transformer_validate import training
 
-NEEDS_LIGHTNING: set[str] = set()
+NEEDS_LIGHTNING = {"TrainingCoordinator", "SimpleDataModule"}
 FOREIGN = ("_pytest", "pytest", "pytorch_lightning", "transformers", "datasets", "pandas")
 FOREIGN += ("wandb", "matplotlib", "pyarrow", "torchmetrics", "pynvml")
 
