@@ -69,6 +69,10 @@ DEVIATIONS: dict[str, dict[str, str]] = {
     "classification:t5gemma2": {"padding[right]": _T5GEMMA},
     "classification:tapas": {"length_limit": _TAPAS},
     "classification:yoso": {"mask_effect": _YOSO, "attribution": _YOSO_BACKWARD},
+    "vision_classification:cvt": {
+        "attention_scale": "CvtSelfAttention scales by embed_dim**-0.5, the width of all heads, "
+        "as the model that it was ported from does",
+    },
     "vision_classification:mobilenet_v1": {
         "dropout": "classifier_dropout_prob is 0.999: the part to keep taken for what to drop",
     },
