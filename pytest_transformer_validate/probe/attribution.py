@@ -157,6 +157,13 @@ class Attributions(Passes):
         """The slope along the path, three times."""
         return self._exact._slopes()
 
+    def reading(self, token: int) -> str | None:
+        """The first module that carries a replaced token to an earlier position."""
+        swaps = self.probe.position_swaps(self.probe.swap_plans()[0])
+        if token not in swaps.start:
+            return None
+        return self.probe.locate_position(swaps, swaps.start.index(token))[0]
+
     def first_wrong(self) -> str | None:
         """See ``slopes.first_wrong``: at the end of the path."""
         probe = self._exact.probe

@@ -185,7 +185,8 @@ def _with_noise(
 def _noise(vectors: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """A random direction, as long as the vectors at each token."""
     way = torch.randn(vectors.shape, generator=generator).to(vectors)
-    return functional.normalize(way, dim=-1) * vectors.norm(dim=-1, keepdim=True)
+    sizes = vectors.square().sum(-1, keepdim=True).sqrt()
+    return functional.normalize(way, dim=-1) * sizes
 
 
 def _part(logits: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:

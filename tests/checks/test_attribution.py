@@ -75,6 +75,7 @@ def test_a_later_token_with_an_attribution_fails():
     with pytest.raises(CheckFailed, match="the logit at position 6 gives token") as caught:
         attribution(probe_of(ReadsAhead()))
     assert caught.value.measurement.forbidden["later tokens"] > 0.001
+    assert caught.value.where == "blocks.0.attention"
 
 
 class DetachedBlock(Block):

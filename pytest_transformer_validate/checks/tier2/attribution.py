@@ -95,12 +95,15 @@ def _judge_future(
     if later <= limit.value:
         return measured
     token = position + 1 + int(sizes[position + 1 :].argmax())
+    where = probe.attributions.reading(token)
     raise CheckFailed(
         "a token that the task forbids must get no attribution\n"
         f"the logit at position {position} gives token {token} {later:.2g} (limit {limit}); the "
         f"largest attribution is {largest:.2g}\n"
-        "likely: the output reads later tokens: see causality, which names the module",
+        f"first module to carry it back: {where or 'none stands out'}\n"
+        "likely: the output reads later tokens: see causality",
         replace(measured, value=later, limit=limit),
+        where=where,
     )
 
 
