@@ -23,7 +23,7 @@ def numbers(records):
 @pytest.mark.parametrize("name", ["llama", "bert", "seq2seq", "moe", "vit"])
 def test_any_order_gives_the_same_verdicts_and_numbers(name: str) -> None:
     healthy = ZOO[name]
-    checks = table.tier1()
+    checks = table.of_tier(1)
     shuffled = random.Random(name).sample(checks, len(checks))
     in_order, mixed = (
         numbers(table.judge(name, healthy.build, healthy.config, chosen))
@@ -35,6 +35,6 @@ def test_any_order_gives_the_same_verdicts_and_numbers(name: str) -> None:
 @pytest.mark.parametrize("name", ["mask_missing", "hard_gate"])
 def test_a_check_alone_says_what_it_says_among_all(name: str) -> None:
     mutant = MUTANTS[name]
-    among_all = table.judge(name, mutant.build, mutant.healthy.config, table.tier1())
+    among_all = table.judge(name, mutant.build, mutant.healthy.config, table.of_tier(1))
     alone = table.mutant_row(name).records
     assert numbers(alone).items() <= numbers(among_all).items()
