@@ -9,6 +9,7 @@ import torch
 
 from pytest_transformer_validate.errors import NotApplicable, error_line
 from pytest_transformer_validate.probe.compare import difference, finite
+from pytest_transformer_validate.probe.holders import storage_of
 from pytest_transformer_validate.probe.passes import Passes, remembered
 from pytest_transformer_validate.probe.trace import ROOT
 from pytest_transformer_validate.subject.declared import (
@@ -278,7 +279,7 @@ class _RowReader(_Places):
     def _lookup(self, table: torch.Tensor, index: torch.Tensor) -> None:
         if not isinstance(index, torch.Tensor) or not self._owns(table):
             return
-        place = table.untyped_storage().data_ptr()
+        place = storage_of(table)
         if self._looking and self._role(index) is not None:
             self.tables |= {place}
         if place in self.tables and not self._looking:
@@ -310,7 +311,7 @@ class _Positions(_Places):
         whole = isinstance(index, torch.Tensor) and not index.is_floating_point()
         if whole and index.dim() and index.shape[-1] == self.length and self._owns(table):
             row = index.reshape(-1, self.length)[0].clone()
-            self.reads.append((table.untyped_storage().data_ptr(), row, self.where))
+            self.reads.append((storage_of(table), row, self.where))
 
     def folded(self, within: _Positions) -> tuple[tuple[int, int], str, str] | None:
         """Two positions that are one, in this run and not in the shorter one ``within``."""

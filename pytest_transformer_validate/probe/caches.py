@@ -30,8 +30,6 @@ _WINDOW = (
     "sliding_window", "attention_window", "window_size", "local_window", "attn_window",
     "local_attention", "window",
 )  # fmt: skip
-
-
 _LONG = 40
 
 

@@ -82,6 +82,12 @@ def sequence(probe: Probe) -> str:
     return "decoder_input_ids" if probe.subject.decodes else "input_ids"
 
 
+def few_rows(probe: Probe) -> tuple[int, int]:
+    """(B, T) of one short pass."""
+    rows, length = probe.subject.sizes
+    return (rows, length) if probe.subject.small else (min(rows, 2), length)
+
+
 def some_rows(batch: Batch, start: int, stop: int) -> Batch:
     return batch.with_(**{role: t[start:stop] for role, t in batch.inputs.items()})
 

@@ -15,10 +15,11 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
+from pytest_transformer_validate.probe.holders import storage_of
 from pytest_transformer_validate.subject.dispatch import Operations
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from types import TracebackType
 
 _aten = torch.ops.aten
@@ -104,7 +105,7 @@ class Pretence(Operations):
     def __init__(self, held: Mapping[str, torch.Tensor]) -> None:
         super().__init__()
         self._makers = contextlib.ExitStack()
-        self._origins = {_storage(tensor): name for name, tensor in held.items()}
+        self._origins = {storage_of(tensor): name for name, tensor in held.items()}
         # Storages are told apart by address, so none of those that have a name may be freed.
         self._kept: list[torch.Tensor] = list(held.values())
 
@@ -160,18 +161,18 @@ class Pretence(Operations):
         """Raise Mixed for a tensor on the CPU, unless it is a plain number."""
         for tensor in here:
             if tensor.dim():
-                origin = self._origins.get(_storage(tensor), MADE)
+                origin = self._origins.get(storage_of(tensor), MADE)
                 raise Mixed(str(func), tuple(tensor.shape), origin)
 
     def _note(self, result: Any, there: list[Elsewhere], here: list[torch.Tensor]) -> None:
         """Remember where a tensor on the CPU comes from."""
-        names = (self._origins.get(_storage(tensor)) for tensor in here)
+        names = (self._origins.get(storage_of(tensor)) for tensor in here)
         origin = BROUGHT if there else next((name for name in names if name), None)
         if origin is None:
             return
         for tensor in result if isinstance(result, list | tuple) else [result]:
             if isinstance(tensor, torch.Tensor):
-                self._origins.setdefault(_storage(tensor), origin)
+                self._origins.setdefault(storage_of(tensor), origin)
                 self._kept.append(tensor)
 
 
@@ -227,36 +228,3 @@ def _reshaped(tensor: Elsewhere) -> Elsewhere:
     with torch._C._DisableTorchDispatch():
         tensor.as_strided_(numbers.shape, numbers.stride(), numbers.storage_offset())
     return tensor
-
-
-def _storage(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
-
-
-def held_tensors(module: torch.nn.Module, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
-    """Tensors in the plain attributes of one module, also in lists, tuples and dicts of them."""
-    for name, value in vars(module).items():
-        if not isinstance(value, _HOLDS) or not _is_own(name):
-            continue
-        for path, tensor in _tensors_in(value, name, depth=3):
-            yield f"{prefix}.{path}" if prefix else path, tensor
-
-
-_HOLDS = (torch.Tensor, dict, list, tuple)
-
-
-def _is_own(attribute: str) -> bool:
-    return attribute not in {"_parameters", "_buffers", "_modules"} and not attribute.endswith(
-        "_hooks"
-    )
-
-
-def _tensors_in(value: Any, path: str, depth: int) -> Iterator[tuple[str, torch.Tensor]]:
-    if isinstance(value, torch.Tensor):
-        yield path, value
-    elif depth and isinstance(value, dict):
-        for key, item in value.items():
-            yield from _tensors_in(item, f"{path}[{key!r}]", depth - 1)
-    elif depth and isinstance(value, list | tuple):
-        for index, item in enumerate(value[:4096]):
-            yield from _tensors_in(item, f"{path}[{index}]", depth - 1)

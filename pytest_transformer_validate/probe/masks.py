@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pytest_transformer_validate.errors import error_line
 from pytest_transformer_validate.probe.compare import without_nan
+from pytest_transformer_validate.probe.holders import storage_of
 from pytest_transformer_validate.probe.lookup import OtherVectors
 from pytest_transformer_validate.probe.padding import Padding, gap
 from pytest_transformer_validate.probe.passes import Passes, remembered
@@ -139,12 +140,12 @@ class _Reader(TorchDispatchMode):
 
     def __init__(self, tensor: torch.Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.storage = tensor.untyped_storage().data_ptr()
+        self.storage = storage_of(tensor)
         self.read = False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         given = [a for a in (*args, *(kwargs or {}).values()) if isinstance(a, torch.Tensor)]
-        self.read |= any(t.untyped_storage().data_ptr() == self.storage for t in given)
+        self.read |= any(storage_of(t) == self.storage for t in given)
         return func(*args, **(kwargs or {}))

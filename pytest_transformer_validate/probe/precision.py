@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pytest_transformer_validate.errors import NotApplicable, error_line, first_line
+from pytest_transformer_validate.probe.copies import duplicate, probe_beside, twin_of
 from pytest_transformer_validate.probe.forwards import padded_halves
 from pytest_transformer_validate.probe.passes import Passes, remembered
-from pytest_transformer_validate.probe.storage import duplicate, probe_beside, twin_of
 from pytest_transformer_validate.probe.trace import (
     ROOT,
     Call,

@@ -20,6 +20,7 @@ from pytest_transformer_validate.probe.backends import Backends
 from pytest_transformer_validate.probe.bounds import Bounds
 from pytest_transformer_validate.probe.caches import Caches
 from pytest_transformer_validate.probe.checkpointing import Checkpointing
+from pytest_transformer_validate.probe.checkpoints import Checkpoints
 from pytest_transformer_validate.probe.comparison import Comparison
 from pytest_transformer_validate.probe.draws import Draws
 from pytest_transformer_validate.probe.dropouts import Dropouts
@@ -29,6 +30,7 @@ from pytest_transformer_validate.probe.fitting import Fitting
 from pytest_transformer_validate.probe.generation import Generation
 from pytest_transformer_validate.probe.layers import Layers
 from pytest_transformer_validate.probe.leaks import Leaks
+from pytest_transformer_validate.probe.left_behind import LeftBehind
 from pytest_transformer_validate.probe.losses import Losses
 from pytest_transformer_validate.probe.masks import Masks
 from pytest_transformer_validate.probe.mixing import Mixing
@@ -42,10 +44,10 @@ from pytest_transformer_validate.probe.resized import Resizing
 from pytest_transformer_validate.probe.resources import Resources
 from pytest_transformer_validate.probe.siblings import Siblings
 from pytest_transformer_validate.probe.states import States
-from pytest_transformer_validate.probe.storage import Storage
 from pytest_transformer_validate.probe.tables import Tables
 from pytest_transformer_validate.probe.texts import Texts
 from pytest_transformer_validate.probe.trace import ROOT, where_raised
+from pytest_transformer_validate.probe.tying import Tying
 from pytest_transformer_validate.probe.vector_noise import VectorNoise
 from pytest_transformer_validate.probe.weights import Weights
 from pytest_transformer_validate.probe.weights_of_attention import AttentionWeights
@@ -241,7 +243,9 @@ class Probe:
     states = functools.cached_property(States)
     drawn = functools.cached_property(Weights)
     siblings = functools.cached_property(Siblings)
-    storage = functools.cached_property(Storage)
+    tying = functools.cached_property(Tying)
+    checkpoints = functools.cached_property(Checkpoints)
+    left_behind = functools.cached_property(LeftBehind)
     precision = functools.cached_property(Precision)
     bounds = functools.cached_property(Bounds)
 

@@ -101,7 +101,7 @@ def _judge_width(probe: Probe, measured: Vocabulary) -> None:
         return
     if padded(declared, measured.width) and not probe.bounds.declares_target():
         return
-    head = probe.storage.ends().head
+    head = probe.tying.ends().head
     where = head[-1].rpartition(".")[0] if head else None
     raise CheckFailed(
         f"{_IDS}\n"

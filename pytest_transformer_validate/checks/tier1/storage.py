@@ -6,16 +6,13 @@ from typing import TYPE_CHECKING
 
 from pytest_transformer_validate.checks.registry import check
 from pytest_transformer_validate.errors import CheckFailed, NotApplicable, error_line
-from pytest_transformer_validate.measures.storage import (
-    Registered,
-    RoundTrip,
-    Tying,
-    trip_limit,
-)
+from pytest_transformer_validate.measures.storage import Registered, RoundTrip, Tying, trip_limit
 
 if TYPE_CHECKING:
+    from pytest_transformer_validate.probe.checkpoints import Trip
+    from pytest_transformer_validate.probe.left_behind import Stays
     from pytest_transformer_validate.probe.probe import Probe
-    from pytest_transformer_validate.probe.storage import Ends, Stays, Trip
+    from pytest_transformer_validate.probe.tying import Ends
 
 _TIE_RULE = "a head tied to the embedding is the same tensor, and stays so"
 _TRIP_RULE = "a checkpoint loaded into a fresh instance gives the same model"
@@ -31,8 +28,8 @@ def weight_tying(probe: Probe) -> Tying:
     ``weight_tying``...); without one, a head with the numbers of the embedding fails, because two
     copies drift apart with the first step.
     """
-    ends = probe.storage.ends()
-    declared = probe.storage.declares_tie()
+    ends = probe.tying.ends()
+    declared = probe.tying.declares_tie()
     if not ends.table:
         raise NotApplicable("no table of the model is indexed by the ids")
     if not ends.head:
@@ -113,9 +110,9 @@ def round_trip(probe: Probe) -> RoundTrip:
     notes: list[str] = []
     worst: tuple[float, Trip] | None = None
     done = []
-    for way in probe.storage.ways():
+    for way in probe.checkpoints.ways():
         try:
-            trip = probe.storage.round_trip(way)
+            trip = probe.checkpoints.round_trip(way)
         except Exception as error:
             if way == "state_dict":
                 raise
@@ -176,8 +173,8 @@ def registered_tensors(probe: Probe) -> Registered:
     holds or brings back fails; one that the forward makes on the CPU fails where the model's code
     names devices elsewhere, and is noted where the code was written for the CPU alone.
     """
-    held = dict(probe.storage.held())
-    stays, why_not = probe.storage.stays()
+    held = dict(probe.left_behind.held())
+    stays, why_not = probe.left_behind.stays()
     notes = [] if why_not is None else [f"moving was not tried to the end: {why_not}"]
     learned = [name for name, tensor in held.items() if tensor.requires_grad and tensor.is_leaf]
     measured = Registered(

@@ -1,0 +1,264 @@
+"""What a checkpoint keeps: one taken of the used model, in a fresh instance."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import re
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.parameter import is_lazy
+
+from pytest_transformer_validate.errors import text_of
+from pytest_transformer_validate.optional import find
+from pytest_transformer_validate.probe.compare import difference, few_rows, trace
+from pytest_transformer_validate.probe.copies import duplicate, probe_beside, twin_of
+from pytest_transformer_validate.probe.holders import own_storages
+from pytest_transformer_validate.probe.passes import Passes, remembered
+from pytest_transformer_validate.probe.trace import ROOT, first_to_differ
+from pytest_transformer_validate.sources.directory import quiet
+
+if TYPE_CHECKING:
+    from pytest_transformer_validate.subject.batch import Batch
+    from pytest_transformer_validate.subject.subject import Subject
+
+STATE, SAFE, PRETRAINED = "state_dict", "safetensors", "save_pretrained"
+FROM_CONFIG = "built from its configuration"
+
+
+@dataclass(frozen=True)
+class Trip:
+    """A checkpoint, taken after a forward and loaded into a fresh instance.
+
+    ``way`` is how (state_dict, safetensors, save_pretrained) and ``fresh`` what the instance is:
+    built again by its source, from its configuration, or a copy with all weights blanked.
+    ``error`` is what loading raised, ``lost`` the tensors that still are blank after it.
+    """
+
+    way: str
+    fresh: str
+    value: float = 0.0
+    reference: torch.Tensor | None = None
+    error: str | None = None
+    lost: tuple[str, ...] = ()
+    where: str | None = None
+
+
+class Checkpoints(Passes):
+    """Passes with checkpoints."""
+
+    def ways(self) -> list[str]:
+        """How a checkpoint of this model can be made: see Trip."""
+        model = self.probe.subject.model
+        ways = [STATE]
+        if self.probe.subject.small:
+            ways += [SAFE] if find("safetensors.torch") else []
+            both = hasattr(model, "save_pretrained") and hasattr(type(model), "from_pretrained")
+            ways += [PRETRAINED] if both else []
+        return ways
+
+    @remembered
+    def round_trip(self, way: str) -> Trip:
+        """A checkpoint of the used model in a fresh instance; ``way`` as in Trip.
+
+        A small model has all parameters moved at random first, because a gate that starts at zero
+        hides what is behind it. What ``safetensors`` and ``save_pretrained`` raise comes through.
+        """
+        trip = self._trip(way, copied=False)
+        remade = trip.fresh == FROM_CONFIG and not _intact(trip)
+        # The object may have been changed after it was built: then fresh instances agree with
+        # each other on another model, and the checkpoint is judged on a copy.
+        return self._trip(way, copied=True) if remade and self._remade_agree() else trip
+
+    def _trip(self, way: str, *, copied: bool) -> Trip:
+        probe = self.probe
+        batch = probe.batch(*few_rows(probe), "round trip")
+        # What save_pretrained leaves out, a sinusoidal table for one, is computed again as it was.
+        condition = "noised" if probe.subject.small and way != PRETRAINED else "as loaded"
+        with probe.under(condition):
+            twin, how = self._loaded(batch, way, copied=copied)
+            if isinstance(twin, str):
+                return Trip(way, how, error=twin, where=_place_of(twin, probe.subject.model))
+            lost = tuple(_blanks(twin.model))
+            if lost:
+                return Trip(way, how, lost=lost, where=lost[0].rpartition(".")[0] or ROOT)
+            logits, again = (
+                probe.forward(batch).logits,
+                probe_beside(probe, twin).forward(batch).logits,
+            )
+            trip = Trip(way, how, value=_distance(logits, again), reference=logits)
+            if _intact(trip):
+                return trip
+            where = first_to_differ(
+                trace(probe, batch), trace(probe_beside(probe, twin), batch), _moved
+            )
+            return replace(trip, where=where)
+
+    def _another(self, *, copied: bool) -> tuple[torch.nn.Module, str]:
+        probe, model = self.probe, self.probe.subject.model
+        makers = {"built again": probe.rebuild, FROM_CONFIG: self._remake()}
+        for how, make in makers.items():
+            if make is None or copied:
+                continue
+            made = make(probe.seed + 1)
+            if made is not None and _is_another(made, model):
+                device, dtype = probe.subject.device, probe.subject.dtype
+                return made.to(device, dtype).eval(), how
+        return duplicate(model).eval(), "a copy"
+
+    def _remake(self) -> Any:
+        """How to make the model from the configuration that it keeps, where that is enough."""
+        model = self.probe.subject.model
+        config = getattr(model, "config", None)
+        if config is None or self.probe.rebuild is not None or not _takes_config(type(model)):
+            return None
+
+        def make(seed: int) -> torch.nn.Module | None:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                try:
+                    return type(model)(copy.deepcopy(config))
+                except Exception:  # noqa: BLE001 - then it is judged on a copy
+                    return None
+
+        return make
+
+    def _loaded(self, batch: Batch, way: str, *, copied: bool) -> tuple[Subject | str, str]:
+        """A fresh instance with a checkpoint taken after a forward, or what loading raised, and
+        how the instance was made."""
+        probe = self.probe
+        if way == PRETRAINED:
+            with probe.running("forward") as subject:
+                return twin_of(subject, _from_pretrained(subject)), "from_pretrained"
+        model, how = self._another(copied=copied)
+        _blank(model)
+        with probe.running("forward") as subject:
+            subject(batch)
+            try:
+                _load_into(model, subject.model, way)
+            except Exception as error:
+                if way != STATE:
+                    raise
+                return f"{type(error).__name__}: {text_of(error)}", how
+        return twin_of(probe.subject, model), how
+
+    def _remade_agree(self) -> bool:
+        """Whether two instances built from the configuration agree once they hold one
+        checkpoint."""
+        probe, make = self.probe, self._remake()
+        batch = probe.batch(*few_rows(probe), "round trip")
+        found = []
+        for seed in (probe.seed + 1, probe.seed + 2):
+            model = None if make is None else make(seed)
+            if model is None:
+                return True
+            model.to(probe.subject.device, probe.subject.dtype).eval()
+            try:
+                model.load_state_dict(probe.subject.model.state_dict())
+            except Exception:  # noqa: BLE001 - the finding is what loading the used model raised
+                return False
+            found.append(probe_beside(probe, twin_of(probe.subject, model)).forward(batch).logits)
+        return _distance(*found) <= 1e-6 * max(1.0, float(found[0].abs().max()))
+
+
+def _takes_config(kind: type) -> bool:
+    """Whether a class is built from nothing but a configuration."""
+    try:
+        parameters = list(inspect.signature(kind).parameters.values())
+    except (TypeError, ValueError):
+        return False
+    first, others = parameters[:1], parameters[1:]
+    plain = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    free = all(p.default is not p.empty or p.kind in plain for p in others)
+    return bool(first) and first[0].name in {"config", "cfg", "args", "params"} and free
+
+
+def _is_another(made: torch.nn.Module, model: torch.nn.Module) -> bool:
+    """Whether a model shares no storage with the given one."""
+    return made is not model and own_storages(made).isdisjoint(own_storages(model))
+
+
+def _blank(model: torch.nn.Module) -> None:
+    """Fill what a checkpoint has to restore with NaN."""
+    with torch.no_grad():
+        for tensor in _restorable(model).values():
+            tensor.fill_(float("nan"))
+
+
+def _blanks(model: torch.nn.Module) -> list[str]:
+    """Names of tensors that are still blank."""
+    return [n for n, t in _restorable(model).items() if bool(t.isnan().all())]
+
+
+def _restorable(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and persistent buffers of floating point numbers."""
+    found: dict[str, torch.Tensor] = dict(model.named_parameters())
+    for name, module in model.named_modules():
+        for key, buffer in module._buffers.items():
+            if buffer is not None and key not in module._non_persistent_buffers_set:
+                found[f"{name}.{key}" if name else key] = buffer
+    return {
+        name: tensor.detach()
+        for name, tensor in found.items()
+        if not is_lazy(tensor) and tensor.is_floating_point() and tensor.numel()
+    }
+
+
+def _load_into(fresh: torch.nn.Module, model: torch.nn.Module, way: str) -> None:
+    """Load a checkpoint of ``model`` into another instance, strictly."""
+    if way == STATE:
+        fresh.load_state_dict(model.state_dict())
+        return
+    formats: Any = find("safetensors.torch")
+    with tempfile.TemporaryDirectory() as folder:
+        file = str(Path(folder, "model.safetensors"))
+        formats.save_model(model, file)
+        formats.load_model(fresh, file, strict=False)
+
+
+def _from_pretrained(subject: Subject) -> torch.nn.Module:
+    """The model, saved and loaded by its own two methods."""
+    model: Any = subject.model
+    logging = find("transformers.utils.logging")
+    silence = contextlib.nullcontext() if logging is None else quiet(logging)
+    with tempfile.TemporaryDirectory() as folder, silence:
+        model.save_pretrained(folder)
+        loaded: torch.nn.Module = type(model).from_pretrained(folder)
+    return loaded.to(subject.device, subject.dtype).eval()
+
+
+def _place_of(error: str, model: torch.nn.Module) -> str | None:
+    """The module whose tensor an error about a state dict names first."""
+    modules = dict(model.named_modules())
+    names: list[tuple[str, str]] = re.findall(r'"([\w.]+)"|for ([\w.]+):', error)
+    for name in names:
+        key = name[0] or name[1]
+        while "." in key:
+            key = key.rpartition(".")[0]
+            if key in modules:
+                return key
+        if name[0]:
+            return ROOT
+    return None
+
+
+def _intact(trip: Trip) -> bool:
+    if trip.error or trip.lost or trip.reference is None:
+        return False
+    return trip.value <= 1e-6 * max(1.0, float(trip.reference.abs().max()))
+
+
+def _distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    if a.shape != b.shape:
+        return float("inf")
+    gap = torch.where(a.isnan() & b.isnan(), 0, difference(a, b))
+    return float(gap.max()) if gap.numel() else 0.0
+
+
+def _moved(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.dtype == b.dtype and not _distance(a, b) <= 1e-6 * float(a.abs().max())

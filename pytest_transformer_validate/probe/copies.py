@@ -1,0 +1,51 @@
+"""Copies of a model, and the subject and probe to go with them."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any
+
+from pytest_transformer_validate.probe.holders import held_tensors, named_tensors
+
+if TYPE_CHECKING:
+    import torch
+
+    from pytest_transformer_validate.probe.probe import Probe
+    from pytest_transformer_validate.subject.subject import Subject
+
+_EMPTY = {dict, OrderedDict}
+
+
+def duplicate(model: torch.nn.Module) -> torch.nn.Module:
+    """A copy; tensors in plain attributes that belong to a graph are copied without it."""
+    memo: dict[int, Any] = {}
+    for name, module in model.named_modules():
+        for _, tensor in held_tensors(module, name):
+            if not tensor.is_leaf:
+                memo[id(tensor)] = tensor.detach().clone()
+        for value in vars(module).values():
+            if type(value) in _EMPTY and not value:  # most of what there is to copy
+                memo[id(value)] = type(value)()
+    return copy.deepcopy(model, memo)
+
+
+def light_copy(model: torch.nn.Module) -> torch.nn.Module:
+    """A copy of the modules around the same parameters; buffers and attributes are copied."""
+    memo: dict[int, Any] = {id(p): p for p in model.parameters()}
+    for _, tensor in named_tensors(model):
+        if id(tensor) not in memo:
+            memo[id(tensor)] = tensor.detach().clone().requires_grad_(tensor.requires_grad)
+    return copy.deepcopy(model, memo)
+
+
+def twin_of(subject: Subject, model: torch.nn.Module) -> Subject:
+    """The same subject with another model object: what is known of its inputs stays known."""
+    twin = copy.copy(subject)
+    twin.model = model
+    return twin
+
+
+def probe_beside(probe: Probe, twin: Subject) -> Probe:
+    """A probe over another subject, with the same seed."""
+    return type(probe)(twin, seed=probe.seed)

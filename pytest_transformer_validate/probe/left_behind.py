@@ -1,0 +1,152 @@
+"""What does not follow the model to another device: see ``elsewhere``."""
+
+from __future__ import annotations
+
+import contextlib
+import linecache
+from dataclasses import dataclass
+from pathlib import Path
+from types import CodeType
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn.parameter import is_lazy
+
+from pytest_transformer_validate.errors import error_line
+from pytest_transformer_validate.probe.compare import few_rows
+from pytest_transformer_validate.probe.copies import light_copy, probe_beside, twin_of
+from pytest_transformer_validate.probe.elsewhere import MADE, PRETENDED, Mixed, Pretence
+from pytest_transformer_validate.probe.holders import held_tensors, own_storages, storage_of
+from pytest_transformer_validate.probe.passes import Passes, remembered
+from pytest_transformer_validate.probe.trace import where_raised
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pytest_transformer_validate.probe.probe import Probe
+
+
+@dataclass(frozen=True)
+class Stays:
+    """What does not follow the model to another device: the operation, what met it, and where;
+    ``aware`` says whether the code that did so names devices elsewhere."""
+
+    operation: str
+    shape: tuple[int, ...]
+    origin: str
+    where: str | None
+    aware: bool
+    line: str
+
+
+class LeftBehind(Passes):
+    """Passes about tensors that do not move with the model."""
+
+    @remembered
+    def stays(self) -> tuple[Stays | None, str | None]:
+        """What does not follow the model to another device, and what kept that from being tried.
+
+        The device is a pretended one: see ``elsewhere``.
+        """
+        probe, subject = self.probe, self.probe.subject
+        batch = probe.batch(*few_rows(probe), "elsewhere")
+        try:
+            model = light_copy(subject.model)
+        except Exception as error:  # noqa: BLE001 - a model need not support being copied
+            return None, f"it cannot be copied: {error_line(error, 160)}"
+        held = dict(self.held(model))
+        twin = twin_of(subject, model)
+        twin.device = PRETENDED
+        beside = probe_beside(probe, twin)
+        try:
+            with torch.no_grad(), Pretence(held):
+                model.to(PRETENDED)
+                given = batch.to(PRETENDED)
+                with _seeded(beside):
+                    twin.call(given, {})
+        except Mixed as mixed:
+            if mixed.origin == MADE and "meta" in _code_of(_owner(mixed)):
+                return None, "its code treats the device that is pretended apart from others"
+            where = where_raised(model, mixed)
+            aware, line = _names_device(_owner(mixed)), _code_line(mixed)
+            return Stays(mixed.operation, mixed.shape, mixed.origin, where, aware, line), None
+        except Exception as error:  # noqa: BLE001 - not every operation can be pretended
+            if "same device" not in str(error):
+                return None, error_line(error, 160)
+            aware, line = _names_device(_owner(error)), _code_line(error)
+            return Stays("torch", (), MADE, where_raised(model, error), aware, line), None
+        return None, None
+
+    def held(self, model: torch.nn.Module | None = None) -> list[tuple[str, torch.Tensor]]:
+        """Tensors in plain attributes that are no parameters, buffers or views of them."""
+        model = self.probe.subject.model if model is None else model
+        own = own_storages(model)
+        found = []
+        for name, module in model.named_modules():
+            for path, tensor in held_tensors(module, name):
+                if not is_lazy(tensor) and storage_of(tensor) not in own and tensor.numel():
+                    found.append((path, tensor))
+        return found
+
+
+@contextlib.contextmanager
+def _seeded(probe: Probe) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(probe.seed_for("elsewhere"))
+        probe.subject.model.eval()
+        yield
+
+
+def _names_device(module: torch.nn.Module | None) -> bool:
+    """Whether the code of a module says ``device`` anywhere: then it is not written for one
+    device alone."""
+    return "device" in _code_of(module)
+
+
+def _code_of(module: torch.nn.Module | None) -> set[str]:
+    """The words in the code of a module's own classes."""
+    own = [k for k in type(module).__mro__ if not _is_torchs(k)]
+    functions = [getattr(f, "__func__", f) for kind in own for f in vars(kind).values()]
+    codes = [getattr(function, "__code__", None) for function in functions]
+    return {word for code in codes if code is not None for word in _words(code)}
+
+
+def _words(code: CodeType) -> set[str]:
+    """Names, variables and keywords in compiled code."""
+    found = {*code.co_names, *code.co_varnames}
+    for constant in code.co_consts:
+        if isinstance(constant, str):
+            found.add(constant)
+        elif isinstance(constant, tuple):
+            found.update(word for word in constant if isinstance(word, str))
+        elif isinstance(constant, CodeType):
+            found |= _words(constant)
+    return found
+
+
+def _owner(error: BaseException) -> torch.nn.Module | None:
+    """The innermost module with code of its own that was running when an error was raised."""
+    found, trace_ = None, error.__traceback__
+    while trace_ is not None:
+        owner = trace_.tb_frame.f_locals.get("self")
+        if isinstance(owner, torch.nn.Module) and not _is_torchs(type(owner)):
+            found = owner
+        trace_ = trace_.tb_next
+    return found
+
+
+def _is_torchs(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] in {"torch", "builtins"}
+
+
+def _code_line(error: BaseException) -> str:
+    """The model's own line of code that was running, as far as it can be told."""
+    found, trace_ = "", error.__traceback__
+    while trace_ is not None:
+        code = trace_.tb_frame.f_code
+        inside = f"{Path(torch.__file__).parent}"
+        mine = str(Path(__file__).parent.parent / "probe")
+        if not code.co_filename.startswith((inside, mine)) and "subject" not in code.co_filename:
+            found = linecache.getline(code.co_filename, trace_.tb_lineno).strip() or found
+        trace_ = trace_.tb_next
+    return found[:120]

@@ -1,0 +1,194 @@
+"""Whether the output head and the embedding are one tensor, and what is declared about it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.parameter import is_lazy
+
+from pytest_transformer_validate.probe.compare import few_rows
+from pytest_transformer_validate.probe.copies import duplicate
+from pytest_transformer_validate.probe.holders import named_tensors, storage_of
+from pytest_transformer_validate.probe.passes import Passes, remembered
+from pytest_transformer_validate.subject.tables import TableReader
+
+if TYPE_CHECKING:
+    from pytest_transformer_validate.sources.config import ModelConfig
+
+
+_aten = torch.ops.aten
+
+
+_PRODUCTS = {
+    _aten.mm,
+    _aten.addmm,
+    _aten.bmm,
+    _aten.baddbmm,
+    _aten.linear,
+    _aten._addmm_activation,
+}
+
+
+_TIE = re.compile(r"(^|_)(tie|tied|tying)(_|$)|share\w*_emb")
+_TIES_OUTPUT = re.compile(r"emb|weight|output|head|input|^tie$|^tied$|decoder")
+_TIES_OTHERS = re.compile(r"encoder_decoder|layers?|blocks?|2nd|qk|attention|experts?|lora")
+
+
+@dataclass(frozen=True)
+class Ends:
+    """What the ids index and what makes the logits: names of parameters, buffers or attributes.
+
+    A tensor that several modules share has several names. ``shared`` says whether the table and
+    the head lie in one storage, ``copied`` that they do not and hold the same numbers, ``apart``
+    the names of two parameters over one storage, ``undone`` what ends the sharing.
+    """
+
+    table: tuple[str, ...] = ()
+    head: tuple[str, ...] = ()
+    shared: bool = False
+    copied: bool = False
+    apart: tuple[str, ...] = ()
+    undone: str | None = None
+
+
+class Tying(Passes):
+    """Passes about the table that ids index and the head that makes the logits."""
+
+    @remembered
+    def ends(self) -> Ends:
+        """The table that the ids index and the tensor that makes the logits, compared."""
+        probe, subject = self.probe, self.probe.subject
+        batch = probe.batch(*few_rows(probe), "ends")
+        roles = {role: t for role, t in batch.inputs.items() if role.endswith("input_ids")}
+        with probe.running("ends"), _EndsReader(subject.model, roles) as reader:
+            subject.call(batch, {})
+        named = _named_storages(subject.model)
+        head = _head(reader, subject.facts.width)
+        tables = reader.tables
+        if head is None or not tables:
+            return Ends(table=_names(named, tables[0]) if tables else ())
+        table = next((t for t in tables if storage_of(t) == storage_of(head)), None)
+        if table is None:
+            twin = next((t for t in tables if _same_numbers(t, head)), None)
+            alike = (t for t in reversed(tables) if set(t.shape) == set(head.shape[-2:]))
+            table = next(alike, tables[-1]) if twin is None else twin
+            return Ends(_names(named, table), _names(named, head), copied=twin is not None)
+        names = _names(named, table)
+        return Ends(names, names, True, False, _apart(subject.model, names), self._undone(names))
+
+    def declares_tie(self) -> tuple[str, bool] | None:
+        """The configuration's word on tying the head to the embedding: the key and its value.
+
+        A model may list what it ties: where the head is not in that list, the key, which many
+        models share, is not about it.
+        """
+        config = self.probe.subject.config
+        listed = getattr(self.probe.subject.model, "_tied_weights_keys", "no list")
+        if listed != "no list" and not _lists(listed, self.ends().head):
+            return None
+        for key in _keys(config):
+            if _TIE.search(key) and _TIES_OUTPUT.search(key) and not _TIES_OTHERS.search(key):
+                value = config.get(key)
+                if isinstance(value, bool):
+                    return key, value
+        return None
+
+    def _undone(self, names: tuple[str, ...]) -> str | None:
+        """What of a copy and a conversion ends the sharing of storage, for a small model."""
+        if not self.probe.subject.small or len(names) < 2:
+            return None
+        try:
+            twin = duplicate(self.probe.subject.model)
+        except Exception:  # noqa: BLE001 - a model need not support being copied
+            return None
+        for what, change in (("copy.deepcopy", None), (".to(dtype)", torch.float64)):
+            if change is not None:
+                twin.to(change)
+            places = {storage_of(t) for n, t in named_tensors(twin) if n in names}
+            if len(places) > 1:
+                return what
+        return None
+
+
+class _EndsReader(TableReader):
+    """Notes the tables that ids index, and the products of the model's own tensors."""
+
+    def __init__(self, model: torch.nn.Module, ids: dict[str, torch.Tensor]) -> None:
+        super().__init__(model, ids, 1)
+        self.tables: list[torch.Tensor] = []
+        self.products: list[tuple[torch.Tensor, int]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = super().__torch_dispatch__(func, types, args, kwargs)
+        if func.overloadpacket in _PRODUCTS:
+            for factor in args:
+                if isinstance(factor, torch.Tensor) and factor.dim() > 1 and self._owns(factor):
+                    self.products.append((factor, result.shape[-1]))
+        return result
+
+    def _lookup(self, table: torch.Tensor, index: torch.Tensor) -> None:
+        role = self._role(index) if isinstance(index, torch.Tensor) else None
+        if role is not None and self._owns(table) and table.dim() == 2:
+            self.tables.append(table)
+
+
+def _head(reader: _EndsReader, width: int) -> torch.Tensor | None:
+    """The tensor whose product makes the logits: the last one as wide as they are, else the last
+    one with the shape of a table (a padded vocabulary is cut off behind it)."""
+    for factor, wide in reversed(reader.products):
+        if wide == width:
+            return factor
+    shapes = [set(table.shape) for table in reader.tables]
+    return next((f for f, _ in reversed(reader.products) if set(f.shape[-2:]) in shapes), None)
+
+
+def _same_numbers(table: torch.Tensor, head: torch.Tensor) -> bool:
+    """Whether a table (V, d) and a head (V, d) or (d, V) hold the same numbers, no constant."""
+    matrix = head[0] if head.dim() == 3 else head
+    for other in (matrix, matrix.T):
+        rows = min(table.shape[0], other.shape[0])
+        if other.shape[1] == table.shape[1] and rows > 1:
+            mine = table[:rows]
+            if bool((mine == other[:rows]).all()) and bool((mine != mine[:1, :1]).any()):
+                return True
+    return False
+
+
+def _named_storages(model: torch.nn.Module) -> dict[int, list[str]]:
+    found: dict[int, list[str]] = {}
+    for name, tensor in named_tensors(model):
+        if not is_lazy(tensor) and tensor.numel():
+            found.setdefault(storage_of(tensor), []).append(name)
+    return found
+
+
+def _names(named: dict[int, list[str]], tensor: torch.Tensor) -> tuple[str, ...]:
+    return tuple(named.get(storage_of(tensor), ()))
+
+
+def _apart(model: torch.nn.Module, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Two of the names that are different parameters over one storage, if there are."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    held = {id(parameters[n]): n for n in names if n in parameters}
+    return tuple(held.values()) if len(held) > 1 else ()
+
+
+def _lists(listed: Any, names: tuple[str, ...]) -> bool:
+    """Whether a list of tied parameters, by name or pattern, has one of the names."""
+    entries = [*listed, *listed.values()] if isinstance(listed, dict) else list(listed or ())
+    patterns = [entry for entry in entries if isinstance(entry, str)]
+    return any(re.search(f"(^|\\.)(?:{p})$", name) for p in patterns for name in names)
+
+
+def _keys(config: ModelConfig) -> list[str]:
+    """The keys of a configuration; reading a foreign one can raise anything."""
+    try:
+        own = list(config)
+    except Exception:  # noqa: BLE001 - see above
+        own = []
+    return list(dict.fromkeys([*own, "tie_word_embeddings", "tie_weights", "weight_tying"]))
