@@ -193,6 +193,13 @@ class HtmlRows:
             vars(report)["extras"] = [*getattr(report, "extras", []), extras.html(shown)]
 
     @pytest.hookimpl(optionalhook=True)
+    def pytest_html_results_table_html(self, report: pytest.TestReport, data: list[str]) -> None:
+        """The reason of a skip, without the place that pytest keeps with it."""
+        known = getattr(report, "tb_record", None)
+        if known is not None and known["status"] == "skipped":
+            data[:] = [html.text(known["message"])]
+
+    @pytest.hookimpl(optionalhook=True)
     def pytest_html_results_summary(self, prefix: list[str]) -> None:
         if self.results.records:
             prefix.append(html.models(self.results.in_order()))

@@ -28,7 +28,7 @@ def row(record: Record | None) -> list[str]:
     measured, limit = numbers(record)
     where = record.where or ""
     cells = (record.model, str(record.tier), measured, limit, _of_limit(record), where)
-    return [f"<td>{escape(printable(cell))}</td>" for cell in cells]
+    return [f"<td>{text(cell)}</td>" for cell in cells]
 
 
 def details(record: Record) -> str:
@@ -44,9 +44,11 @@ def details(record: Record) -> str:
     if left:
         notes.append(f"{left} more figures were too large for this page")
     counted = [_counted(len(parts), "figure"), _counted(len(notes), "note")]
-    parts += (f"<p>{escape(printable(note))}</p>" for note in notes)
+    parts += (f"<p>{text(note)}</p>" for note in notes)
     summary = ", ".join(filter(None, counted))
-    return f"<details><summary>{summary}</summary>{''.join(parts)}</details>" if parts else ""
+    # CanvasText: the page's own colour of text, which pytest-html makes pale
+    head = f'<details style="color:CanvasText"><summary>{summary}</summary>'
+    return f"{head}{''.join(parts)}</details>" if parts else ""
 
 
 def models(records: Sequence[Record]) -> str:
@@ -56,7 +58,9 @@ def models(records: Sequence[Record]) -> str:
     head = "".join(f"<th>{name}</th>" for name in ("Model", *(f"Tier {n}" for n in tiers), "As"))
     order = sorted(groups, key=lambda model: not any(r.failure for r in groups[model]))
     rows = "".join(_model(model, groups[model], tiers) for model in order)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+    style = "border-spacing: 1rem .2rem; text-align: left"
+    body = f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody>"
+    return f'<table style="{style}">{body}</table>'
 
 
 def table(records: Sequence[Record]) -> str:
@@ -65,6 +69,11 @@ def table(records: Sequence[Record]) -> str:
     head = "".join(f"<th>{name}</th>" for name in names)
     rows = "".join(f"<tr>{_cells(record)}</tr>" for record in records)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+
+
+def text(given: str) -> str:
+    """``given`` for a page: without credentials, printable, escaped."""
+    return escape(printable(given))
 
 
 def numbers(record: Record) -> tuple[str, str]:
@@ -90,7 +99,7 @@ def _model(model: str, records: Sequence[Record], tiers: Sequence[int]) -> str:
         told = ((statuses.count(status), status) for status in STATUSES)
         cells.append(", ".join(f"{count} {status}" for count, status in told if count))
     cells.append(context_line(records) or "not loaded")
-    return f"<tr>{''.join(f'<td>{escape(printable(cell))}</td>' for cell in cells)}</tr>"
+    return f"<tr>{''.join(f'<td>{text(cell)}</td>' for cell in cells)}</tr>"
 
 
 def _of_limit(record: Record) -> str:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from html import escape
 from typing import TYPE_CHECKING
 
 from pytest_transformer_validate.report import markdown
-from pytest_transformer_validate.report.html import numbers
+from pytest_transformer_validate.report.html import numbers, text
 from pytest_transformer_validate.report.terminal import by_model, context_line
-from pytest_transformer_validate.report.text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -25,7 +23,7 @@ _STYLE = """
 @media (prefers-color-scheme: dark) { :root { --bad: #ff8a80; --good: #6fdd8b; --odd: #ffc66b } }
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 80rem }
 body { padding: 0 1rem }
-.wide { overflow-x: auto }
+.wide { overflow-x: auto; margin-top: 1rem }
 table { border-collapse: collapse }
 th, td { border: 1px solid var(--line); padding: .25rem .6rem; text-align: left }
 thead th { vertical-align: bottom }
@@ -92,11 +90,10 @@ class Matrix:
 def html_page(files: Sequence[tuple[str, Stored]]) -> str:
     """A page that needs nothing else, and runs nothing."""
     matrix = Matrix(files)
-    head = "".join(f"<th scope=col>{_text(column.label)}</th>" for column in matrix.columns)
+    head = "".join(f"<th scope=col>{text(column.label)}</th>" for column in matrix.columns)
     rows = "".join(_row(matrix, row) for row in matrix.rows())
     about = "".join(
-        f"<li><b>{_text(column.label)}</b>: {_text(column.about)}</li>"
-        for column in matrix.columns
+        f"<li><b>{text(column.label)}</b>: {text(column.about)}</li>" for column in matrix.columns
     )
     return (
         '<!doctype html>\n<html lang=en><head><meta charset="utf-8">\n'
@@ -104,9 +101,10 @@ def html_page(files: Sequence[tuple[str, Stored]]) -> str:
         "content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
         '<meta name="viewport" content="width=device-width">\n'
         f"<title>{TITLE}</title><style>{_STYLE}</style></head>\n<body><h1>{TITLE}</h1>\n"
-        f"<p>{matrix.verdict()}</p>\n<div class=wide><table><thead><tr><th scope=col>Check</th>"
+        f"<p>{matrix.verdict()}</p>\n{''.join(_details(matrix.columns))}"
+        "<div class=wide><table><thead><tr><th scope=col>Check</th>"
         f"<th scope=col>Tier</th>{head}</tr></thead>\n<tbody>{rows}</tbody></table></div>\n"
-        f"{''.join(_details(matrix.columns))}<h2>Models</h2><ul>{about}</ul></body></html>\n"
+        f"<h2>Models</h2><ul>{about}</ul></body></html>\n"
     )
 
 
@@ -132,7 +130,7 @@ def markdown_page(files: Sequence[tuple[str, Stored]]) -> str:
 def _row(matrix: Matrix, row: tuple[int, str]) -> str:
     tier, name = row
     cells = "".join(_cell(record) for record in matrix.cells(row))
-    return f"<tr><th scope=row>{_text(name)}</th><td>{tier}</td>{cells}</tr>\n"
+    return f"<tr><th scope=row>{text(name)}</th><td>{tier}</td>{cells}</tr>\n"
 
 
 def _cell(record: Record | None) -> str:
@@ -141,7 +139,7 @@ def _cell(record: Record | None) -> str:
     measured, limit = numbers(record)
     told = [measured and f"measured {measured}", limit and f"limit {limit}"]
     told += [record.message.partition("\n")[0]]
-    title = _text("; ".join(filter(None, told)))
+    title = text("; ".join(filter(None, told)))
     return f'<td class={record.status} title="{title}">{record.status}</td>'
 
 
@@ -156,11 +154,7 @@ def _details(columns: Iterable[Column]) -> Iterator[str]:
     for column in columns:
         for record in column.failures:
             yield (
-                f"<details><summary>{_text(column.label)}: <span class={record.status}>"
-                f"{_text(record.name)}</span></summary><pre>{_text(record.message)}</pre>"
+                f"<details><summary>{text(column.label)}: <span class={record.status}>"
+                f"{text(record.name)}</span></summary><pre>{text(record.message)}</pre>"
                 "</details>\n"
             )
-
-
-def _text(text: str) -> str:
-    return escape(printable(text))

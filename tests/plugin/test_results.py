@@ -131,9 +131,11 @@ def drawn(probe):
     (row,) = rows["model.py::tier1::drawn"]
     (extra,) = row["extras"]
     assert extra["format_type"] == "html"
-    assert extra["content"].startswith("<details><summary>1 figure, 1 note</summary><figure>")
+    assert extra["content"].startswith("<details ")
+    assert "<summary>1 figure, 1 note</summary><figure>" in extra["content"]
     assert "map (2 x 2, largest 1)" in extra["content"]
     assert [row["extras"] for row in rows["model.py::tier1::sound"]] == [[]]
+    assert [row["log"] for row in rows["model.py::tier2::unpromised"]] == ["no cache"]
     assert "<tr><td>model.py</td><td>5 passed</td><td>1 skipped</td><td>task causal_lm" in text
 
 
