@@ -181,3 +181,8 @@ def test_the_plugin_is_hooks_and_little_else():
     assert len(source.splitlines()) <= 300
     functions = [node.name for node in tree(f"{NAME}.plugin").body if hasattr(node, "name")]
     assert [name for name in functions if not name.startswith("pytest_")] == []
+
+
+def test_files_of_tests_have_names_of_their_own():
+    names = [path.name for path in (ROOT.parent / "tests").rglob("test_*.py")]
+    assert len(set(names)) == len(names), "pytest imports them by name: rename one"
