@@ -170,7 +170,7 @@ class Results:
             for line in lines:
                 terminalreporter.write_line(printable(line.text), **_MARKUP.get(line.tone, {}))
         if os.environ.get("GITHUB_ACTIONS") == "true":
-            for command in github.annotations(self.in_order(), self.places):
+            for command in github.commands(self.in_order(), self.places):
                 terminalreporter.write_line(command)
 
 

@@ -52,7 +52,7 @@ def over_depth(found: Gradients, most: int = 64) -> dict[str, float]:
         path = name.split(".")[:-1] or [name]
         end = next((n for n, part in enumerate(path, 1) if part.isdigit()), 1)
         block = ".".join(path[:end])
-        largest[block] = max(norm, largest.get(block, 0.0))
+        largest[block] = max(norm or 0.0, largest.get(block, 0.0))
     return dict(list(largest.items())[:most])
 
 

@@ -140,7 +140,7 @@ def _of_check(stored: Stored, budget: BudgetOf) -> list[Record]:
 
 
 def _number(record: Record | None, budget: BudgetOf) -> float | None:
-    value = None if record is None else record.numbers.get(budget.number)
+    value: Any = None if record is None else record.numbers.get(budget.number)
     return float(value) if type(value) in {int, float} else None
 
 

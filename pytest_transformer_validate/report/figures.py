@@ -77,7 +77,7 @@ def _of_rows(name: str, rows: list[dict[str, Any]]) -> Iterator[Figure]:
         ([str(row.get(key, "")) for row in rows] for key, v in rows[0].items() if _is_text(v)), []
     )
     for key in rows[0]:
-        column = [row.get(key) for row in rows]
+        column: list[Any] = [row.get(key) for row in rows]
         if _is_matrix(column):
             yield heat(f"{name}: {key}", column, labels)
 

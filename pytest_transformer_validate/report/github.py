@@ -35,7 +35,7 @@ def summary(records: Sequence[Record], remarks: Sequence[str] = ()) -> str:
     return _joined(lines, [_folded(record) for record in failures])
 
 
-def annotations(records: Sequence[Record], places: dict[str, tuple[str, int]]) -> Iterator[str]:
+def commands(records: Sequence[Record], places: dict[str, tuple[str, int]]) -> Iterator[str]:
     """A command of GitHub's for each of the first failures; ``places`` has the file (relative to
     the repository) and line of a model by its id."""
     failures = [record for record in records if record.failure]

@@ -34,7 +34,8 @@ def row(record: Record | None) -> list[str]:
 def details(record: Record) -> str:
     """Pictures of the numbers and the notes, folded; nothing where there are none."""
     notes = [str(note) for note in record.numbers.get("notes") or ()]
-    parts, left = [], 0
+    parts: list[str] = []
+    left = 0
     for figure in figures(record.numbers):
         part = f"<figure><figcaption>{escape(figure.title)}</figcaption>{figure.svg}</figure>"
         if sum(map(len, parts)) + len(part) > MOST_BYTES:
@@ -45,7 +46,7 @@ def details(record: Record) -> str:
         notes.append(f"{left} more figures were too large for this page")
     counted = [_counted(len(parts), "figure"), _counted(len(notes), "note")]
     parts += (f"<p>{text(note)}</p>" for note in notes)
-    summary = ", ".join(filter(None, counted))
+    summary = ", ".join(word for word in counted if word)
     # CanvasText: the page's own colour of text, which pytest-html makes pale
     head = f'<details style="color:CanvasText"><summary>{summary}</summary>'
     return f"{head}{''.join(parts)}</details>" if parts else ""

@@ -14,7 +14,7 @@ def failure(check: str, message: str = HOSTILE, model: str = "m.py") -> Record:
 
 
 def test_an_annotation_is_one_line() -> None:
-    (command,) = github.annotations([failure("a,b:c", model="m::n")], {"m::n": ("d,e.py", 3)})
+    (command,) = github.commands([failure("a,b:c", model="m::n")], {"m::n": ("d,e.py", 3)})
     head = "::error file=d%2Ce.py,line=3,title=m%3A%3An%3A a%2Cb%3Ac (tier 1)::a%0A::set-env"
     assert command.startswith(head)
     assert len(command.splitlines()) == 1
@@ -24,7 +24,7 @@ def test_an_annotation_is_one_line() -> None:
 
 def test_there_are_no_more_annotations_than_are_shown() -> None:
     records = [failure(f"c{index}") for index in range(30)]
-    assert len(list(github.annotations(records, {}))) == 10
+    assert len(list(github.commands(records, {}))) == 10
 
 
 def test_a_text_cannot_leave_its_block() -> None:
