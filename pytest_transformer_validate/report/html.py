@@ -65,10 +65,12 @@ def models(records: Sequence[Record]) -> str:
 
 
 def table(records: Sequence[Record]) -> str:
-    """A table of all records."""
+    """A table of all records, failures first."""
     names = ("model", "tier", "check", "status", "measured", "limit", "message")
     head = "".join(f"<th>{name}</th>" for name in names)
-    rows = "".join(f"<tr>{_cells(record)}</tr>" for record in records)
+    rows = "".join(
+        f"<tr>{_cells(record)}</tr>" for record in sorted(records, key=lambda r: not r.failure)
+    )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
 

@@ -155,6 +155,12 @@ def test_the_models_that_failed_come_first() -> None:
     ]
 
 
+def test_the_rows_that_failed_come_first() -> None:
+    good = Record(model="a.py", tier=1, check="sound", status="passed")
+    text = html.table([good, record(), good])
+    assert re.findall("<td>(passed|failed)</td>", text) == ["failed", "passed", "passed"]
+
+
 @pytest.mark.parametrize(
     ("value", "limit", "part"),
     [(0.25, 0.5, "0.5"), (0.5, 0.0, ""), ("nan", 1.0, ""), (None, 1.0, ""), (1, 3, "0.333")],
