@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pytest_transformer_validate.errors import NotApplicable
 from pytest_transformer_validate.measures.measurement import Measurement
 from pytest_transformer_validate.measures.tolerance import same_shape_limit, two_shapes_limit, unit
 
@@ -70,3 +71,20 @@ def worst_length(found: Lengths) -> tuple[float, int]:
 
 def _rank(value: float) -> float:
     return value if value == value else float("inf")
+
+
+def closer_to_limit(value: float, limit: Limit, before: PaddingInvariance) -> tuple[float, Limit]:
+    """The value that is closer to its limit, of a new one and the one measured before."""
+    if before.value is None or before.limit is None:
+        return value, limit
+    if value * before.limit.value < before.value * limit.value:
+        return before.value, before.limit
+    return value, limit
+
+
+def worst_case(results: list[PaddingInvariance], skipped: list[str]) -> PaddingInvariance:
+    """The result that is closest to its limit; NotApplicable, with the reasons ``skipped``, where
+    there is none."""
+    if not results:
+        raise NotApplicable("; ".join(skipped))
+    return max(results, key=lambda r: (r.value or 0.0) / (r.limit.value if r.limit else 1.0))
