@@ -76,3 +76,18 @@ def test_all_ignored_labels_give_zero_and_no_nan(logits):
 @pytest.mark.parametrize(("loss", "value"), [(0, 1), (math.log(50), 50), (1e6, math.exp(100))])
 def test_perplexity_is_capped(loss, value):
     assert perplexity(loss) == pytest.approx(value)
+
+
+@pytest.mark.parametrize("rounded", [False, True])
+def test_hits_are_those_of_argmax_ties_included(rounded):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(4, 9, 5, generator=generator)
+    logits = logits.round() if rounded else logits
+    labels = torch.randint(5, (4, 9), generator=generator)
+    labels[:, ::3] = -100
+    for kind in ("causal_lm", "masked_lm"):
+        task = TaskSpec(kind)
+        scores, wanted = (logits[:, :-1], labels[:, 1:]) if task.shifts else (logits, labels)
+        expected = int((scores.argmax(-1) == wanted).sum())
+        assert int(correct_sum(logits, labels, task)) == expected
+    assert int(correct_sum(logits * float("nan"), labels, task)) == 0

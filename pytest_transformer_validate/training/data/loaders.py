@@ -13,7 +13,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from pytest_transformer_validate.training.config import ConfigWarning
 from pytest_transformer_validate.training.data.module import Loader, UniversalDataModule
-from pytest_transformer_validate.training.data.quality import check_first_batches
+from pytest_transformer_validate.training.data.quality import check_first_batches, warn_of_overlap
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,6 +66,8 @@ def make_loaders(
         return train_data, val
     split = config.validation_split if val_data is None else 0.0
     train_data = _first(train_data, config.max_train_samples)
+    if val_data is not None and val is None:
+        warn_of_overlap(train_data, val_data)
     data = module(train_data, None if val is not None else val_data, split)
     train = data.train_dataloader()
     check_first_batches(train, task.task_type, longest)

@@ -33,6 +33,7 @@ TASK_MIN_SEQ_LEN = {
 SAMPLE = 1_000
 FIRST_BATCHES = 10
 MOST_SHORT = 0.01
+OVERLAP = 100  # examples that are compared
 # The rate below which a severity holds; a rate on a border is the worse one.
 _SEVERITIES = ((0.10, "excellent"), (0.20, "good"), (0.40, "high"), (0.60, "very_high"))
 _ADVICE = {
@@ -156,11 +157,21 @@ def check_first_batches(
 ) -> None:
     """Look at the first 10 batches of a loader. Raises ValueError where more than 1 % of their
     sequences are too short for the task, counted by the mask, or one has more than ``longest``
-    tokens."""
+    tokens. Warns (QualityWarning) where all examples have one class."""
     least = TASK_MIN_SEQ_LEN.get(task_type, 1)
     lengths: list[int] = []
+    classes: list[int] = []
     for batch in itertools.islice(loader, FIRST_BATCHES):
         lengths += _lengths(batch)
+        labels = batch.get("labels")
+        classes += [] if labels is None or labels.dim() != 1 else labels.tolist()
+    if len(classes) > 1 and len(set(classes)) == 1:
+        warnings.warn(
+            f"each of the first {len(classes)} examples has the label {classes[0]}: there is "
+            "nothing to tell apart",
+            QualityWarning,
+            stacklevel=2,
+        )
     if longest is not None and max(lengths, default=0) > longest:
         raise ValueError(
             f"a sequence has {max(lengths)} tokens and the model takes {longest}: cut what is "
@@ -172,6 +183,28 @@ def check_first_batches(
             f"{short} of the first {len(lengths)} sequences have fewer than {least} tokens, which "
             f"{task_type} needs; filter_short_sequences(dataset, min_length={least}) drops them"
         )
+
+
+def warn_of_overlap(train: Any, val: Any) -> None:
+    """Warn (QualityWarning) where the validation data is the training data."""
+    if not (isinstance(train, Sized) and isinstance(val, Sized)) or len(train) != len(val):
+        return
+    picks = random.Random(0).sample(range(len(val)), min(OVERLAP, len(val)))
+    if train is val or all(_alike(train[at], val[at]) for at in picks):
+        warnings.warn(
+            "the validation data is the training data: its loss says nothing about new examples",
+            QualityWarning,
+            stacklevel=2,
+        )
+
+
+def _alike(one: Any, other: Any) -> bool:
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(_alike(one[k], other[k]) for k in one)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(_alike, one, other))
+    same = one is other or one == other
+    return bool(same.all()) if hasattr(same, "all") else bool(same)
 
 
 def _lengths(batch: Mapping[str, Any]) -> list[int]:
