@@ -77,7 +77,9 @@ class Losses(Passes):
             return False
         with probe.running("half") as subject, traced(subject.model) as calls:
             subject(self.batch())
-        return any("att" in name for name in probe.idle_modules({call.name for call in calls}))
+        return any(
+            "att" in name for name in probe.structure.idle_modules({call.name for call in calls})
+        )
 
     @remembered
     def answer(self, kind: str, ignored: int = IGNORE) -> Answer:

@@ -73,6 +73,26 @@ class Swaps:
         return self.plan.name
 
 
+def swap_plans(probe: Probe) -> list[Plan]:
+    """The ways in which tokens are replaced."""
+    subject = probe.subject
+    short = subject.sizes[1]
+    every = tuple(range(1, short))
+    plans = [Plan("every", short, every)]
+    special = bool(subject.text_ids) and short > 4
+    if subject.signature.takes("attention_mask") and (subject.small or not special):
+        plans.append(Plan("masked", short, every))
+    if special:
+        plans.append(Plan("special", short, every))
+    plans.append(Plan("noised", short, every))
+    affordable = min(1024, max(32, int(4e9 / subject.parameters)))
+    longest = min(subject.max_length or 64, affordable)
+    if longest > short:
+        starts = {1, longest // 2, longest - 2} if subject.small else {longest // 2}
+        plans.append(Plan("long", longest, tuple(sorted(starts))))
+    return plans
+
+
 def position_swaps(probe: Probe, plan: Plan) -> Swaps:
     """Replace single tokens, and whole suffixes, of one text; all experiments in one batch.
 

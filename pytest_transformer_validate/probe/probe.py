@@ -5,59 +5,24 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-import math
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
 import torch
 
 from pytest_transformer_validate.errors import Blocked, NotApplicable, SubjectError, error_line
 from pytest_transformer_validate.probe import compare, forwards, gradients, positions, rows
-from pytest_transformer_validate.probe.adversary import Adversary
-from pytest_transformer_validate.probe.answers import NO_OUTPUT, Answers
-from pytest_transformer_validate.probe.attention import Attention
-from pytest_transformer_validate.probe.attribution import Attributions
-from pytest_transformer_validate.probe.backends import Backends
-from pytest_transformer_validate.probe.bounds import Bounds
-from pytest_transformer_validate.probe.caches import Caches
-from pytest_transformer_validate.probe.checkpointing import Checkpointing
-from pytest_transformer_validate.probe.checkpoints import Checkpoints
-from pytest_transformer_validate.probe.comparison import Comparison
-from pytest_transformer_validate.probe.draws import Draws
-from pytest_transformer_validate.probe.dropouts import Dropouts
-from pytest_transformer_validate.probe.experts import Experts
-from pytest_transformer_validate.probe.exported import Exported
+from pytest_transformer_validate.probe.answers import NO_OUTPUT
 from pytest_transformer_validate.probe.fitting import Fitting
-from pytest_transformer_validate.probe.generation import Generation
-from pytest_transformer_validate.probe.layers import Layers
-from pytest_transformer_validate.probe.leaks import Leaks
-from pytest_transformer_validate.probe.left_behind import LeftBehind
-from pytest_transformer_validate.probe.losses import Losses
-from pytest_transformer_validate.probe.masks import Masks
-from pytest_transformer_validate.probe.mixing import Mixing
-from pytest_transformer_validate.probe.order import Order
-from pytest_transformer_validate.probe.padded_texts import PaddedTexts
-from pytest_transformer_validate.probe.padding import Padding
-from pytest_transformer_validate.probe.perturbation import Perturbation
-from pytest_transformer_validate.probe.precision import MaskDtype, Precision
-from pytest_transformer_validate.probe.quantised import Quantisation
-from pytest_transformer_validate.probe.resized import Resizing
-from pytest_transformer_validate.probe.resources import Resources
-from pytest_transformer_validate.probe.siblings import Siblings
-from pytest_transformer_validate.probe.states import States
-from pytest_transformer_validate.probe.tables import Tables
-from pytest_transformer_validate.probe.texts import Texts
+from pytest_transformer_validate.probe.groups import Groups
+from pytest_transformer_validate.probe.moved_weights import TINY
+from pytest_transformer_validate.probe.precision import MaskDtype
 from pytest_transformer_validate.probe.trace import ROOT, where_raised
-from pytest_transformer_validate.probe.tying import Tying
-from pytest_transformer_validate.probe.vector_noise import VectorNoise
-from pytest_transformer_validate.probe.weights import Weights
-from pytest_transformer_validate.probe.weights_of_attention import AttentionWeights
 from pytest_transformer_validate.subject import promises
 from pytest_transformer_validate.subject.guard import Keeper, derive_seed
-from pytest_transformer_validate.subject.source import reads_module, reads_parameter
 from pytest_transformer_validate.subject.subject import Subject
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
     from pytest_transformer_validate.probe.forwards import Samples, Shape
     from pytest_transformer_validate.probe.gradients import Gradients
@@ -72,11 +37,8 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 Case = ParamSpec("Case")
 
-_PERIOD = 1_048_573
-_TINY = 2_000_000
 
-
-class Probe:
+class Probe(Groups):
     """Runs a Subject and remembers what it did.
 
     ``seed`` decides every draw of every pass, together with the pass's name; ``weights`` says for
@@ -106,7 +68,6 @@ class Probe:
         self._training = False
         self._copied = False
         self._keeper = Keeper(subject.model)
-        self._noise: list[torch.Tensor] = []
 
     def context(self) -> dict[str, Any]:
         """What is in force: task, parameters, device, dtype, seed, weights, and what is given
@@ -188,7 +149,7 @@ class Probe:
         """What one check runs in: one thread for a model that is so small that threads wait for
         each other longer than they compute; random states are given back at the end."""
         before = torch.get_num_threads()
-        if self.subject.parameters <= _TINY:
+        if self.subject.parameters <= TINY:
             torch.set_num_threads(1)
         try:
             with self._keeper.around():
@@ -209,47 +170,7 @@ class Probe:
         finally:
             self._training = False
 
-    # Passes, each run once: groups of them...
-
-    mixing = functools.cached_property(Mixing)
-    order = functools.cached_property(Order)
-    adversary = functools.cached_property(Adversary)
-    answers = functools.cached_property(Answers)
-    attention = functools.cached_property(Attention)
-    attention_weights = functools.cached_property(AttentionWeights)
-    attributions = functools.cached_property(Attributions)
-    backends = functools.cached_property(Backends)
-    caches = functools.cached_property(Caches)
-    experts = functools.cached_property(Experts)
-    exported = functools.cached_property(Exported)
-    generation = functools.cached_property(Generation)
-    layers = functools.cached_property(Layers)
-    losses = functools.cached_property(Losses)
-    quantisation = functools.cached_property(Quantisation)
-    resizing = functools.cached_property(Resizing)
-    resources = functools.cached_property(Resources)
-    tables = functools.cached_property(Tables)
-    texts = functools.cached_property(Texts)
-    padding = functools.cached_property(Padding)
-    masks = functools.cached_property(Masks)
-    padded_texts = functools.cached_property(PaddedTexts)
-    leaks = functools.cached_property(Leaks)
-    perturbation = functools.cached_property(Perturbation)
-    vector_noise = functools.cached_property(VectorNoise)
-    checkpointing = functools.cached_property(Checkpointing)
-    comparison = functools.cached_property(Comparison)
-    draws = functools.cached_property(Draws)
-    dropouts = functools.cached_property(Dropouts)
-    states = functools.cached_property(States)
-    drawn = functools.cached_property(Weights)
-    siblings = functools.cached_property(Siblings)
-    tying = functools.cached_property(Tying)
-    checkpoints = functools.cached_property(Checkpoints)
-    left_behind = functools.cached_property(LeftBehind)
-    precision = functools.cached_property(Precision)
-    bounds = functools.cached_property(Bounds)
-
-    # ... and single ones...
+    # Single passes, each run once (see ``Groups`` for the others)...
 
     def shapes_of(self, case: str) -> list[Shape]:
         """See ``forwards.shapes_of``."""
@@ -285,23 +206,8 @@ class Probe:
         return None if found.not_finite else found
 
     def swap_plans(self) -> list[positions.Plan]:
-        """The ways in which tokens are replaced."""
-        subject = self.subject
-        short = subject.sizes[1]
-        every = tuple(range(1, short))
-        plans = [positions.Plan("every", short, every)]
-        special = bool(subject.text_ids) and short > 4
-        if subject.signature.takes("attention_mask") and (subject.small or not special):
-            plans.append(positions.Plan("masked", short, every))
-        if special:
-            plans.append(positions.Plan("special", short, every))
-        plans.append(positions.Plan("noised", short, every))
-        affordable = min(1024, max(32, int(4e9 / subject.parameters)))
-        longest = min(subject.max_length or 64, affordable)
-        if longest > short:
-            starts = {1, longest // 2, longest - 2} if subject.small else {longest // 2}
-            plans.append(positions.Plan("long", longest, tuple(sorted(starts))))
-        return plans
+        """See ``positions.swap_plans``."""
+        return positions.swap_plans(self)
 
     def position_swaps(self, plan: positions.Plan) -> Swaps:
         """See ``positions.position_swaps``."""
@@ -329,14 +235,8 @@ class Probe:
         return self.once(positions.single_gradient, length, position, condition)
 
     def row_plans(self) -> list[str]:
-        """The ways in which rows are replaced: see ``rows.row_swaps``."""
-        subject = self.subject
-        told = not subject.vision and subject.sizes[1] > 5 and self.padding.told()
-        padded = ["padded"] if told else []
-        if subject.small:
-            shorter = ["shorter"] if told else []
-            return ["every", *padded, *shorter, "noised", "full", "rolled"]
-        return [*padded, "full", "rolled"]
+        """See ``rows.row_plans``."""
+        return rows.row_plans(self)
 
     def row_swaps(self, plan: str) -> RowSwaps:
         """See ``rows.row_swaps``."""
@@ -375,7 +275,7 @@ class Probe:
         """See ``forwards.dead_input``."""
         return self.once(forwards.dead_input)
 
-    # Structure...
+    # What is known of the subject...
 
     root = ROOT
 
@@ -383,37 +283,6 @@ class Probe:
     def eps(self) -> float:
         """The spacing of floating point numbers at 1 in the model's dtype."""
         return float(torch.finfo(self.subject.dtype).eps)
-
-    @property
-    def frozen(self) -> int:
-        """Number of parameters that ask for no gradient."""
-        return sum(not p.requires_grad for p in self.subject.model.parameters())
-
-    @property
-    def has_batch_norms(self) -> bool:
-        """Whether a module computes statistics over the rows in training mode."""
-        return bool(_batch_norms(self.subject.model))
-
-    def dimensions(self, parameter: str) -> int:
-        """Number of axes of a parameter."""
-        return dict(self.subject.model.named_parameters())[parameter].dim()
-
-    def is_list(self, module: str) -> bool:
-        """Whether a module only holds others and has no forward."""
-        kinds = (torch.nn.ModuleList, torch.nn.ModuleDict)
-        return isinstance(self._modules[module], kinds)
-
-    @functools.cached_property
-    def _modules(self) -> dict[str, torch.nn.Module]:
-        return dict(self.subject.model.named_modules())
-
-    def reads_module(self, module: str) -> bool:
-        """See ``source.reads_module``."""
-        return reads_module(self.subject.model, module)
-
-    def reads_parameter(self, parameter: str) -> bool:
-        """See ``source.reads_parameter``."""
-        return reads_parameter(self.subject.model, parameter)
 
     def row(self, batch: Batch, row: int) -> Batch:
         """One row of a batch."""
@@ -436,93 +305,14 @@ class Probe:
         """See ``trace.where_raised``."""
         return where_raised(self.subject.model, error)
 
-    def holds_modules(self, module: str) -> bool:
-        """Whether a module has submodules."""
-        return next(self._modules[module].children(), None) is not None
-
-    def list_siblings(self, module: str) -> list[str]:
-        """Names of the other modules of the same class in the same list or sequence."""
-        above, _, own = module.rpartition(".")
-        holder = self._modules[above]
-        if not isinstance(holder, torch.nn.ModuleList | torch.nn.Sequential):
-            return []
-        kind = type(self._modules[module])
-        prefix = f"{above}." if above else ""
-        return [
-            prefix + name
-            for name, other in holder.named_children()
-            if name != own and type(other) is kind
-        ]
-
-    def idle_modules(self, ran: set[str]) -> list[str]:
-        """The outermost modules with parameters of which nothing ran."""
-        idle: list[str] = []
-        for name, module in self.subject.model.named_modules():
-            touched = any(other == name or other.startswith(f"{name}.") for other in ran)
-            inside = any(name.startswith(f"{other}.") for other in idle)
-            if name and not touched and not inside and next(module.parameters(), None) is not None:
-                idle.append(name)
-        return idle
-
     def forward(self, batch: Batch, **extra: Any) -> Output:
         """One forward in eval mode without gradients."""
         with self.running("forward") as subject:
             return subject(batch, **extra)
 
-    @contextlib.contextmanager
-    def noised(self) -> Iterator[None]:
-        """Every floating point parameter moved at random while inside.
-
-        By 0.5/sqrt(fan in) for weights and 0.1 for vectors, so that gates and projections that
-        start at zero carry signal; the statistics of batch norms then follow the data. The
-        parameters and buffers themselves are put back, not copies.
-        """
-        model = self.subject.model
-        originals = [(t, t.data) for t in (*model.parameters(), *model.buffers())]
-        moved = [(p, data) for p, data in originals if _is_moved(p, data)]
-        try:
-            for (parameter, data), noise in zip(moved, self._noises(moved), strict=True):
-                scale = 0.5 / math.sqrt(data[0].numel()) if data.dim() > 1 else 0.1
-                parameter.data = torch.add(data, noise.to(data), alpha=scale)
-            self._calibrate()
-            yield
-        finally:
-            for parameter, data in originals:
-                parameter.data = data
-
-    def _noises(self, moved: list[tuple[torch.Tensor, torch.Tensor]]) -> Iterable[torch.Tensor]:
-        """A normal draw for each parameter; those for a tiny model are drawn once."""
-        generator = torch.Generator().manual_seed(self.seed_for("noise"))
-        draws = (_normal(data.shape, generator) for _, data in moved)
-        if self.subject.parameters > _TINY:
-            return draws
-        shapes = [data.shape for _, data in moved]
-        if [noise.shape for noise in self._noise] != shapes:
-            self._noise = list(draws)
-        return self._noise
-
-    def _calibrate(self) -> None:
-        """Let the running statistics of batch norms follow a few batches."""
-        norms = [m for m in _batch_norms(self.subject.model) if m.track_running_stats]
-        if not norms:
-            return
-        rows = min(8, self.subject.most_rows)
-        batch = self.batch(rows, self.subject.sizes[1], "calibration")
-        with self.running("calibration") as subject:
-            momenta = [m.momentum for m in norms]
-            for norm in norms:
-                norm.train()
-                norm.momentum = None
-                norm.reset_running_stats()
-            try:
-                subject(batch)
-                found = [t.clone() for norm in norms for t in _statistics(norm)]
-            finally:
-                for norm, momentum in zip(norms, momenta, strict=True):
-                    norm.momentum = momentum
-        statistics = [t for norm in norms for t in _statistics(norm)]
-        for statistic, value in zip(statistics, found, strict=True):
-            statistic.data = value
+    def noised(self) -> contextlib.AbstractContextManager[None]:
+        """See ``MovedWeights.at_random``."""
+        return self.moved_weights.at_random()
 
     def in_float64(self) -> Probe:
         """A probe over a float64 copy on the CPU. What copying raises comes through."""
@@ -546,27 +336,3 @@ class Probe:
         except Exception:  # noqa: BLE001 - a model need not run in float64
             other = Probe(self.subject, seed=self.seed + 1, weights=self.weights)
             return measure(other), "with another seed (float64 does not run)"
-
-
-def _is_moved(parameter: torch.Tensor, data: torch.Tensor) -> bool:
-    trained = isinstance(parameter, torch.nn.Parameter) and not data.is_meta
-    return trained and data.is_floating_point() and data.numel() > 0
-
-
-def _normal(shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
-    """Normally distributed numbers; those of a large tensor repeat with a prime period, because
-    drawing them takes longer than running the model."""
-    count = shape.numel()
-    if count <= _PERIOD:
-        return torch.randn(shape, generator=generator)
-    block = torch.randn(_PERIOD, generator=generator)
-    return block.repeat(count // _PERIOD + 1)[:count].reshape(shape)
-
-
-def _statistics(norm: torch.nn.modules.batchnorm._BatchNorm) -> list[torch.Tensor]:
-    return [t for t in (norm.running_mean, norm.running_var) if t is not None]
-
-
-def _batch_norms(model: torch.nn.Module) -> list[torch.nn.modules.batchnorm._BatchNorm]:
-    kind = torch.nn.modules.batchnorm._BatchNorm
-    return [module for module in model.modules() if isinstance(module, kind)]

@@ -43,6 +43,17 @@ class RowSwaps:
     after: list[Batch]
 
 
+def row_plans(probe: Probe) -> list[str]:
+    """The ways in which rows are replaced: see ``rows.row_swaps``."""
+    subject = probe.subject
+    told = not subject.vision and subject.sizes[1] > 5 and probe.padding.told()
+    padded = ["padded"] if told else []
+    if subject.small:
+        shorter = ["shorter"] if told else []
+        return ["every", *padded, *shorter, "noised", "full", "rolled"]
+    return [*padded, "full", "rolled"]
+
+
 def row_swaps(probe: Probe, plan: str) -> RowSwaps:
     """Replace every row but the first, then every row but the last.
 

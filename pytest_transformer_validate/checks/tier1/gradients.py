@@ -180,8 +180,8 @@ def _reason(probe: Probe, found: Gradients, alive: Gradients, name: str) -> str 
         return "its expert was given no token"
     if name not in found.used:
         unread = "the forward of these inputs does not read it"
-        return unread if probe.reads_parameter(name) else None
-    if probe.dimensions(name) == 1 and not _moves_logits(probe, name):
+        return unread if probe.structure.reads_parameter(name) else None
+    if probe.structure.dimensions(name) == 1 and not _moves_logits(probe, name):
         siblings = [n for n in alive.norms if _owner(n) == owner and n != name]
         return _ROUNDING if any(alive.norms[n] for n in siblings) else None
     return None
@@ -197,12 +197,12 @@ def _why_idle(probe: Probe, found: Gradients, owner: str) -> str | None:
     reads it."""
     module = owner
     while module:
-        siblings = probe.list_siblings(module)
+        siblings = probe.structure.list_siblings(module)
         ran = [s for s in siblings if _ran(found, s)]
         if ran and not _ran(found, module):
             sizes = {tuple(found.tokens.get(s, ())) for s in ran}
             return "its expert was given no token" if len(sizes) > 1 else None
-        if not _ran(found, module) and not probe.reads_module(module):
+        if not _ran(found, module) and not probe.structure.reads_module(module):
             return None
         module = module.rpartition(".")[0]
     return "its module did not run for these inputs"
@@ -248,7 +248,7 @@ def _where(probe: Probe, found: Gradients, failing: set[str], *, last: bool = Fa
     inner = [module for module in parts if module] or [""]
     module = inner[-1] if last else inner[0]
     only = parts[module][0]
-    whole = len(parts[module]) == 1 and (not module or probe.holds_modules(only))
+    whole = len(parts[module]) == 1 and (not module or probe.structure.holds_modules(only))
     return (only if whole else module) or probe.root
 
 
@@ -257,7 +257,7 @@ def _dead_part(probe: Probe, found: Gradients, failing: set[str], owner: str) ->
     module, best = owner, owner
     while module:
         inside = [n for n in found.norms if _inside(_owner(n), module)]
-        if all(n in failing for n in inside) and not probe.is_list(module):
+        if all(n in failing for n in inside) and not probe.structure.is_list(module):
             best = module
         module = module.rpartition(".")[0]
     return best
@@ -266,7 +266,7 @@ def _dead_part(probe: Probe, found: Gradients, failing: set[str], owner: str) ->
 def _around(probe: Probe, module: str) -> str:
     """The nearest module around it that has a forward."""
     above = module.rpartition(".")[0]
-    while above and probe.is_list(above):
+    while above and probe.structure.is_list(above):
         above = above.rpartition(".")[0]
     return above
 
@@ -278,7 +278,7 @@ def _measure(
     return GradientFlow(
         value=float(len(failing)),
         parameters=len(found.norms),
-        frozen=probe.frozen,
+        frozen=probe.structure.frozen,
         median=median,
         smallest=smallest,
         largest=largest,
@@ -286,7 +286,7 @@ def _measure(
         depth=over_depth(found),
         missing=tuple(sorted(failing)),
         explained=explained,
-        idle=tuple(probe.idle_modules(set(found.tokens))),
+        idle=tuple(probe.structure.idle_modules(set(found.tokens))),
     )
 
 

@@ -29,7 +29,7 @@ def accumulation_equivalence(probe: Probe, *, factor: float = 64.0) -> Accumulat
     parts = min(4, probe.subject.most_rows)
     if parts < 2:
         raise NotApplicable("it takes one row at a time")
-    if probe.has_batch_norms:
+    if probe.structure.has_batch_norms:
         raise NotApplicable("batch norms compute over the rows of a micro-batch")
     whole, again, micro = trials.one_step(1), trials.one_step(1, 1), trials.one_step(parts)
     for training in (whole, micro):
