@@ -59,8 +59,10 @@ def correct_sum(logits: torch.Tensor, labels: torch.Tensor, task: TaskSpec) -> t
     if scores.device.type == "cpu":
         # The largest score is found ten times faster than its place, which few rows then need.
         own = scores.gather(-1, wanted.where(counts, 0).unsqueeze(-1)).squeeze(-1)
-        counts &= own == scores.amax(-1)
-        scores, wanted, counts = scores[counts], wanted[counts], counts[counts]
+        places = ((own == scores.amax(-1)) & counts).nonzero().squeeze(-1)
+        if not len(places):
+            return counts.new_zeros((), dtype=torch.long)
+        return (scores[places].argmax(-1) == wanted[places]).sum()
     return ((scores.argmax(-1) == wanted) & counts).sum()
 
 

@@ -25,6 +25,8 @@ def read_file(path: str | Path) -> Any:
     datasets = require("datasets", extra="train")
     kind = _KINDS[place.suffix.lower()]
     extra = {"delimiter": "\t"} if place.suffix.lower() == ".tsv" else {}
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
     try:
         data = (
             datasets.Dataset.from_json(str(place))
@@ -35,6 +37,9 @@ def read_file(path: str | Path) -> Any:
         cause = error.__cause__ or error
         line = f"{type(cause).__name__}: {cause}".partition("\n")[0]
         raise TrainingError(f"{place} cannot be read as {kind}: {line}") from error
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
     if not len(data):
         raise TrainingError(f"{place} holds no row")
     return data
