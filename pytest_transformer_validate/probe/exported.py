@@ -131,6 +131,11 @@ class Exported(Passes):
 
     def _made(self, who: str, make: Callable[[nn.Module], Any]) -> Any:
         """What ``make`` gives for the model, in eval mode; NotApplicable with what it raises."""
+        if self.probe.subject.signature.intermediates:
+            raise NotApplicable(
+                "forward is given intermediate results that are computed from its own modules: "
+                "no one call is the model"
+            )
         with self.probe.running("program") as subject, quietly(), silent():
             wrapper = Logits(subject.model, self._inputs(*self.shapes[0]), self._read)
             try:
