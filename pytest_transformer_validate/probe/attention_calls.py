@@ -1,0 +1,193 @@
+"""Attention seen through the functions that compute it, however it is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+_SOFTMAX = {torch.softmax, functional.softmax, torch.Tensor.softmax}
+_PRODUCTS = {torch.matmul, torch.bmm, torch.Tensor.matmul, torch.Tensor.bmm}
+_PRODUCTS |= {torch.Tensor.__matmul__}
+# What leaves the axes of attention weights where they are.
+_SAME = {
+    functional.dropout, torch.dropout, torch.Tensor.to, torch.Tensor.type_as, torch.Tensor.float,
+    torch.Tensor.half, torch.Tensor.bfloat16, torch.Tensor.type, torch.Tensor.contiguous,
+    torch.Tensor.masked_fill, torch.Tensor.clone, torch.nan_to_num, torch.Tensor.nan_to_num,
+    torch.Tensor.__getitem__,
+}  # fmt: skip
+_SWAPS = {torch.transpose, torch.Tensor.transpose, torch.Tensor.swapaxes}
+
+
+@dataclass(frozen=True)
+class WrongAxis:
+    """Attention weights that sum to one along ``softmax`` and are summed along ``summed`` (axes
+    from the end) when they meet the values."""
+
+    module: str
+    softmax: int
+    summed: int
+    shape: tuple[int, ...]
+
+
+class AttentionCalls(TorchFunctionMode):
+    """Sees attention: ``scaled_dot_product_attention``, and softmax with the product behind it.
+
+    ``site(kind, tensors)`` gets ``sdpa`` with query, key, value and result, or ``values`` with the
+    scores that a softmax made weights of, value and result, and query and key where the scores
+    are known to be their product.
+    """
+
+    def __init__(
+        self,
+        site: Callable[[str, dict[str, torch.Tensor]], None],
+        place: Callable[[], str] | None = None,
+        wrong: list[WrongAxis] | None = None,
+        change: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        self.site = site
+        self.place = place
+        self.wrong = wrong
+        self.change = change
+        self.weights: dict[int, tuple[torch.Tensor, int, torch.Tensor]] = {}
+        self.scores: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if not isinstance(result, torch.Tensor):
+            return result
+        if func is functional.scaled_dot_product_attention:
+            names = dict(zip(("query", "key", "value"), args, strict=False))
+            tensors = {**names, **{n: kwargs[n] for n in ("query", "key", "value") if n in kwargs}}
+            self.site("sdpa", {**tensors, "result": result})
+            return self.change(result) if self.change else result
+        if func in _SOFTMAX:
+            self._softmax(args, kwargs, result)
+        elif func in _PRODUCTS and len(args) > 1:
+            return self._product(args[0], args[1], result)
+        elif func is torch.einsum:
+            return self._einsum(args, result)
+        elif func in _SAME and args and id(args[0]) in self.weights:
+            self._follow(args[0], result)
+        elif func in _SWAPS and args and id(args[0]) in self.weights:
+            self._swap(args, kwargs, result)
+        else:
+            self._follow_scores(args, result)
+        return result
+
+    def _follow_scores(self, args: Any, result: torch.Tensor) -> None:
+        """Scores stay scores when they are scaled, masked, or get another column (a sink)."""
+        for given in args[0] if args and isinstance(args[0], tuple | list) else args:
+            known = self.scores.get(id(given))
+            if known is not None and result.shape[:-1] == known[0].shape[:-1]:
+                self.scores[id(result)] = (result, *known[1:])
+                return
+
+    def _softmax(self, args: Any, kwargs: Mapping[str, Any], result: torch.Tensor) -> None:
+        scores = args[0] if args else kwargs.get("input")
+        dim = args[1] if len(args) > 1 else kwargs.get("dim")
+        if isinstance(scores, torch.Tensor) and isinstance(dim, int) and scores.dim() > 2:
+            self.weights[id(result)] = (result, dim if dim < 0 else dim - result.dim(), scores)
+
+    def _follow(self, weights: torch.Tensor, result: torch.Tensor) -> None:
+        _, dim, scores = self.weights[id(weights)]
+        if result.dim() == weights.dim():
+            self.weights[id(result)] = (result, dim, scores)
+
+    def _swap(self, args: Any, kwargs: Mapping[str, Any], result: torch.Tensor) -> None:
+        _, dim, scores = self.weights[id(args[0])]
+        axes = [*args[1:], *kwargs.values()]
+        if len(axes) == 2 and all(isinstance(a, int) for a in axes):
+            a, b = (axis if axis < 0 else axis - result.dim() for axis in axes)
+            self.weights[id(result)] = (result, {a: b, b: a}.get(dim, dim), scores)
+
+    def _product(self, left: Any, right: Any, result: torch.Tensor) -> torch.Tensor:
+        if not isinstance(left, torch.Tensor) or not isinstance(right, torch.Tensor):
+            return result
+        for weights, other, summed in ((left, right, -1), (right, left, -2)):
+            if id(weights) in self.weights and _depends(other):
+                self._check_axis(weights, summed)
+                return self._values(weights, other, result) if summed == -1 else result
+        if left.dim() == right.dim() == 4:
+            self.scores[id(result)] = (result, left, right.transpose(-1, -2))
+        return result
+
+    def _einsum(self, args: Any, result: torch.Tensor) -> torch.Tensor:
+        """The same for two operands with four axes each, in any order of their axes."""
+        named = _letters(args)
+        if named is None:
+            return result
+        (first, a), (second, b), out = named
+        summed = [x for x in first if x in second and x not in out]
+        if len(summed) != 1:
+            return result
+        (inner,) = summed
+        if id(a) in self.weights and _depends(b):
+            self._check_axis(a, first.index(inner) - 4)
+            rows, heads, steps = list(first[:3])
+            wide = [x for x in out if x not in first]
+            if first[3] != inner or len(wide) != 1 or set(second) != {rows, heads, inner, *wide}:
+                return result
+            order = [out.index(x) for x in (rows, heads, steps, *wide)]
+            values = b.permute([second.index(x) for x in (rows, heads, inner, *wide)])
+            changed = self._values(a, values, result.permute(order))
+            return changed.permute([order.index(i) for i in range(4)])
+        rows, heads, steps, others = list(out)
+        if {rows, heads, steps, inner} == set(first) and {rows, heads, others, inner} == set(
+            second
+        ):
+            query = a.permute([first.index(x) for x in (rows, heads, steps, inner)])
+            key = b.permute([second.index(x) for x in (rows, heads, others, inner)])
+            self.scores[id(result)] = (result, query, key)
+        return result
+
+    def _check_axis(self, weights: torch.Tensor, summed: int) -> None:
+        dim, shape = self.weights[id(weights)][1], tuple(weights.shape)
+        if self.wrong is None or self.place is None or dim == summed:
+            return
+        if shape[dim] > 1 and shape[summed] > 1:
+            self.wrong.append(WrongAxis(self.place(), dim, summed, shape))
+
+    def _values(
+        self, weights: torch.Tensor, values: torch.Tensor, result: torch.Tensor
+    ) -> torch.Tensor:
+        scores = self.weights[id(weights)][2]
+        tensors = {"scores": scores, "value": values, "result": result}
+        known = self.scores.get(id(scores))
+        if known is not None:
+            tensors |= {"query": known[1], "key": known[2]}
+        self.site("values", tensors)
+        return self.change(result) if self.change else result
+
+
+def _depends(values: Any) -> bool:
+    """Whether a tensor may hold values: a parameter mixes heads, it is not looked up."""
+    return not isinstance(values, torch.nn.Parameter) and values.dim() > 2
+
+
+def _letters(args: Any) -> tuple[tuple[str, Any], tuple[str, Any], str] | None:
+    """The axes of an einsum of two tensors with four axes each, where it is written so."""
+    if len(args) < 2 or not isinstance(args[0], str):
+        return None
+    given = args[1] if isinstance(args[1], tuple | list) else args[1:]
+    names, _, out = args[0].replace(" ", "").partition("->")
+    parts = names.split(",")
+    if len(parts) != 2 or len(given) != 2 or {len(p) for p in (*parts, out)} != {4}:
+        return None
+    if "." in args[0] or any(not isinstance(t, torch.Tensor) or t.dim() != 4 for t in given):
+        return None
+    return (parts[0], given[0]), (parts[1], given[1]), out
