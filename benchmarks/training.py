@@ -294,9 +294,9 @@ def filtering(count: int, rounds: int) -> None:
     import pyarrow
 
     datasets.disable_progress_bars()
-    lengths = numpy.random.default_rng(0).integers(0, 16, count)
+    lengths = numpy.random.default_rng(0).integers(0, 128, count)
     offsets = numpy.concatenate([[0], numpy.cumsum(lengths)]).astype("int32")
-    ids = pyarrow.ListArray.from_arrays(offsets, pyarrow.array(numpy.zeros(offsets[-1], "int32")))
+    ids = pyarrow.ListArray.from_arrays(offsets, pyarrow.array(numpy.zeros(offsets[-1], "int16")))
     data = datasets.Dataset(pyarrow.table({"input_ids": ids}))
     own = []
     for _ in range(rounds):

@@ -222,7 +222,8 @@ class Steps:
     def training_step(self, batch: Mapping[str, torch.Tensor], index: int) -> torch.Tensor:
         result, count = self._run("train", batch)
         total = self.trainer.strategy.reduce(count.clone(), reduce_op="sum").clamp(min=1)
-        return result.loss * self.trainer.world_size / total
+        loss: torch.Tensor = result.loss * self.trainer.world_size / total
+        return loss
 
     def validation_step(self, batch: Mapping[str, torch.Tensor], index: int) -> None:
         self._run("val", batch)

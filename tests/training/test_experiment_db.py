@@ -134,7 +134,7 @@ class TestFiles:
 class TestSinks:
     def test_the_tracker_writes_a_run_into_the_database(self, database) -> None:
         sink = DatabaseSink(database, "run", {"lr": 1})
-        tracker = MetricsTracker([sink])
+        tracker = MetricsTracker(sinks=[sink])
         tracker.log_scalars({"train/loss": 2.0}, 1)
         tracker.log_epoch(0, {"loss": 2.0, "accuracy": 0.5}, {"loss": 1.0})
         tracker.close()
@@ -156,8 +156,8 @@ class TestSinks:
 
     def test_the_csv_file_goes_on_where_it_was(self, tmp_path: Path) -> None:
         path = tmp_path / "deep" / "metrics.csv"
-        MetricsTracker([CsvSink(path)]).log_epoch(0, {"loss": 2.0})
-        MetricsTracker([CsvSink(path)]).log_epoch(1, {"loss": 1.0}, {"loss": 3.0})
+        MetricsTracker(sinks=[CsvSink(path)]).log_epoch(0, {"loss": 2.0})
+        MetricsTracker(sinks=[CsvSink(path)]).log_epoch(1, {"loss": 1.0}, {"loss": 3.0})
         first, *rows = path.read_text().splitlines()
         assert first.startswith("epoch,train/loss")
         assert [row.split(",")[:2] for row in rows] == [["0", "2.0"], ["1", "1.0"]]

@@ -187,7 +187,7 @@ def check_first_batches(
 
 def warn_of_overlap(train: Any, val: Any) -> None:
     """Warn (QualityWarning) where the validation data is the training data."""
-    if not (isinstance(train, Sized) and isinstance(val, Sized)) or len(train) != len(val):
+    if not (hasattr(train, "__len__") and hasattr(val, "__len__")) or len(train) != len(val):
         return
     picks = random.Random(0).sample(range(len(val)), min(OVERLAP, len(val)))
     if train is val or all(_alike(train[at], val[at]) for at in picks):
@@ -203,7 +203,7 @@ def _alike(one: Any, other: Any) -> bool:
         return one.keys() == other.keys() and all(_alike(one[k], other[k]) for k in one)
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):
         return len(one) == len(other) and all(map(_alike, one, other))
-    same = one is other or one == other
+    same: Any = one is other or one == other
     return bool(same.all()) if hasattr(same, "all") else bool(same)
 
 
@@ -238,7 +238,7 @@ def _kept_by_offsets(dataset: Any, table: Any, least: int, name: str) -> Sequenc
     long = compute.fill_null(compute.greater_equal(lengths, least), False)
     if dataset._indices is not None:
         long = long.take(dataset._indices.column(0))
-    kept: list[int] = compute.indices_nonzero(long).to_pylist()
+    kept: Sequence[int] = compute.indices_nonzero(long).to_numpy()
     return kept
 
 
