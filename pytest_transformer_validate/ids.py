@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from pytest_transformer_validate.models import RunModel
     from pytest_transformer_validate.sources.base import Source
 
-_GLOBAL = ("tb_device", "tb_dtype", "tb_seed", "tb_timeout", "tb_reference", "tb_data")
-_GLOBAL += ("tb_epochs", "tb_time_budget")
+_GLOBAL = (
+    "tb_device", "tb_dtype", "tb_seed", "tb_timeout", "tb_reference", "tb_data", "tb_epochs",
+    "tb_time_budget",
+)  # fmt: skip
 
 
 class Again:
