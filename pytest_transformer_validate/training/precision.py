@@ -53,8 +53,8 @@ class Precision:
     def step(self, optimizer: torch.optim.Optimizer, clip: float | None) -> torch.Tensor:
         """Unscale, clip, step; the norm of all gradients before clipping, a scalar.
 
-        Where that norm is not finite the step is not taken, which fused kernels find out without
-        a wait: weights stay as they were. Under a scaler that is how it looks for a scale; else
+        Where that norm is not finite the step is not taken, which fused kernels of a GPU find out
+        without a wait: weights stay as they were. Under a scaler that is how it looks for a scale; else
         the run has to stop, once somebody has read the norm.
         """
         if self.scaler.is_enabled():
@@ -66,7 +66,7 @@ class Precision:
         if self.scaler.is_enabled():
             self.scaler.step(optimizer)
             self.scaler.update()
-        elif optimizer.defaults.get("fused"):
+        elif optimizer.defaults.get("fused") and norm.device.type != "cpu":
             optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
             optimizer.step()
         elif norm.isfinite():
