@@ -54,8 +54,8 @@ class Precision:
         """Unscale, clip, step; the norm of all gradients before clipping, a scalar.
 
         Where that norm is not finite the step is not taken, which fused kernels of a GPU find out
-        without a wait: weights stay as they were. Under a scaler that is how it looks for a scale; else
-        the run has to stop, once somebody has read the norm.
+        without a wait: weights stay as they were. Under a scaler that is how it looks for a scale;
+        else the run has to stop, once somebody has read the norm.
         """
         if self.scaler.is_enabled():
             self.scaler.unscale_(optimizer)
