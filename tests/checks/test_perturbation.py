@@ -47,8 +47,7 @@ class Forgetful(Decoder):
 
 def test_a_token_that_nothing_reads_has_no_effect():
     replaced = token_perturbation(probe_of(Forgetful())).effects["replaced"]
-    assert set(replaced[:5]) == {0.0}
-    assert min(replaced[5:]) > 0
+    assert max(replaced[:5]) < 16 * torch.finfo(torch.float32).eps < min(replaced[5:])
 
 
 def test_the_end_of_a_text_that_is_pooled_stays():
