@@ -39,9 +39,13 @@ class TokenLookup(TorchFunctionMode):
         index = self._index(func, args, kwargs or {})
         if index is None or not result.is_floating_point() or result.dim() <= self.ids.dim():
             return result
-        leaf = result.detach().requires_grad_()
+        return self.looked_up(result, index.shape != self.ids.shape)
+
+    def looked_up(self, vectors: torch.Tensor, turned: bool) -> torch.Tensor:
+        """What is read in place of ``vectors`` (B, T, ...), or (T, B, ...) where ``turned``."""
+        leaf = vectors.detach().requires_grad_()
         self.leaves.append(leaf)
-        self._transposed.append(index.shape != self.ids.shape)
+        self._transposed.append(turned)
         return leaf * 1
 
     def __bool__(self) -> bool:
@@ -83,23 +87,13 @@ class OtherVectors(TokenLookup):
         self.keep = keep
         self.seen = False
 
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        index = self._index(func, args, kwargs or {})
-        if index is None or not result.is_floating_point() or result.dim() <= self.ids.dim():
-            return result
+    def looked_up(self, vectors: torch.Tensor, turned: bool) -> torch.Tensor:
         self.seen = True
-        keep = self.keep if index.shape == self.ids.shape else self.keep.T
-        keep = keep.reshape(*keep.shape, *(1,) * (result.dim() - keep.dim()))
+        keep = self.keep.T if turned else self.keep
+        keep = keep.reshape(*keep.shape, *(1,) * (vectors.dim() - keep.dim()))
         # another direction, also where the vector of the padding id is zero
-        ramp = torch.linspace(-1, 1, result.shape[-1]).to(result) * result.abs().max()
-        return torch.where(keep, result, result.flip(-1) + ramp)
+        ramp = torch.linspace(-1, 1, vectors.shape[-1]).to(vectors) * vectors.abs().max()
+        return torch.where(keep, vectors, vectors.flip(-1) + ramp)
 
     def __bool__(self) -> bool:
         return self.seen

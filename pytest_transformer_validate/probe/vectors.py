@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pytest_transformer_validate.errors import NotApplicable
 from pytest_transformer_validate.probe.hooked import eager
@@ -15,7 +15,7 @@ from pytest_transformer_validate.probe.lookup import TokenLookup
 from pytest_transformer_validate.subject.batch import Batch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     import torch
 
@@ -34,27 +34,16 @@ class VectorLookup(TokenLookup):
         self.given = given
         self.found: list[torch.Tensor] = []
 
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        index = self._index(func, args, kwargs or {})
-        if index is None or not result.is_floating_point() or result.dim() <= self.ids.dim():
-            return result
-        turned = index.shape != self.ids.shape
+    def looked_up(self, vectors: torch.Tensor, turned: bool) -> torch.Tensor:
         place = len(self.found)
         # a copy: what was looked up may be written to in place
-        self.found.append((result.transpose(0, 1) if turned else result).detach().clone())
+        self.found.append((vectors.transpose(0, 1) if turned else vectors).detach().clone())
         if not self.given:
-            return result
+            return vectors
         if place >= len(self.given):
             raise NotApplicable("the model looks tokens up another number of times each time")
-        vectors = self.given[place].to(result.dtype) * 1
-        return vectors.transpose(0, 1) if turned else vectors
+        given = self.given[place].to(vectors.dtype) * 1
+        return given.transpose(0, 1) if turned else given
 
     @contextlib.contextmanager
     def anew(self, subject: Subject) -> Iterator[None]:
