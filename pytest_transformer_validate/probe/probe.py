@@ -19,7 +19,6 @@ from pytest_transformer_validate.probe.precision import MaskDtype
 from pytest_transformer_validate.probe.trace import ROOT, where_raised
 from pytest_transformer_validate.subject import promises
 from pytest_transformer_validate.subject.guard import Keeper, derive_seed
-from pytest_transformer_validate.subject.subject import Subject
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from pytest_transformer_validate.probe.rows import RowSwaps
     from pytest_transformer_validate.subject.batch import Batch
     from pytest_transformer_validate.subject.outputs import Output
+    from pytest_transformer_validate.subject.subject import Subject
 
     Rebuild = Callable[[int], torch.nn.Module | None]
 
@@ -318,14 +318,7 @@ class Probe(Groups):
         """A probe over a float64 copy on the CPU. What copying raises comes through."""
         subject = self.subject
         model = copy.deepcopy(subject.model).to("cpu", torch.float64)
-        twin = Subject(
-            model,
-            subject.config,
-            tokenizer=subject.tokenizer,
-            task=subject.task.task_type,
-            seed=subject.seed,
-        )
-        probe = Probe(twin, seed=self.seed, weights=self.weights)
+        probe = Probe(subject.twin(model), seed=self.seed, weights=self.weights)
         probe._copied = True
         return probe
 

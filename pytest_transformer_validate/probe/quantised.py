@@ -11,7 +11,6 @@ from torch import nn
 from pytest_transformer_validate.errors import NotApplicable, error_line
 from pytest_transformer_validate.probe.passes import Passes, remembered
 from pytest_transformer_validate.probe.quiet import quietly
-from pytest_transformer_validate.subject.subject import Subject
 
 
 @dataclass(frozen=True)
@@ -46,14 +45,7 @@ class Quantisation(Passes):
                 model = torch.ao.quantization.quantize_dynamic(
                     model, {nn.Linear}, dtype=torch.qint8, inplace=True
                 )
-            twin = Subject(
-                model,
-                subject.config,
-                tokenizer=subject.tokenizer,
-                task=subject.task.task_type,
-                seed=subject.seed,
-            )
-            probe = type(self.probe)(twin, seed=self.probe.seed)
+            probe = type(self.probe)(subject.twin(model), seed=self.probe.seed)
             with quietly():
                 logits = probe.forward(batch.to("cpu")).logits
         except Exception as error:

@@ -80,6 +80,16 @@ class Subject:
         self.setup: Setup | None = None
         self._plain: tuple[object, torch.Tensor] | None = None
 
+    def twin(self, model: torch.nn.Module) -> Subject:
+        """Another model, such as a converted copy, with the config, task and seed of this one."""
+        return Subject(
+            model,
+            self.config,
+            tokenizer=self.tokenizer,
+            task=self.task.task_type,
+            seed=self.seed,
+        )
+
     # Facts that need no forward...
 
     @functools.cached_property
