@@ -17,12 +17,13 @@ TransformerValidateError
 
 from __future__ import annotations
 
+import difflib
 from typing import TYPE_CHECKING
 
 from pytest_transformer_validate.redaction import redact
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from pytest_transformer_validate.measures.measurement import Measurement
 
@@ -108,6 +109,12 @@ class Blocked(TransformerValidateError):
     def __init__(self, place: str) -> None:
         super().__init__(place)
         self.place = place
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """``; did you mean x?``, or nothing where no known name is near."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def error_line(error: BaseException, most: int = 200) -> str:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pytest_transformer_validate.errors import SpecError
+from pytest_transformer_validate.errors import SpecError, did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -160,7 +159,6 @@ def canonical_task(name: str) -> str:
     task = ALIASES.get(name, name)
     if task not in TASKS:
         known = [*TASKS, *ALIASES]
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(name, known)
         raise SpecError(f"unknown task {name!r}; known are {', '.join(known)}{hint}")
     return task

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 from typing import TYPE_CHECKING, Any
 
-from pytest_transformer_validate.errors import SpecError
+from pytest_transformer_validate.errors import SpecError, did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -103,6 +102,4 @@ def _limit_value(line: str, text: str, default: Any) -> Any:
 
 
 def _hint(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return f"; known are {', '.join(known)}{hint}"
+    return f"; known are {', '.join(known)}{did_you_mean(name, known)}"

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from pytest_transformer_validate.errors import CheckpointError
+from pytest_transformer_validate.errors import CheckpointError, error_line
 
 BEST, LAST = 3, 5
 _CHUNK = 1 << 20
@@ -75,7 +75,7 @@ def load(path: str | Path) -> dict[str, Any]:
     try:
         state = torch.load(place, map_location="cpu", weights_only=True)
     except Exception as error:
-        line = f"{type(error).__name__}: {error}".partition("\n")[0]
+        line = error_line(error)
         raise CheckpointError(f"{place} cannot be read as plain data: {line}") from error
     if not isinstance(state, dict) or "model_state_dict" not in state:
         raise CheckpointError(f"{place} holds no model_state_dict")

@@ -8,13 +8,12 @@ same number. All faults are reported at once.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pytest_transformer_validate.errors import ConfigError
+from pytest_transformer_validate.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -403,5 +402,4 @@ def _faults(values: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _nearest(name: str) -> str:
-    near = difflib.get_close_matches(name, [*RULES, *ALIASES], n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+    return did_you_mean(name, [*RULES, *ALIASES])

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_transformer_validate.errors import CheckpointError
+from pytest_transformer_validate.errors import CheckpointError, first_line
 from pytest_transformer_validate.optional import find
 from pytest_transformer_validate.training import checkpoints
 
@@ -54,7 +54,7 @@ class Saver:
             run.model.load_state_dict(state["model_state_dict"])
             run.optimizer.load_state_dict(state["optimizer_state_dict"])
         except (RuntimeError, ValueError, KeyError) as error:
-            line = str(error).partition("\n")[0]
+            line = first_line(error)
             raise CheckpointError(f"{path} is of another model or optimizer: {line}") from error
         run.schedule.load_state_dict(state["scheduler_state_dict"])
         run.precision.scaler.load_state_dict(state["scaler_state_dict"])

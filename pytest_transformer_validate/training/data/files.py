@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pytest_transformer_validate.errors import TrainingError
+from pytest_transformer_validate.errors import TrainingError, error_line
 from pytest_transformer_validate.optional import require
 
 _KINDS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
@@ -34,8 +34,7 @@ def read_file(path: str | Path) -> Any:
             else getattr(datasets.Dataset, f"from_{kind}")(str(place), **extra)
         )
     except (datasets.exceptions.DatasetGenerationError, ValueError) as error:
-        cause = error.__cause__ or error
-        line = f"{type(cause).__name__}: {cause}".partition("\n")[0]
+        line = error_line(error.__cause__ or error)
         raise TrainingError(f"{place} cannot be read as {kind}: {line}") from error
     finally:
         if shown:
