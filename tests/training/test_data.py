@@ -16,7 +16,6 @@ from pytest_transformer_validate.training.data import choose
 from pytest_transformer_validate.training.data.files import read_file
 from pytest_transformer_validate.training.data.loaders import make_loaders
 from pytest_transformer_validate.training.data.module import UniversalDataModule
-from pytest_transformer_validate.training.data.quality import filter_short_sequences
 from pytest_transformer_validate.training.data.tokens import CharacterTokenizer, encode
 from pytest_transformer_validate.training.strategy import OneDevice
 from pytest_transformer_validate.training.trainer import Trainer
@@ -198,22 +197,6 @@ class TestFiles:
     def test_a_folder_is_no_file(self, tmp_path: Path) -> None:
         with pytest.raises(TrainingError, match="is a folder"):
             read_file(tmp_path)
-
-    def test_datasets_are_filtered_by_their_offsets(self) -> None:
-        datasets = pytest.importorskip("datasets")
-        ids = [[1] * (n % 4) for n in range(20)]
-        data = datasets.Dataset.from_dict({"input_ids": ids})
-        kept = filter_short_sequences(data, 2, verbose=False)
-        assert kept["input_ids"][:] == [i for i in ids if len(i) >= 2]
-        again = filter_short_sequences(data.select(range(5, 15)).shuffle(seed=1), 3, verbose=False)
-        assert sorted(map(len, again["input_ids"][:])) == [3, 3]
-
-    def test_datasets_with_masks_are_filtered_by_them(self) -> None:
-        datasets = pytest.importorskip("datasets")
-        masks = [[1, 1, 0], [1, 0, 0], [1, 1, 1]]
-        data = {"input_ids": [[5, 6, 7]] * 3, "attention_mask": masks}
-        kept = filter_short_sequences(datasets.Dataset.from_dict(data), 2, verbose=False)
-        assert kept["attention_mask"][:] == [masks[0], masks[2]]
 
 
 class TestTrainer:

@@ -108,6 +108,72 @@ class TestFilter:
         assert [kept[at] for at in range(len(kept))] == data(0, 3)
 
 
+class TestFilterArrow:
+    """Hugging Face datasets: the same examples as a Python predicate for each row leaves."""
+
+    def kinds(self) -> dict[str, Any]:
+        datasets = pytest.importorskip("datasets")
+        ids = [[1] * (n % 4) for n in range(20)]
+        plain = datasets.Dataset.from_dict({"input_ids": ids, "row": list(range(20))})
+        numbers = datasets.List(datasets.Value("int32"), length=3)
+        masks = [[1, 1, 0], [1, 0, 0], [1, 1, 1], [0, 0, 0]]
+        fixed = {"input_ids": [[5, 6, 7]] * 4, "attention_mask": masks}
+        features = datasets.Features({"input_ids": numbers, "attention_mask": numbers})
+        return {
+            "plain": plain,
+            "chunks": datasets.concatenate_datasets([plain, plain.select(range(3, 9))]),
+            "shuffled part": plain.select(range(5, 15)).shuffle(seed=1),
+            "null": datasets.Dataset.from_dict({"input_ids": [None, [1, 2], [1]]}),
+            "masks": datasets.Dataset.from_dict(fixed).select([3, 0, 1, 2]),
+            "masks of one size": datasets.Dataset.from_dict(fixed, features=features),
+            "nothing left": plain.select([0, 4]),
+        }
+
+    @pytest.mark.parametrize(
+        "kind",
+        [
+            "plain",
+            "chunks",
+            "shuffled part",
+            "null",
+            "masks",
+            "masks of one size",
+            "nothing left",
+        ],
+    )
+    def test_is_what_a_predicate_gives(self, kind: str) -> None:
+        whole = self.kinds()[kind]
+
+        def long(row: Any) -> bool:
+            mask = row.get("attention_mask")
+            return (len(row["input_ids"] or []) if mask is None else sum(mask)) >= 2
+
+        found = filter_short_sequences(whole, 2, verbose=False)
+        assert type(found) is type(whole)
+        assert found[:] == whole.filter(long)[:]
+        assert filter_short_sequences(found, 2, verbose=False)[:] == found[:]
+
+    def test_what_is_left_looks_as_before_and_can_be_worked_on(self) -> None:
+        whole = self.kinds()["plain"].with_format("torch", columns=["input_ids"])
+        found = filter_short_sequences(whole, 3, verbose=False)
+        assert found.format == whole.format
+        assert isinstance(found[0]["input_ids"], torch.Tensor)
+        again = filter_short_sequences(whole, 3, verbose=False)
+        assert found._fingerprint == again._fingerprint != whole._fingerprint
+        lengths = found.with_format(None).map(lambda row: {"n": len(row["input_ids"])})
+        assert lengths["n"][:] == [3] * 5
+
+    def test_texts_are_read(self) -> None:
+        datasets = pytest.importorskip("datasets")
+        data = datasets.Dataset.from_dict({"text": ["a", "abc"]})
+        assert filter_short_sequences(data, 2, "text", verbose=False)["text"][:] == ["abc"]
+
+    def test_not_one_row_is_read(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        data = self.kinds()["shuffled part"]
+        monkeypatch.setattr(type(data), "_getitem", None)
+        assert len(filter_short_sequences(data, 2, verbose=False)) == 5
+
+
 class TestFirstBatches:
     def test_count_by_the_mask(self) -> None:
         batch = padded([torch.tensor([1]), torch.tensor([1, 2, 3])])

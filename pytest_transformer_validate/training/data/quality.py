@@ -6,6 +6,7 @@ collator only refuses empty ones. Lengths are those of the masks, where there ar
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import random
 import warnings
@@ -17,7 +18,7 @@ from pytest_transformer_validate.optional import require
 from pytest_transformer_validate.training.surroundings import somebody_there
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
 TASK_MIN_SEQ_LEN = {
     "lm": 2,
@@ -130,22 +131,25 @@ def filter_short_sequences(
     Hugging Face datasets are filtered by the offsets of their lists (no example is read); PyTorch
     datasets become a ``Subset``; lists stay lists. ``verbose`` says how many were left out.
     """
-    keep = _kept(dataset, min_length, field)
+    arrow = _has_lists(dataset, field)
+    kept = (_kept_rows if arrow else _kept_by_reading)(dataset, min_length, field)
     if verbose:
-        left_out = len(dataset) - len(keep)
+        left_out = len(dataset) - len(kept)
         warnings.warn(
             f"{left_out} of {len(dataset)} sequences have fewer than {min_length} tokens and are "
             "left out",
             QualityWarning,
             stacklevel=2,
         )
-    if hasattr(dataset, "select") and hasattr(dataset, "data"):
-        return dataset.select(keep)
+    if arrow:
+        return _selected(dataset, kept, f"{field} >= {min_length}")
+    if hasattr(dataset, "select"):
+        return dataset.select(kept)
     if isinstance(dataset, list | tuple):
-        return type(dataset)(dataset[at] for at in keep)
+        return type(dataset)(dataset[at] for at in kept)
     import torch
 
-    return torch.utils.data.Subset(dataset, list(keep))
+    return torch.utils.data.Subset(dataset, kept)
 
 
 class QualityWarning(UserWarning):
@@ -215,40 +219,59 @@ def _lengths(batch: Mapping[str, Any]) -> list[int]:
     return [] if ids is None else [ids.shape[-1]] * len(ids)
 
 
-def _kept(dataset: Any, least: int, name: str) -> Sequence[int]:
-    table = getattr(dataset, "data", None)
-    if hasattr(dataset, "select") and table is not None and name in dataset.column_names:
-        return _kept_by_offsets(dataset, table, least, name)
+def _kept_by_reading(dataset: Any, least: int, name: str) -> list[int]:
     return [at for at in range(len(dataset)) if length_of(dataset[at], name) >= least]
 
 
-def _kept_by_offsets(dataset: Any, table: Any, least: int, name: str) -> Sequence[int]:
-    """By the lengths of Arrow lists; a mask column counts where there is one."""
-    pyarrow = require("pyarrow", extra="train")
-    compute = require("pyarrow.compute", extra="train")
-    column = table.column(name)
+def _has_lists(dataset: Any, name: str) -> bool:
+    """Whether data is a Hugging Face dataset whose column ``name`` holds Arrow lists."""
+    if not (hasattr(dataset, "select") and name in getattr(dataset, "column_names", ())):
+        return False
+    types = require("pyarrow", extra="train").types
+    kind = dataset.data.column(name).type
+    lists = (types.is_list, types.is_large_list, types.is_fixed_size_list)
+    return any(is_kind(kind) for is_kind in lists)
+
+
+def _kept_rows(dataset: Any, least: int, name: str) -> Any:
+    """The rows of the table to keep, an Arrow array, by the offsets of the lists alone; a mask
+    column counts where there is one."""
+    pyarrow, compute = (require(n, extra="train") for n in ("pyarrow", "pyarrow.compute"))
+    lengths = compute.list_value_length(dataset.data.column(name))
     if "attention_mask" in dataset.column_names:
-        sums = [
-            compute.list_value_length(chunk) if not len(chunk) else _mask_sums(chunk)
-            for chunk in table.column("attention_mask").chunks
-        ]
-        lengths = pyarrow.chunked_array(sums)
-    else:
-        lengths = compute.list_value_length(column)
+        sums = map(_sums, dataset.data.column("attention_mask").chunks)
+        lengths = pyarrow.chunked_array(sums, pyarrow.int64())
     long = compute.fill_null(compute.greater_equal(lengths, least), False)
-    if dataset._indices is not None:
-        long = long.take(dataset._indices.column(0))
-    kept: Sequence[int] = compute.indices_nonzero(long).to_numpy()
-    return kept
+    if dataset._indices is None:
+        return compute.indices_nonzero(long)
+    rows = dataset._indices.column(0)
+    return rows.filter(long.take(rows))
 
 
-def _mask_sums(chunk: Any) -> Any:
-    """The number of ones in each list of a chunk, by prefix sums over its flat values."""
+def _sums(lists: Any) -> Any:
+    """The sum of each of some lists, by prefix sums over their flat values; of null, 0."""
     numpy, pyarrow = require("numpy", extra="train"), require("pyarrow", extra="train")
-    offsets = chunk.offsets.to_numpy()
-    values = chunk.values.to_numpy(zero_copy_only=False)
-    sums = numpy.concatenate([[0], numpy.cumsum(values, dtype=numpy.int64)])
-    return pyarrow.array(sums[offsets[1:]] - sums[offsets[:-1]])
+    values = lists.flatten().to_numpy(zero_copy_only=False)
+    lengths = lists.value_lengths().fill_null(0).to_numpy()
+    before = numpy.concatenate([[0], numpy.cumsum(values, dtype=numpy.int64)])
+    ends = numpy.cumsum(lengths, dtype=numpy.int64)
+    return pyarrow.array(before[ends] - before[ends - lengths])
+
+
+def _selected(dataset: Any, rows: Any, why: str) -> Any:
+    """``dataset.select`` for an Arrow array of rows of the table, which is neither read, copied,
+    nor hashed: that would take ten times as long as finding them."""
+    pyarrow, datasets = require("pyarrow", extra="train"), require("datasets", extra="train")
+    known = f"{dataset._fingerprint} {why}"
+    found = datasets.Dataset(
+        dataset.data,
+        info=dataset.info.copy(),
+        split=dataset.split,
+        indices_table=datasets.table.InMemoryTable(pyarrow.table({"indices": rows})),
+        fingerprint=hashlib.sha256(known.encode()).hexdigest()[:16],
+    )
+    found.set_format(**dataset.format)
+    return found
 
 
 def _sample(data: Any, size: int | None, seed: int) -> list[Any]:
