@@ -1,0 +1,41 @@
+"""Sphinx's settings: Markdown pages, in which generated.py fills in what the code knows best.
+
+Nothing is fetched. ``python -m sphinx -W docs build/docs``
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import generated
+
+from pytest_transformer_validate import __version__
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
+
+project = "pytest-transformer-validate"
+author = "the authors of pytest-transformer-validate"
+copyright = author  # noqa: A001 - Sphinx's name
+release = __version__
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["conftest_examples"]
+html_theme = "furo"
+html_title = project
+html_copy_source = False
+myst_heading_anchors = 3
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # signatures have them
+
+
+def _fill(app: Sphinx, name: str, source: list[str]) -> None:
+    source[0] = generated.fill(source[0])
+
+
+def setup(app: Sphinx) -> None:
+    """Fill in each page when it is read."""
+    app.connect("source-read", _fill)
