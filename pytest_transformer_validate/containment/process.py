@@ -84,14 +84,15 @@ class Modules(MetaPathFinder, Loader):
         sys.meta_path.insert(0, self)
 
     def leave(self) -> None:
-        """Put everything back, and find nothing any more."""
-        self.give_back()
+        """Find nothing any more."""
         while self in sys.meta_path:
             sys.meta_path.remove(self)
 
     def give_back(self) -> None:
         """Put back what is gone."""
-        if all(map(operator.is_, map(sys.modules.get, self._modules), self._there)):
+        if len(sys.modules) >= len(self._there) and all(
+            map(operator.is_, sys.modules.values(), self._there)
+        ):
             return
         for name, module in self._modules.items():
             if sys.modules.get(name) is not module and (

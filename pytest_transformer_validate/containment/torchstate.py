@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     Flag = tuple[Callable[[], Any], Callable[[Any], Any]]
 
-_DENORMAL = 1e-310
+_DENORMAL, _ONE = 1e-310, 1.0
 
 
 class OwnFlags:
@@ -117,10 +117,8 @@ def _set_determinism(value: tuple[bool, bool]) -> None:
 
 
 def _flushes_denormal() -> bool:
-    """Torch does not tell; arithmetic does."""
-    import torch
-
-    return not torch.tensor(_DENORMAL, dtype=torch.float64, device="cpu").mul(1).item()
+    """Torch does not tell; arithmetic does, Python's too."""
+    return not _DENORMAL * _ONE
 
 
 @contextlib.contextmanager
