@@ -157,6 +157,7 @@ class ModelRun:
     def _look_around(self) -> None:
         """Put back what is needed to say what happened."""
         if self.room is not None:
+            self.room.house.limits.lift()
             self.room.look_around()
 
     def _ends_run(self, raised: BaseException) -> bool:
@@ -200,6 +201,8 @@ class ModelRun:
     ) -> _Verdict:
         own_words = isinstance(raised, SourceError | SubjectError | MissingDependency)
         text = str(raised) if own_words else model_traceback(raised)
+        limit = None if self.room is None else self.room.house.limits.explain(raised)
+        text = text if limit is None else f"{text}\n{limit}"
         if raised is not self._load_error:
             who = "the check raised" if where is None else f"the model raised in {where}"
             text = text if own_words else f"{who}\n{text}"

@@ -11,6 +11,7 @@ from pytest_transformer_validate.containment import process
 from pytest_transformer_validate.containment.deadline import Deadline
 from pytest_transformer_validate.containment.exits import Exits
 from pytest_transformer_validate.containment.functions import Change, Functions
+from pytest_transformer_validate.containment.limits import Limits
 from pytest_transformer_validate.containment.stops import Interrupts
 from pytest_transformer_validate.containment.torchstate import OwnFlags
 from pytest_transformer_validate.containment.torchstate import kept as torch_kept
@@ -23,6 +24,7 @@ class House:
         self.exits = Exits()
         self.interrupts = Interrupts()
         self.deadline = Deadline()
+        self.limits = Limits()
         self._open = False
 
     @functools.cached_property
@@ -81,6 +83,7 @@ class Room:
 
         To be asked at the end, right before the room is left.
         """
+        self.house.limits.lift()
         self._layers, self._looked = self._put_judges_back(), True
         found = [
             f"the model replaced {name}, which verdicts are made with (put back)"
@@ -111,8 +114,10 @@ class Room:
             self.house.functions.note()
             for change in self._layers:
                 change.put(change.after)
+        self.house.limits.set()
 
     def _leave(self) -> None:
+        self.house.limits.lift()
         try:
             if not self._looked:
                 self._layers = self._put_judges_back()

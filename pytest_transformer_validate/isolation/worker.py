@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import faulthandler
 import functools
@@ -11,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_transformer_validate.containment.limits import of_a_worker
 from pytest_transformer_validate.isolation.lost import Lost
 
 if TYPE_CHECKING:
@@ -20,11 +22,13 @@ if TYPE_CHECKING:
 
 INPUT = "tb_folder"
 _PR_SET_PDEATHSIG = 1
+_FIRST_TO_GO = "800"  # of 1000: where memory ends, workers do, and not what the user has open
 
 
 class Worker:
     """A worker leads a process group, so that what a model leaves running is found; it ends when
-    pytest does; it writes its stack down when it crashes; and it knows which models ended others.
+    pytest does; it writes its stack down when it crashes; it has limits; and it knows which models
+    ended others.
     """
 
     def __init__(self, config: pytest.Config, run: Run) -> None:
@@ -40,6 +44,10 @@ class Worker:
             os.setpgid(0, 0)
         if sys.platform == "linux":
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            with contextlib.suppress(OSError):
+                Path("/proc/self/oom_score_adj").write_text(_FIRST_TO_GO, encoding="ascii")
+        if self._run.settings.device == "cpu":  # CUDA takes room in its own ways
+            self._run.house.limits = of_a_worker()
         if self._lost is None:
             return
         for index, model in enumerate(self._run.models):

@@ -173,6 +173,17 @@ LITTERING = {
     "prints": ("body", "print('x' * 2_000_000)"),
 }
 
+# They take what there is, without touching it; the limits of a worker stop them.
+GREEDY = {
+    "hoards": ("body", "kept = [torch.empty(1 << 28) for _ in range(1000)]", "RLIMIT_DATA"),
+    "hoards_in_numpy": (
+        "start",
+        "import numpy; self.x = [numpy.empty(1 << 27) for _ in range(1000)]",
+        "ulimit -d",
+    ),
+    "writes": ("top", "open('large', 'wb').truncate(10 << 30)", "RLIMIT_FSIZE; ulimit -f"),
+}
+
 
 def write(project: pytest.Pytester, name: str, place: str, code: str) -> str:
     text = MODEL.format(**({"top": "", "start": "", "body": ""} | {place: code}))
@@ -213,6 +224,18 @@ def test_no_hostile_model_is_green(hostile: pytest.Pytester, workers: tuple[str,
         assert "skipped" not in statuses, (name, records)
         assert any(HOSTILE[name][2] in message for message in messages), (name, messages)
         assert max(map(len, messages)) < 40_000, name
+
+
+def test_a_worker_has_limits_and_the_next_model_all_there_is(hostile: pytest.Pytester) -> None:
+    models = [write(hostile, name, *how[:2]) for name, how in GREEDY.items()]
+    models.append(write(hostile, "sound", "top", ""))
+    hostile.runpytest_subprocess(*models, "-n1", "--tb-json=out.json", timeout=120)
+    found = judged(hostile)
+    assert [record["status"] for record in found.pop("sound")] == ["passed", "passed"]
+    for name, (*_, words) in GREEDY.items():
+        messages = [r["message"] for r in found[name] if r["status"] == "broken"]
+        assert len(messages) == 1, found[name]
+        assert words in messages[0]
 
 
 @pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["in_process", "in_workers"])
