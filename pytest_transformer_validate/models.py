@@ -103,20 +103,23 @@ class AsLoaded:
     def __init__(self, model: torch.nn.Module) -> None:
         from pytest_transformer_validate.subject.guard import fingerprint
         from pytest_transformer_validate.subject.keeping import Kept
+        from pytest_transformer_validate.subject.samples import Samples
 
         self._fingerprint = fingerprint
         self._print = fingerprint(model)
         self._kept = Kept(model)
+        self._samples = Samples(model.parameters())
 
     def untouched(self) -> bool:
         """Whether nothing of the model was so much as written to."""
-        return self._kept.same() and self._kept.parameters_same()
+        return self._kept.same() and self._kept.parameters_same() and self._samples.same()
 
     def describes(self, model: torch.nn.Module) -> bool:
         """Whether nothing of the model has changed."""
         if self.untouched():
             return True
-        return self._fingerprint(model) == self._print and self._kept.values_same()
+        same = self._fingerprint(model) == self._print and self._kept.values_same()
+        return same and self._samples.same()
 
 
 @dataclass(eq=False)

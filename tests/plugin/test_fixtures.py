@@ -277,3 +277,44 @@ def test_a_buffer_that_a_forward_changes_costs_no_reload(logged: pytest.Pytester
         passed=6, skipped=1, deselected=1
     )
     assert loads(logged) == 1
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        "optimizer = torch.optim.AdamW(tb_model.parameters(), lr=1e-4, fused=True)\n"
+        "    tb_model(torch.arange(8)[None]).sum().backward()\n"
+        "    optimizer.step()\n"
+        "    tb_model.zero_grad()",
+        "tb_model.head.bias.data.mul_(0.5)",
+    ],
+    ids=["fused optimizer", "data"],
+)
+def test_weights_written_without_a_trace_are_loaded_anew(
+    logged: pytest.Pytester, write: str
+) -> None:
+    """No version counter moves."""
+    logged.makepyfile(
+        test_own=f"""
+import torch
+def test_writes(tb_model):
+    before = [p._version for p in tb_model.parameters()]
+    {write}
+    assert [p._version for p in tb_model.parameters()] == before
+def test_as_loaded(tb_model):
+    torch.manual_seed(0)
+    assert torch.equal(tb_model.head.bias, type(tb_model)().head.bias)
+"""
+    )
+    logged.runpytest_inprocess(MODEL, "test_own.py", "-k", "writes or as_loaded").assert_outcomes(
+        passed=2, deselected=6
+    )
+    assert loads(logged) == 2
+
+
+def test_another_dtype_costs_no_reload(logged: pytest.Pytester) -> None:
+    logged.makepyfile(test_own="def test_own(tb_subject): pass\ndef test_two(tb_probe): pass")
+    args = (MODEL, "--tb-dtype=bfloat16", "-m", "tier1 or not tier1", "-k", "own or two or sound")
+    result = logged.runpytest_inprocess(*args)
+    assert result.parseoutcomes()["passed"] == 3
+    assert loads(logged) == 1
