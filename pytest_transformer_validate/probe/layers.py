@@ -5,6 +5,7 @@ Axes: N tokens of a batch, D width, V outputs, L layers.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,8 @@ from pytest_transformer_validate.probe.hooked import hooked
 from pytest_transformer_validate.probe.passes import Passes, remembered
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from pytest_transformer_validate.subject.batch import Batch
 
 _MANY = (8, 32)  # rows and tokens of a batch for a small model: enough to fill a width
@@ -52,6 +55,10 @@ class _Seen:
     modules: list[str] = field(default_factory=list)
     given: list[torch.Tensor] = field(default_factory=list)
     gave: list[torch.Tensor] = field(default_factory=list)
+
+
+class _Enough(BaseException):
+    """Ends a forward of which the rest is of no interest; no model's ``except`` catches it."""
 
 
 class Layers(Passes):
@@ -98,6 +105,47 @@ class Layers(Passes):
         return layers
 
     @remembered
+    def follows(self, condition: str) -> dict[str, float]:
+        """How far the result of each layer moves when the numbers in its own weights change
+        places, as a part of it. Layers without weights of several axes, and those that are given
+        something else then (their weights are those of layers before them too), are left out.
+
+        Behind a norm it says more than ``Layer.change``: a norm changes what it is given even
+        where nothing was added to it.
+        """
+        found = {}
+        with self.probe.under(condition):
+            seen = self._seen()
+            for name, given, gave in zip(seen.modules, seen.given, seen.gave, strict=True):
+                if name in found or not (weights := self._weights(name)):
+                    continue
+                with self._shuffled(weights):
+                    again = self._seen(until=name)
+                if again.modules and torch.equal(again.given[-1], given):
+                    moved = float((again.gave[-1] - gave).norm())
+                    found[name] = moved / (float(gave.norm()) or 1.0)
+        return found
+
+    def _weights(self, name: str) -> list[torch.Tensor]:
+        """The parameters of a layer that are no vectors: what its branches compute with."""
+        module = self.probe.subject.model.get_submodule(name)
+        return [p for p in module.parameters() if p.dim() > 1 and p.is_floating_point()]
+
+    @contextlib.contextmanager
+    def _shuffled(self, weights: list[torch.Tensor]) -> Iterator[None]:
+        """Each tensor's numbers in another order while inside."""
+        generator = torch.Generator().manual_seed(self.probe.seed_for("shuffled"))
+        originals = [weight.data for weight in weights]
+        try:
+            for weight, data in zip(weights, originals, strict=True):
+                order = torch.randperm(data.numel(), generator=generator).to(data.device)
+                weight.data = data.flatten()[order].view(data.shape)
+            yield
+        finally:
+            for weight, data in zip(weights, originals, strict=True):
+                weight.data = data
+
+    @remembered
     def lens(self) -> Lens:
         """The last stack cut short: its last layer gives what an earlier one gave. Raises
         NotApplicable where there is none of two layers, or they cannot be exchanged."""
@@ -118,8 +166,9 @@ class Layers(Passes):
             divergence=[_divergence(final, x) for x in logits],
         )
 
-    def _seen(self) -> _Seen:
-        """One forward, with what every layer is given and gives where both have one shape."""
+    def _seen(self, until: str = "") -> _Seen:
+        """One forward, with what every layer is given and gives where both have one shape; no
+        further than the first result of the layer ``until``."""
         names, seen = set(self.names()), _Seen()
         open_calls: list[torch.Tensor | None] = []
 
@@ -136,9 +185,15 @@ class Layers(Passes):
             seen.modules.append(name)
             seen.given.append(given.double())
             seen.gave.append(outputs[0].detach().double())
+            if name == until:
+                raise _Enough
 
         batch = self._batch()
-        with self.probe.running("layers") as subject, hooked(subject.model, enter, leave):
+        with (
+            self.probe.running("layers") as subject,
+            hooked(subject.model, enter, leave),
+            contextlib.suppress(_Enough),
+        ):
             subject(batch)
         return seen
 

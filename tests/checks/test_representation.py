@@ -15,7 +15,7 @@ from tests.models import Block, Decoder, OneHot, probe_of
 def test_numbers_of_every_layer():
     measured = layer_effect(probe_of(Decoder()))
     assert measured.modules == ["blocks.0", "blocks.1"]
-    assert measured.value == min(measured.changes) > 0.01
+    assert measured.value == min(*measured.changes, *measured.follows) > 0.01
     assert all(1 <= rank <= 32 for rank in measured.ranks)
     assert all(0 < part <= 1 for part in measured.capacity)
     assert measured.growth == max(measured.sizes)
@@ -69,6 +69,46 @@ def test_a_layer_that_changes_nothing_fails():
         layer_effect(probe_of(model))
     assert caught.value.where == "blocks.0"
     assert caught.value.measurement.value < 1e-4
+
+
+class PostNorm(Block):
+    """Norms behind the sums; what is added is scaled by ``scale``."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, x, causal=True, mask=None):
+        x = self.norm1(x + self.scale * self.attention(x, causal, mask))
+        return self.norm2(x + self.scale * self.mlp(x))
+
+
+def test_a_norm_behind_a_dead_branch_is_no_effect():
+    model = Decoder()
+    model.blocks = nn.ModuleList([PostNorm(1.0), PostNorm(1e-6)])
+    with pytest.raises(CheckFailed, match=r"blocks.1 follows its own weights .* 1 of 2") as caught:
+        layer_effect(probe_of(model))
+    assert caught.value.where == "blocks.1"
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.2, nn.Parameter(torch.full((32,), 1e-6))])
+def test_post_norm_is_healthy(scale):
+    model = Decoder()
+    model.blocks = nn.ModuleList([PostNorm(scale), PostNorm(scale)])
+    before = [p.detach().clone() for p in model.parameters()]
+    layer_effect(probe_of(model))
+    assert all(map(torch.equal, before, model.parameters()))
+
+
+def test_a_layer_that_is_called_twice_is_measured_once():
+    class Again(Decoder):
+        def hidden(self, ids):
+            x = super().hidden(ids)
+            return self.norm(self.blocks[0](x))
+
+    measured = layer_effect(probe_of(Again()))
+    assert measured.modules == ["blocks.0", "blocks.1", "blocks.0"]
+    assert min(measured.follows) > 0.01
 
 
 def test_no_stack_does_not_apply():

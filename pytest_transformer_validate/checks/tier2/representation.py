@@ -10,6 +10,7 @@ from pytest_transformer_validate.errors import CheckFailed, NotApplicable
 from pytest_transformer_validate.measures.layers import (
     LayerEffects,
     LogitLens,
+    effect,
     of_layers,
     settled,
 )
@@ -21,34 +22,40 @@ if TYPE_CHECKING:
 
 @check(tier=2)
 def layer_effect(probe: Probe, *, floor: float = 1e-4) -> LayerEffects:
-    """Every layer of a stack changes what it is given.
+    """Every layer of a stack changes what it is given, by means of its weights.
 
-    By ``floor`` of it at least, as loaded or with all parameters moved at random: what starts at
-    zero, or is scaled by a parameter that starts small, moves then. Effective rank, use of the
+    What it gives is apart from what it is given by ``floor`` of it at least, and moves by as much
+    when the numbers in its weights change places: a norm behind a branch changes its input even
+    where the branch adds nothing. As loaded, or with all parameters moved at random: what starts
+    at zero, or is scaled by a parameter that starts small, moves then. Effective rank, use of the
     width and growth of the residual stream are information.
     """
     layers = probe.layers.effects("eval")
     if not layers:
         raise NotApplicable("no list of layers that take and give vectors of one shape")
-    limit = Limit(value=floor, rule=f"{floor:g} of what it is given")
-    measured = replace(of_layers(layers), limit=limit)
-    still = {layer.module for layer in layers if layer.change < floor}
+    follows = probe.layers.follows("eval")
+    measured = replace(
+        of_layers(layers, follows), limit=Limit(value=floor, rule=f"{floor:g} of what it is given")
+    )
+    still = {layer.module for layer in layers if effect(layer, follows) < floor}
     if not still:
         return measured
-    again = probe.layers.effects("noised")
-    dead = [layer for layer in again if layer.module in still and layer.change < floor]
+    again, follows = probe.layers.effects("noised"), probe.layers.follows("noised")
+    dead = [n for n in again if n.module in still and effect(n, follows) < floor]
     if not dead:
         note = f"{len(still)} layers change nothing as loaded: they start at zero, or were pruned"
         return replace(measured, notes=(note,))
     worst = dead[0]
+    by = effect(worst, follows)
+    what = "moves it" if worst.change < floor else "follows its own weights (norms apart)"
     raise CheckFailed(
         "every layer of a stack must change what it is given\n"
-        f"{worst.module} moves it by {worst.change:.2g} (limit {limit}) with all parameters moved "
+        f"{worst.module} {what} by {by:.2g} (limit {measured.limit}) with all parameters moved "
         f"at random; {len(dead)} of {len(layers)} layers do not reach the limit\n"
         f"module: {worst.module}\n"
         "likely: the branches are scaled by a constant that is far too small, or added and "
         "subtracted again; the layer can be left out",
-        replace(measured, value=worst.change),
+        replace(measured, value=by),
         where=worst.module,
     )
 

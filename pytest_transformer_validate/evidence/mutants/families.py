@@ -175,6 +175,7 @@ FAMILIES: dict[str, str] = {
     "made_of_the_last_digits": "numbers that any change of an activation makes others",
     # layer_effect
     "layer_of_next_to_no_effect": "a layer that runs, learns and changes next to nothing",
+    "norm_hides_an_idle_branch": "a norm behind a sum in which the branch no longer counts",
     # one_batch_overfit
     "learns_the_wrong_way": "gradients of the wrong sign, or noise larger than what is learned",
     # loss_curve

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from pytest_transformer_validate.evidence.mutants.surgery import Mutant
 
-_idle = partial(Mutant, check="layer_effect", family="layer_of_next_to_no_effect")
+_idle = partial(Mutant, check="layer_effect")
+_FAMILY = "layer_of_next_to_no_effect"
+
+
+def _fall(model: Any) -> None:
+    for number, block in enumerate(model.blocks):
+        block.scale = 1e-3**number
+
 
 MUTANTS = (
     _idle(
         name="average_with_its_weights_exchanged",
+        family=_FAMILY,
         parent="sdpa_gpt",
         where=("blocks.*",),
         why="lerp with the weight of what is kept in place of what is added",
@@ -26,6 +35,7 @@ MUTANTS = (
     ),
     _idle(
         name="branches_scaled_by_epsilon",
+        family=_FAMILY,
         parent="llama",
         where=("layers.*",),
         why="a layer scale that is no parameter and stays where it starts",
@@ -39,6 +49,7 @@ MUTANTS = (
     ),
     _idle(
         name="branch_added_for_its_gradient",
+        family=_FAMILY,
         parent="text_classifier",
         where=("blocks.*",),
         why="a straight-through estimator in which nothing was made hard",
@@ -56,6 +67,7 @@ MUTANTS = (
     ),
     _idle(
         name="depth_scale_to_a_power",
+        family=_FAMILY,
         parent="alibi",
         where=("blocks.*",),
         why="a scale by depth that is applied with the width in the exponent",
@@ -68,5 +80,54 @@ MUTANTS = (
                 "        return x + scale * self.mlp(self.norm_mlp(x))\n",
             ),
         ),
+    ),
+    _idle(
+        name="residual_outweighs_behind_a_norm",
+        family="norm_hides_an_idle_branch",
+        parent="bert",
+        where=("encoder.*",),
+        why="DeepNorm's factor of the residual, computed as a power of the width",
+        edits=(
+            (
+                "self.attention_norm(hidden + self.dropout(attended))",
+                "self.attention_norm(1.3 ** hidden.size(-1) * hidden + self.dropout(attended))",
+            ),
+            (
+                "self.output_norm(hidden + self.dropout(inner))",
+                "self.output_norm(1.3 ** hidden.size(-1) * hidden + self.dropout(inner))",
+            ),
+        ),
+    ),
+    _idle(
+        name="constant_layer_scale_behind_a_norm",
+        family="norm_hides_an_idle_branch",
+        parent="seq2seq",
+        where=("encoder_layers.*",),
+        why="a layer scale that is no parameter and stays where it starts",
+        edits=(
+            (
+                "        x = self.norm1(x + self.drop(self.self_attn(x, x, mask)))\n"
+                "        return self.norm2(x + self.drop(self.ffn(x)))\n",
+                "        x = self.norm1(x + 1e-6 * self.drop(self.self_attn(x, x, mask)))\n"
+                "        return self.norm2(x + 1e-6 * self.drop(self.ffn(x)))\n",
+            ),
+        ),
+    ),
+    _idle(
+        name="last_layer_of_a_schedule_behind_a_norm",
+        family="norm_hides_an_idle_branch",
+        parent="alibi",
+        where=("blocks.*",),
+        why="scales that fall tenfold from layer to layer",
+        edits=(
+            (
+                "        x = x + self.attention(self.norm_attention(x))\n"
+                "        return x + self.mlp(self.norm_mlp(x))\n",
+                "        self.scale = getattr(self, 'scale', 1.0)\n"
+                "        x = self.norm_attention(x + self.scale * self.attention(x))\n"
+                "        return self.norm_mlp(x + self.scale * self.mlp(x))\n",
+            ),
+        ),
+        operate=_fall,
     ),
 )
