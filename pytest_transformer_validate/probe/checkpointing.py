@@ -73,14 +73,15 @@ class Checkpointing(Passes):
     def plain(self) -> Trained:
         """Without checkpoints. A model that checkpoints from the start is told not to.
 
-        Raises NotApplicable where there is no backward: a cache that is written in place, a
-        forward without gradients.
+        Raises NotApplicable where it runs, and has no training step: a cache that is written in
+        place, a forward without gradients, a length that training refuses.
         """
         try:
             return self._trained(_disable)
-        except RuntimeError as error:
+        except Exception as error:
+            self.probe.forward(self._batch())  # what raises here too is no fault of training
             line = error_line(error)
-            raise NotApplicable(f"there is no backward to repeat: {line}") from error
+            raise NotApplicable(f"there is no training step to repeat: {line}") from error
 
     @remembered
     def again(self) -> Trained:

@@ -98,8 +98,47 @@ class Frozen(Checkpointed):
 
 
 def test_without_a_backward_there_is_nothing_to_repeat() -> None:
-    with pytest.raises(NotApplicable, match="there is no backward to repeat: RuntimeError"):
+    with pytest.raises(NotApplicable, match="there is no training step to repeat: RuntimeError"):
         checkpointing_equivalence(probe_of(Frozen()))
+
+
+class Fixed(Checkpointed):
+    """Trains on texts of one length only, as axial positions do."""
+
+    def hidden(self, ids):
+        if self.training and ids.size(1) != 48:
+            raise ValueError("training takes 48 tokens")
+        return super().hidden(ids)
+
+
+def test_a_length_that_training_refuses_is_no_fault_of_checkpoints() -> None:
+    with pytest.raises(NotApplicable, match="no training step to repeat: ValueError: training ta"):
+        checkpointing_equivalence(probe_of(Fixed()))
+
+
+class Unsupported(models.Decoder):
+    supports_gradient_checkpointing = False
+
+    def forward(self, input_ids):
+        assert not self.training
+        return super().forward(input_ids)
+
+
+def test_what_a_model_does_not_support_is_said_before_anything_runs() -> None:
+    with pytest.raises(NotApplicable, match="does not support gradient checkpointing"):
+        checkpointing_equivalence(probe_of(Unsupported()))
+
+
+class Raising(Checkpointed):
+    def run(self, block, x):
+        if self.grad_checkpointing:
+            raise KeyError("cache")
+        return super().run(block, x)
+
+
+def test_checkpoints_of_its_own_that_raise_are_the_models_fault() -> None:
+    with pytest.raises(KeyError, match="cache"):
+        checkpointing_equivalence(probe_of(Raising()))
 
 
 def test_a_flag_without_effect_is_said() -> None:

@@ -26,9 +26,9 @@ def checkpointing_equivalence(probe: Probe, *, factor: float = 64.0) -> Checkpoi
     torch.utils.checkpoint, and what that shows is information.
     """
     checkpointing = probe.checkpointing
+    way = checkpointing.way()
     plain, again = checkpointing.plain(), checkpointing.again()
-    other = checkpointing.checkpointed()
-    way, parts = checkpointing.way(), checkpointing.parts()
+    other, parts = checkpointing.checkpointed(), checkpointing.parts()
     if not parts:
         raise NotApplicable(f"{way} is on and nothing is computed again: no memory is saved")
     far = far_gradients(plain, again, other, factor)
