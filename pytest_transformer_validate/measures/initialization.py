@@ -21,12 +21,13 @@ class Initialization(Measurement):
 
     ``value`` is the cost of labels that have nothing to do with the inputs, as cross entropy over
     the logarithm of the number of outputs (1 says that the model knows nothing, as it should), and
-    ``logits_std`` the spread of the logits. ``parameters`` is a table with one row a parameter:
-    ``parameter``, ``shape``, ``mean``, ``std``, ``min``, ``max`` and ``status`` (``ok``,
-    ``constant``, ``frozen``, or what is wrong with it).
+    ``initial_loss`` both in nats; ``logits_std`` the spread of the logits. ``parameters`` is a
+    table with one row a parameter: ``parameter``, ``shape``, ``mean``, ``std``, ``min``, ``max``
+    and ``status`` (``ok``, ``constant``, ``frozen``, or what is wrong with it).
     """
 
     logits_std: float | None = None
+    initial_loss: Mapping[str, float] = field(default_factory=dict)
     parameters: tuple[Mapping[str, Any], ...] = field(default_factory=tuple)
 
 
@@ -65,6 +66,11 @@ def _plain_status(spread: Spread) -> str:
 def loss_ratio(cost: float, outputs: int) -> float:
     """Cross entropy over that of a model that knows nothing."""
     return cost / math.log(outputs) if outputs > 1 else 1.0
+
+
+def beside_a_guess(cost: float, outputs: int) -> dict[str, float]:
+    """Cross entropy in nats, and that of a model that knows nothing."""
+    return {"measured": cost, f"a guess, ln {outputs}": math.log(outputs)}
 
 
 def outliers(

@@ -22,15 +22,16 @@ class Footprint(Measurement):
     """Bytes that a model needs.
 
     ``value`` is by how much the activations that a backward needs grow when the batch doubles;
-    ``activations`` are their bytes by batch size and length (``"2x8"``); ``length_growth`` the
-    power of the length that the fastest growing one follows (``linear``, ``quadratic``);
-    ``cache_per_token`` the bytes of the returned cache for each token of each row; ``kept`` the
-    bytes that each further call leaves alive.
+    ``activations`` are their bytes by batch size and length (``"2x8"``), ``by_length`` those of
+    as few rows by length; ``length_growth`` the power of the length that the fastest growing one
+    follows (``linear``, ``quadratic``); ``cache_per_token`` the bytes of the returned cache for
+    each token of each row; ``kept`` the bytes that each further call leaves alive.
     """
 
     parameter_bytes: int = 0
     buffer_bytes: int = 0
     activations: dict[str, int] = field(default_factory=dict)
+    by_length: dict[int, int] = field(default_factory=dict)
     per_token: float | None = None
     length_growth: str | None = None
     cache_per_token: float | None = None
@@ -45,7 +46,8 @@ class Speed(Measurement):
     ``trials`` after warm-up, the other times are in ms too. Ratios compare doubled sizes with
     it: ``*_batch_ratio`` twice the rows, ``*_length_ratio`` twice the tokens; times are medians,
     ``operations`` (torch operations) and ``multiplications`` (in products of matrices) are
-    counted, ``products`` are those between activations.
+    counted, ``products`` are those between activations. ``by_length`` has the median times of
+    ``rows`` by length.
     """
 
     rows: int
@@ -58,6 +60,7 @@ class Speed(Measurement):
     p99_ms: float
     samples_per_second: float
     tokens_per_second: float | None = None
+    by_length: dict[int, float] = field(default_factory=dict)
     time_batch_ratio: float | None = None
     time_length_ratio: float | None = None
     operations: int = 0

@@ -112,6 +112,20 @@ class Resources(Passes):
         longest = subject.max_length or 64
         return size if size[0] <= subject.most_rows and size[1] <= longest else None
 
+    @remembered
+    def lengths(self) -> list[Size]:
+        """``base`` at 1, 2 and 4 times its length, as far as the model runs with that."""
+        found = [self.sizes["base"]]
+        for size in (self.sizes.get("long"), self.larger(1, 4)):
+            if size is None:
+                break
+            try:
+                self.counted(*size)
+            except Exception:  # noqa: BLE001 - what is drawn is no promise
+                break
+            found.append(size)
+        return found
+
     def base(self) -> Counts:
         """What was counted at the ``base`` size."""
         return self.counted(*self.sizes["base"])
@@ -305,13 +319,14 @@ class Resources(Passes):
     def timed(
         self, rounds: int | None = None, warm: int = 1, sizes: Sequence[Size] | None = None
     ) -> dict[Size, list[float]]:
-        """Seconds of forwards in eval mode at ``sizes`` (default: all), which take turns.
+        """Seconds of forwards in eval mode at ``sizes`` (default: all, and ``lengths``), which
+        take turns.
 
         ``rounds`` forwards of each after ``warm`` that are not counted; by default few: what
         takes about 12 ms, one of each for a large model.
         """
         probe = self.probe
-        sizes = sizes or list(self.sizes.values())
+        sizes = sizes or list(dict.fromkeys((*self.sizes.values(), *self.lengths())))
         batches = {size: self._batch(*size) for size in sizes}
         seconds: dict[Size, list[float]] = {size: [] for size in sizes}
         with probe.running("timed") as subject:

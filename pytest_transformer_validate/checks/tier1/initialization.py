@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ from pytest_transformer_validate.checks.registry import check
 from pytest_transformer_validate.errors import Blocked, CheckFailed, NotApplicable
 from pytest_transformer_validate.measures.initialization import (
     Initialization,
+    beside_a_guess,
     block,
     loss_ratio,
     outliers,
@@ -16,6 +18,8 @@ from pytest_transformer_validate.measures.initialization import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pytest_transformer_validate.probe.probe import Probe
     from pytest_transformer_validate.probe.weights import Spread
 
@@ -65,10 +69,12 @@ def _measure(
     cost: float | None = None,
     spread: float | None = None,
     notes: list[str] | None = None,
+    losses: Mapping[str, float] | None = None,
 ) -> Initialization:
     return Initialization(
         value=cost,
         logits_std=spread,
+        initial_loss=losses or {},
         parameters=table(probe.drawn.spreads().values(), wrong or {}),
         notes=tuple(notes or ()),
     )
@@ -210,21 +216,23 @@ def _judge_loss(
     task = probe.subject.task
     hidden = task.per_token and not probe.answers.as_wide()
     value = loss_ratio(cost, outputs)
-    measured = _measure(probe, {}, value, spread, notes)
+    measure = functools.partial(
+        _measure, probe, cost=value, spread=spread, losses=beside_a_guess(cost, outputs)
+    )
     if hidden or outputs < _FEW or not (value > loss and spread > std):
-        return measured
+        return measure(notes=notes)
     readers = [s for s in probe.drawn.readers(outputs) if _scale(s) > _WIDE]
     if not readers:
         notes.append(f"the logits start wide (standard deviation {spread:.2g})")
-        return _measure(probe, {}, value, spread, notes)
+        return measure(notes=notes)
     worst = max(readers, key=_scale)
     asked = probe.drawn.asked_for(worst.std)
     if asked:
         notes.append(f"the logits start wide ({spread:.2g}), as {asked} in the configuration asks")
-        return _measure(probe, {}, value, spread, notes)
+        return measure(notes=notes)
     if spread < wide and probe.drawn.by_default():
         notes.append(f"the logits start wide ({spread:.2g}): {worst.parameter} is not initialised")
-        return _measure(probe, {}, value, spread, notes)
+        return measure(notes=notes)
     raise CheckFailed(
         f"{RULE}\n"
         f"cross entropy on random labels costs {value:.2g} times ln({outputs}) (limit {loss:g}), "
@@ -233,7 +241,7 @@ def _judge_loss(
         f"{worst.std:.2g}; {1 / min(worst.shape) ** 0.5:.2g} would be 1/sqrt(inputs)\n"
         "likely: an embedding table at its default scale (standard deviation 1) is tied to the "
         'head; draw it with 0.02, or declare the scale: "initializer_range" in config.json',
-        _measure(probe, {worst.parameter: "scale"}, value, spread, notes),
+        measure({worst.parameter: "scale"}, notes=notes),
         where=_owner(worst.parameter) or probe.root,
     )
 

@@ -71,6 +71,7 @@ def _footprint(probe: Probe, base: Counts) -> Footprint:
         parameter_bytes=sum(p.numel() * p.element_size() for p in model.parameters()),
         buffer_bytes=sum(b.numel() * b.element_size() for b in model.buffers()),
         activations={"x".join(map(str, sizes[n])): c.bytes for n, c in counted.items()},
+        by_length={size[1]: resources.counted(*size).bytes for size in resources.lengths()},
         per_token=None if probe.subject.vision else base.bytes / (base.size[0] * base.size[1]),
         length_growth=grows,
         cache_per_token=resources.cache_bytes(),
@@ -237,6 +238,9 @@ def _speed(probe: Probe, base: Counts, grown: dict[str, Any], notes: list[str]) 
         tokens_per_second=None if probe.subject.vision else rows * length / median,
         operations=base.work.operations,
         multiplications=base.work.multiplications,
+        by_length={
+            size[1]: 1e3 * statistics.median(seconds[size]) for size in resources.lengths()
+        },
         notes=tuple(notes),
         **found,
         **grown,
