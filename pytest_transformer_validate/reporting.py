@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_transformer_validate import __version__
-from pytest_transformer_validate.report import baseline, github, html, terminal
+from pytest_transformer_validate.report import baseline, github, guest, terminal
 from pytest_transformer_validate.report import json as json_report
 from pytest_transformer_validate.report.json import Stored
 from pytest_transformer_validate.report.record import Record
@@ -182,34 +182,48 @@ class HtmlRows:
 
     def __init__(self, results: Results) -> None:
         self.results = results
+        self.rules = {check.name: check.summary for check in results.run.checks}
+
+    @pytest.hookimpl(optionalhook=True, tryfirst=True)
+    def pytest_html_report_title(self, report: Any) -> None:
+        report.title = guest.TITLE
+        if report.data["renderCollapsed"] == ["passed"]:  # the default
+            report.set_data("renderCollapsed", ["passed", "skipped"])
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        data = getattr(report, "tb_record", None)
-        shown = "" if data is None else html.details(Record.from_json(data))
-        if shown:
+        record = _record(report)
+        if record is not None:
             from pytest_html import extras
 
-            vars(report)["extras"] = [*getattr(report, "extras", []), extras.html(shown)]
+            shown = extras.html(guest.details(record, self.rules.get(record.check, "")))
+            vars(report)["extras"] = [*getattr(report, "extras", []), shown]
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_html_results_table_html(self, report: pytest.TestReport, data: list[str]) -> None:
-        """The reason of a skip, without the place that pytest keeps with it."""
-        known = getattr(report, "tb_record", None)
-        if known is not None and known["status"] == "skipped":
-            data[:] = [html.text(known["message"])]
+        """What was captured; the message stands in the details."""
+        if _record(report) is not None:
+            data[:] = data[bool(report.longreprtext) :] if report.sections else []
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_html_results_summary(self, prefix: list[str]) -> None:
         if self.results.records:
-            prefix.append(html.models(self.results.in_order()))
+            sources = {
+                model.id: ", ".join(filter(None, (model.source.spec, model.source.provenance())))
+                for model in self.results.run.models
+            }
+            prefix.append(guest.summary(self.results.in_order(), sources))
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_html_results_table_header(self, cells: list[str]) -> None:
-        cells[2:2] = html.HEADER
+        cells[2:2] = guest.HEADER
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_html_results_table_row(self, report: pytest.TestReport, cells: list[str]) -> None:
         if cells:
-            data = getattr(report, "tb_record", None)
-            cells[2:2] = html.row(None if data is None else Record.from_json(data))
+            cells[2:2] = guest.row(_record(report))
+
+
+def _record(report: pytest.TestReport) -> Record | None:
+    data: dict[str, Any] | None = getattr(report, "tb_record", None)
+    return None if data is None else Record.from_json(data)

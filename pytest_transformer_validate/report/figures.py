@@ -1,14 +1,17 @@
 """Numbers of a record as small pictures: SVG that stands in the page, drawn without a library.
 
 What is drawn follows from the shape of a number: a matrix becomes a map (dependencies, attention),
-a list a curve, a list with names, or a dict, bars. Numbers of a check of one's own are drawn too.
+a list, or a dict whose keys are numbers, a curve; a list with names, or another dict, bars.
+Numbers of a check of one's own are drawn too.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from html import escape
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from pytest_transformer_validate.report.text import printable
@@ -37,38 +40,45 @@ class Figure:
     svg: str
 
 
-def figures(numbers: Mapping[str, Any]) -> list[Figure]:
-    """The pictures that the numbers of a record give, at most MOST_FIGURES."""
+def figures(
+    numbers: Mapping[str, Any], captions: Mapping[str, str] = MappingProxyType({})
+) -> list[Figure]:
+    """The pictures that the numbers of a record give, at most MOST_FIGURES; ``captions`` says by
+    field what it shows (default: the field's name)."""
     found: list[Figure] = []
     for name, value in numbers.items():
         if name not in _NOT_DRAWN and len(found) < MOST_FIGURES:
-            found += _of(name, value, numbers)
+            found += _of(name, captions.get(name, name), value, numbers)
     return found[:MOST_FIGURES]
 
 
-def _of(name: str, value: Any, numbers: Mapping[str, Any]) -> Iterator[Figure]:
+def _of(name: str, title: str, value: Any, numbers: Mapping[str, Any]) -> Iterator[Figure]:
     if isinstance(value, dict):
-        yield from _of_dict(name, value)
+        yield from _of_dict(title, value)
     elif _is_matrix(value):
-        yield heat(name, value)
+        yield heat(title, value)
     elif _is_series(value):
         labels = _labels(value, numbers)
         yield (
-            curves({name: value}, name)
+            curves({name: value}, title)
             if labels is None
-            else bars(dict(zip(labels, value, strict=True)), name)
+            else bars(dict(zip(labels, value, strict=True)), title)
         )
     elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
-        yield from _of_rows(name, value)
+        yield from _of_rows(title, value)
 
 
-def _of_dict(name: str, value: dict[str, Any]) -> Iterator[Figure]:
+def _of_dict(title: str, value: dict[str, Any]) -> Iterator[Figure]:
     if len(value) > 1 and all(map(_is_number, value.values())):
-        yield bars(value, name)
+        places = _places(value)
+        if places is None:
+            yield bars(value, title)
+        else:
+            yield curves({title: list(value.values())}, title, places)
     elif value and all(map(_is_matrix, value.values())):
-        yield from (heat(f"{name}: {key}", each) for key, each in value.items())
+        yield from (heat(f"{title}: {key}", each) for key, each in value.items())
     elif value and all(map(_is_series, value.values())):
-        yield curves(value, name)
+        yield curves(value, title)
 
 
 def _of_rows(name: str, rows: list[dict[str, Any]]) -> Iterator[Figure]:
@@ -129,19 +139,29 @@ def bars(values: Mapping[str, float], title: str) -> Figure:
     return _figure(f"{title}{cut}", 380, 16 * len(shown), parts)
 
 
-def curves(series: Mapping[str, Sequence[float]], title: str) -> Figure:
-    """A line for every name over one axis; at most 6 lines of 200 points."""
+def curves(
+    series: Mapping[str, Sequence[float]], title: str, places: Sequence[float] = ()
+) -> Figure:
+    """A line for every name over one axis; at most 6 lines of 200 points. ``places`` says where
+    on the axis the points are, in ascending order (default: one step apart)."""
     shown = {name: _thinned(line) for name, line in list(series.items())[:MOST_CURVES]}
     every = [number for line in shown.values() for number in line]
     low, high = min(every), max(every)
     span = (high / 2 - low / 2) or 1.0  # halves: a difference may be too large for a float
     parts = [f'<path d="M40 4v116h{_WIDTH - 44}" fill="none" stroke="currentColor"/>']
     parts += [_text(36, 12, f"{high:.3g}", end=True), _text(36, 120, f"{low:.3g}", end=True)]
+    below = 0
+    if places:
+        below = 12
+        places = _thinned(places)
+        parts.append(_text(42, 132, f"{places[0]:g}"))
+        parts.append(_text(_WIDTH - 8, 132, f"{places[-1]:g}", end=True))
     for index, (name, line) in enumerate(shown.items()):
-        step = (_WIDTH - 50) / max(1, len(line) - 1)
+        at = places or range(len(line))
+        step = (_WIDTH - 50) / max(1e-9, at[-1] - at[0])
         points = " ".join(
-            f"{42 + step * x:.1f},{118 - 110 * ((number / 2 - low / 2) / span):.1f}"
-            for x, number in enumerate(line)
+            f"{42 + step * (x - at[0]):.1f},{118 - 110 * ((number / 2 - low / 2) / span):.1f}"
+            for x, number in zip(at, line, strict=True)
         )
         dash = f' stroke-dasharray="{_DASHES[index]}"' if index else ""
         parts.append(f'<polyline points="{points}" fill="none" stroke="currentColor"{dash}/>')
@@ -150,7 +170,7 @@ def curves(series: Mapping[str, Sequence[float]], title: str) -> Figure:
                 f'<path d="M42 {134 + 14 * index}h24" stroke="currentColor"{dash}/>'
                 + _text(72, 138 + 14 * index, name)
             )
-    height = 126 + (14 * len(shown) + 4 if len(shown) > 1 else 0)
+    height = 126 + below + (14 * len(shown) + 4 if len(shown) > 1 else 0)
     longest = max(map(len, series.values()))
     return _figure(f"{title} ({longest} points)", _WIDTH, height, parts)
 
@@ -183,6 +203,16 @@ def _labels(value: list[Any], numbers: Mapping[str, Any]) -> list[str] | None:
         if isinstance(other, list) and len(other) == len(value) and all(map(_is_text, other)):
             return other if len(set(other)) == len(other) else None
     return None
+
+
+def _places(value: Mapping[str, Any]) -> list[float] | None:
+    """Three ascending numbers or more, as which the keys can be read."""
+    try:
+        found = [float(key) for key in value]
+    except ValueError:
+        return None
+    rising = all(a < b < math.inf for a, b in itertools.pairwise(found))
+    return found if rising and len(found) > 2 else None
 
 
 def _shape(matrix: Matrix) -> tuple[int, int]:

@@ -1,67 +1,50 @@
-"""Records as HTML: columns for pytest-html, and a table of their own."""
+"""Records as pieces of HTML: texts, numbers, figures, and a table of all."""
 
 from __future__ import annotations
 
+import itertools
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from pytest_transformer_validate.report.captions import CAPTIONS
 from pytest_transformer_validate.report.figures import figures
-from pytest_transformer_validate.report.record import STATUSES
-from pytest_transformer_validate.report.terminal import by_model, context_line
 from pytest_transformer_validate.report.text import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from pytest_transformer_validate.report.record import Record
 
-_TITLES = ("Model", "Tier", "Measured", "Limit", "Of limit", "Where")
-HEADER = tuple(f"<th>{title}</th>" for title in _TITLES)
-# What a row of pytest-html may carry besides its text; larger ones are left out, and said.
+# What figures of one check may weigh on a page; larger ones are left out, and said.
 MOST_BYTES = 64 * 1024
+_MOST_NUMBERS = 24
 
 
-def row(record: Record | None) -> list[str]:
-    """The cells under HEADER; empty ones for a test that is no check."""
-    if record is None:
-        return ["<td></td>"] * len(HEADER)
-    measured, limit = numbers(record)
-    where = record.where or ""
-    cells = (record.model, str(record.tier), measured, limit, _of_limit(record), where)
-    return [f"<td>{text(cell)}</td>" for cell in cells]
-
-
-def details(record: Record) -> str:
-    """Pictures of the numbers and the notes, folded; nothing where there are none."""
-    notes = [str(note) for note in record.numbers.get("notes") or ()]
-    parts: list[str] = []
-    left = 0
-    for figure in figures(record.numbers):
+def folded(record: Record) -> str:
+    """Figures, further numbers and notes, folded; nothing where there are none."""
+    captions = CAPTIONS.get(record.check, {})
+    drawn: list[str] = []
+    left = size = 0
+    for figure in figures(record.numbers, captions):
         part = f"<figure><figcaption>{escape(figure.title)}</figcaption>{figure.svg}</figure>"
-        if sum(map(len, parts)) + len(part) > MOST_BYTES:
+        if size + len(part) > MOST_BYTES:
             left += 1
         else:
-            parts.append(part)
-    if left:
-        notes.append(f"{left} more figures were too large for this page")
-    counted = [_counted(len(parts), "figure"), _counted(len(notes), "note")]
-    parts += (f"<p>{text(note)}</p>" for note in notes)
-    summary = ", ".join(word for word in counted if word)
-    # CanvasText: the page's own colour of text, which pytest-html makes pale
-    head = f'<details style="color:CanvasText"><summary>{summary}</summary>'
-    return f"{head}{''.join(parts)}</details>" if parts else ""
-
-
-def models(records: Sequence[Record]) -> str:
-    """A table of the models and their tiers, those that failed first."""
-    groups = by_model(records)
-    tiers = sorted({record.tier for record in records})
-    head = "".join(f"<th>{name}</th>" for name in ("Model", *(f"Tier {n}" for n in tiers), "As"))
-    order = sorted(groups, key=lambda model: not any(r.failure for r in groups[model]))
-    rows = "".join(_model(model, groups[model], tiers) for model in order)
-    style = "border-spacing: 1rem .2rem; text-align: left"
-    body = f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody>"
-    return f'<table style="{style}">{body}</table>'
+            size += len(part)
+            drawn.append(part)
+    notes = [str(note) for note in record.numbers.get("notes") or ()]
+    notes += [f"{left} more figures were too large for this page"] * bool(left)
+    single = [f"{name} {_short(value)}" for name, value in _single(record.numbers)]
+    counted = [
+        _counted(len(each), noun)
+        for each, noun in ((drawn, "figure"), (single, "number"), (notes, "note"))
+    ]
+    parts = [f"<div class=tb-figures>{''.join(drawn)}</div>"] * bool(drawn)
+    parts += [f"<p>{text(note)}</p>" for note in notes]
+    parts += [f"<p class=tb-numbers>{text(', '.join(single))}</p>"] * bool(single)
+    summary = ", ".join(filter(None, counted))
+    body = "".join(parts)
+    return f"<details><summary>{summary}</summary>{body}</details>" if body else ""
 
 
 def table(records: Sequence[Record]) -> str:
@@ -88,6 +71,15 @@ def numbers(record: Record) -> tuple[str, str]:
     return _short(value), _short(limit)
 
 
+def margin(record: Record) -> str:
+    """The measured number in limits, whichever side of the limit is the good one."""
+    value, limit = record.numbers.get("value"), record.numbers.get("limit")
+    limit = limit.get("value") if isinstance(limit, dict) else limit
+    if type(value) not in {int, float} or type(limit) not in {int, float} or not limit:
+        return ""
+    return f"{value / limit:.2g} x limit"
+
+
 def _cells(record: Record) -> str:
     measured, limit = numbers(record)
     texts = (record.model, str(record.tier), record.name, record.status, measured, limit)
@@ -95,23 +87,11 @@ def _cells(record: Record) -> str:
     return f"{cells}<td><pre>{escape(record.message)}</pre></td>"
 
 
-def _model(model: str, records: Sequence[Record], tiers: Sequence[int]) -> str:
-    cells = [model]
-    for tier in tiers:
-        statuses = [record.status for record in records if record.tier == tier]
-        told = ((statuses.count(status), status) for status in STATUSES)
-        cells.append(", ".join(f"{count} {status}" for count, status in told if count))
-    cells.append(context_line(records) or "not loaded")
-    return f"<tr>{''.join(f'<td>{text(cell)}</td>' for cell in cells)}</tr>"
-
-
-def _of_limit(record: Record) -> str:
-    """The measured number as a part of its limit, whichever side of it is the good one."""
-    value, limit = record.numbers.get("value"), record.numbers.get("limit")
-    limit = limit.get("value") if isinstance(limit, dict) else limit
-    if type(value) not in {int, float} or type(limit) not in {int, float} or not limit:
-        return ""
-    return f"{value / limit:.3g}"
+def _single(numbers: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Plain numbers and short texts beside the headline, at most 24."""
+    named = ((k, v) for k, v in numbers.items() if k not in {"value", "limit", "notes"})
+    plain = ((k, v) for k, v in named if isinstance(v, bool | int | float | str) and v != "")
+    return itertools.islice(plain, _MOST_NUMBERS)
 
 
 def _counted(count: int, noun: str) -> str:

@@ -74,9 +74,7 @@ def unjudged(records: Sequence[Record]) -> list[str]:
 
 def context_line(records: Sequence[Record]) -> str:
     """``task ..., 1.2M parameters, cpu, float32, seed 0, weights: ...`` or nothing."""
-    context: dict[str, Any] = {}
-    for record in reversed(records):
-        context |= record.context
+    context = context_of(records)
     if not context:
         return ""
     known = ("task", "parameters", "device", "dtype", "seed", "weights", "given")
@@ -89,6 +87,14 @@ def context_line(records: Sequence[Record]) -> str:
         "given": lambda value: f"given by the caller: {value}",
     }
     return ", ".join(wordings.get(key, str)(value) for key, value in values.items())
+
+
+def context_of(records: Sequence[Record]) -> dict[str, Any]:
+    """What was in force for the records of one model; of what differs, the first word."""
+    context: dict[str, Any] = {}
+    for record in reversed(records):
+        context |= record.context
+    return context
 
 
 def count(number: int) -> str:

@@ -74,4 +74,3 @@ def test_html_shows_the_number_and_its_limit() -> None:
     numbers = {"value": 0.123456, "limit": {"value": 1.1e-6, "rule": "16 u"}}
     assert html.numbers(record("a", "failed", numbers=numbers)) == ("0.123", "1.1e-06 = 16 u")
     assert html.numbers(record("a", "failed")) == ("", "")
-    assert html.row(None) == ["<td></td>"] * len(html.HEADER)
