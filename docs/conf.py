@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 project = "pytest-transformer-validate"
 author = "the authors of pytest-transformer-validate"
-copyright = author  # noqa: A001 - Sphinx's name
+copyright = author
 release = __version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["conftest_examples"]
@@ -32,7 +32,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # signatures have them
 
 
-def _fill(app: Sphinx, name: str, source: list[str]) -> None:
+def _fill(_app: Sphinx, _page: str, source: list[str]) -> None:
     source[0] = generated.fill(source[0])
 
 

@@ -1,7 +1,7 @@
 """The parts of the docs that the code knows best: Markdown, made when the docs are built.
 
-A line ``<!-- generated: NAME ARGUMENT... -->`` in a page is replaced by what the function NAME here
-returns, so that no check, option, fixture or public name can be missing or out of date.
+A line ``<!-- generated: NAME ARGUMENT... -->`` is replaced by what the function NAME here returns,
+so that no check, option, fixture or public name can be missing or out of date.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from pytest_transformer_validate.evidence.deviations import DEVIATIONS
 from pytest_transformer_validate.evidence.mutants import MUTANTS
 from pytest_transformer_validate.evidence.mutants.families import FAMILIES
 from pytest_transformer_validate.measures import tolerance
+from pytest_transformer_validate.training.data.lightning import Loaders
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = pytest_transformer_validate.__name__
+# Classes that are made when Lightning is there, by what they get beside it.
+STAND_INS = {"SimpleDataModule": Loaders}
 PLACE = re.compile(r"^<!-- generated: (.+?) -->$", re.MULTILINE)
 # Files of the top folder that are pages here too.
 PROJECT = {
@@ -232,6 +235,8 @@ def _measured() -> dict[tuple[str, str], str]:
 
 
 def _auto(module: str, name: str) -> list[str]:
+    if name in STAND_INS:
+        return _described(module, name, STAND_INS[name])
     value = getattr(importlib.import_module(module), name)
     if not callable(value):
         return [f".. py:data:: {module}.{name}", "", f"   ``{value!r}``", ""]
@@ -242,6 +247,14 @@ def _auto(module: str, name: str) -> list[str]:
     if module != PACKAGE and name in pytest_transformer_validate.__all__:
         lines.append("   :no-index:")  # described once, under the shorter name
     return [*lines, ""]
+
+
+def _described(module: str, name: str, methods: type) -> list[str]:
+    from sphinx.ext.napoleon import Config, GoogleDocstring
+
+    lines = GoogleDocstring(inspect.getdoc(methods) or "", Config()).lines()
+    head = f".. py:class:: {module}.{name}{inspect.signature(methods)}"
+    return [head, "", *(f"   {line}" for line in lines), ""]
 
 
 def _rst(lines: Iterable[str]) -> str:

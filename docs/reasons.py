@@ -5,9 +5,9 @@ from __future__ import annotations
 import ast
 import inspect
 import re
-import textwrap
 import types
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -71,6 +71,15 @@ def _text(node: ast.expr) -> str:
     return "…"
 
 
+def _tree(function: types.FunctionType) -> ast.AST:
+    """The function's own part of its file; empty for one that no ``def`` made."""
+    file = inspect.getsourcefile(function)
+    return _functions(file).get(function.__code__.co_firstlineno, ast.Module([], []))
+
+
 @cache
-def _tree(function: types.FunctionType) -> ast.Module:
-    return ast.parse(textwrap.dedent(inspect.getsource(function)))
+def _functions(file: str) -> dict[int, ast.AST]:
+    """Every function of a file by its first line, decorators included."""
+    tree = ast.parse(Path(file).read_text(encoding="utf-8"))
+    found = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
+    return {min(n.lineno for n in (node, *node.decorator_list)): node for node in found}

@@ -244,9 +244,9 @@ BOTH = "every output of an encoder must depend on tokens before and after it"
 def bidirectionality(probe: Probe, *, floor: float = 1e-7) -> Context:
     """Every output of an encoder depends on every token, before and after it.
 
-    Read as in ``context_use``; modules that are built alike, and heads of one attention, are
-    compared with each other, because a mask that is left on in one layer does not show in the
-    outputs.
+    Read as in ``context_use``, with its ``floor``; modules that are built alike, and heads of one
+    attention, are compared with each other, because a mask that is left on in one layer does not
+    show in the outputs.
     """
     require_length(probe)
     matrix = dependencies(probe, floor, "both")

@@ -29,7 +29,12 @@ SOURCE = "every output of a decoder must depend on every token of the encoder's 
 def encoder_use(probe: Probe, *, floor: float = 1e-7) -> Context:
     """The decoder uses what the encoder read: every output depends on every source token, every
     layer with cross attention on all of the encoder's output, and the encoder's tokens see each
-    other in both directions."""
+    other in both directions.
+
+    Read by gradients, as in ``context_use``: a dependency counts above ``floor`` of the largest at
+    its output, as loaded or with all parameters moved at random, because small initial weights
+    may move a decoder by as little as 1e-4.
+    """
     require_length(probe)
     if probe.order.sides["text"][0] == "input_ids":
         raise NotApplicable("forward takes no decoder input")

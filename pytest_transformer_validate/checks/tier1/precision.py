@@ -25,10 +25,11 @@ _DRAWS = 3
 def precision(probe: Probe, case: str, *, factor: float = 8.0, units: float = 64.0) -> Precision:
     """The model runs in bfloat16, float16 and float64, and gives what it gives in float32.
 
-    Half precision may err ``factor`` times as much as an error model: rounded weights, and the
-    output of every module and both ends of every softmax rounded on the way. Up to 512 tokens are
-    read, because bfloat16 cannot tell neighbouring positions beyond 256 apart. Against float64,
-    ``units`` u are allowed. A model need not run in another precision: what it raises is a skip.
+    ``bfloat16`` and ``float16`` may err ``factor`` times as much as an error model: rounded
+    weights, and the output of every module and both ends of every softmax rounded on the way. Up
+    to 512 tokens are read, because bfloat16 cannot tell neighbouring positions beyond 256 apart.
+    Against ``float64``, ``units`` u are allowed. A model need not run in another precision: what
+    it raises is a skip.
     """
     if str(probe.subject.dtype) != "torch.float32":
         raise NotApplicable(f"the model is in {probe.context()['dtype']}, not in float32")

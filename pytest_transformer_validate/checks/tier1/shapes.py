@@ -26,7 +26,14 @@ CASES = ("single_token", "coprime", "typical", "full_length", "full_batch")
 
 @check(tier=1, cases=CASES)
 def shape_robustness(probe: Probe, case: str) -> ShapeOf:
-    """The logits have one row a text, one position a token, and the same width at every shape."""
+    """The logits have one row a text, one position a token, and the same width at every shape.
+
+    ``single_token``: one token, one row and several; ``coprime``: rows and positions without a
+    common divisor, because equal ones hide an exchanged axis; ``typical``: two rows of a length
+    and of one more; ``full_length``: one row as long as the model says it can, up to 4096;
+    ``full_batch``: as many rows as its configuration says. Shapes have to be equal, and no number
+    may be NaN.
+    """
     shapes = _run(probe, case)
     bad = next((s for s in shapes if s.logits != _expected(probe, s) or not s.finite), None)
     shape = bad or shapes[-1]

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 def text_invariance(probe: Probe, *, pass_rate: float = 0.0) -> TextInvariance:
     """The prediction for a text stays when case, punctuation or a typo change.
 
-    Eight sentences, six changes of each. Judged where a rate is declared, because random weights
-    promise nothing, and what a model should overlook depends on what it is for:
+    Eight sentences, six changes of each. Judged where a ``pass_rate`` is declared, because random
+    weights promise nothing, and what a model should overlook depends on what it is for:
     ``text_invariance.pass_rate = 0.95`` in ``tb_limits``. Otherwise information.
     """
     measured = of_pairs(probe.texts.pairs())
