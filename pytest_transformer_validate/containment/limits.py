@@ -92,16 +92,17 @@ def of_a_worker() -> Limits:
 
 def memory() -> int | None:
     """How many bytes this process may hold in all, so that everybody else can go on."""
-    free, pages = _free(), _text("/proc/self/statm").split()[5:6]
+    free, pages = free_memory(), _text("/proc/self/statm").split()[5:6]
     if free is None or not pages:
         return None
     return int(pages[0]) * os.sysconf("SC_PAGE_SIZE") + int(free * (1 - _SPARED))
 
 
-def _free() -> int | None:
+def free_memory() -> int | None:
     """Free bytes of the machine, or of the container where that has less."""
-    kib = _number("MemAvailable:", _text("/proc/meminfo"))
-    found = [] if kib is None else [kib * 1024]
+    about = _text("/proc/meminfo")
+    kib = _number("MemAvailable:", about)
+    found = [] if kib is None else [(kib + (_number("SwapFree:", about) or 0)) * 1024]
     for most, now in _GROUPS:
         text = _text(f"{_GROUP}/{most}").strip()
         if text.isdigit():  # else it says that there is no limit

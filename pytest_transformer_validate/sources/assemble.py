@@ -15,6 +15,7 @@ from pytest_transformer_validate.sources.base import Loaded
 from pytest_transformer_validate.sources.config import ModelConfig
 from pytest_transformer_validate.sources.construct import call
 from pytest_transformer_validate.sources.seeding import seeded
+from pytest_transformer_validate.sources.size import refuse_too_large
 from pytest_transformer_validate.sources.tokenizer import load_tokenizer
 from pytest_transformer_validate.sources.weights import load_weights
 from pytest_transformer_validate.sources.wording import clipped, listed
@@ -72,6 +73,9 @@ def _make(
         raise SourceError(f"{origin}: the class is no torch.nn.Module")
     if not callable(target):
         raise SourceError(f"{origin}: is {_kind(target)}, no torch.nn.Module")
+    refuse_too_large(
+        lambda: call(target, origin, settings)[0], settings.config, origin, settings.place
+    )
     with seeded(options.seed):
         value, made = call(target, origin, settings)
     if not isinstance(value, torch.nn.Module):

@@ -27,6 +27,7 @@ from pytest_transformer_validate.sources.packaged import Package, Text, read_pac
 from pytest_transformer_validate.sources.pretrained import find_weights, from_weights
 from pytest_transformer_validate.sources.seeding import seeded
 from pytest_transformer_validate.sources.settings import check_numbers, read_expect_fail
+from pytest_transformer_validate.sources.size import refuse_too_large
 from pytest_transformer_validate.sources.tokenizer import find_tokenizer, load_tokenizer
 from pytest_transformer_validate.sources.weights import load_weights
 from pytest_transformer_validate.sources.wording import clipped, reason, shown
@@ -149,6 +150,9 @@ class Directory:
             if file is not None:
                 with seeded(options.seed):
                     return from_weights(head, config, self.weights, file, package)
+        place = options.config or self.folder / CONFIG_FILE
+        words = f"{self.words}, class {head.__name__}"
+        refuse_too_large(lambda: head(config), vars(config), words, shown(place))
         with seeded(options.seed):
             model = head(config)
         if options.weights is not None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_transformer_validate.errors import SourceError
 from pytest_transformer_validate.sources.config import ModelConfig
 from pytest_transformer_validate.sources.jsonfile import read_object
-from pytest_transformer_validate.sources.wording import clipped, shown
+from pytest_transformer_validate.sources.wording import clipped, in_gib, shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,6 +24,7 @@ POSITIVE = (
 )
 COUNTS = ("num_layers",)
 LARGEST = 2**31 - 1
+_BEYOND = 10**18
 
 # What declares something about the model as a whole is never taken from one of its nodes.
 _DECLARATIONS = frozenset(
@@ -114,8 +115,15 @@ def check_numbers(values: Mapping[str, Any], path: Path, prefix: str = "") -> No
                 continue
             raise SourceError(
                 f"{shown(path)}, key {prefix}{key}: must be a whole number from {smallest} to "
-                f"{LARGEST}, given {_as_json(value)}"
+                f"{LARGEST}, given {_as_json(value)}{_taken(value)}"
             )
+
+
+def _taken(value: Any) -> str:
+    """What a number that is too large would cost."""
+    if not isinstance(value, int) or not LARGEST < value < _BEYOND:
+        return ""
+    return f", of which one float32 each takes {in_gib(4 * value)}"
 
 
 def _as_json(value: Any) -> str:

@@ -43,6 +43,11 @@ def clipped(text: object, limit: int = 200) -> str:
     return clean if len(clean) <= limit else f"{clean[:limit]}..."
 
 
+def in_gib(size: int) -> str:
+    """Bytes as ``1.5 GiB``."""
+    return f"{size / 2**30:.3g} GiB" if size < 2**40 else f"{size >> 30:,} GiB"
+
+
 def reason(error: BaseException) -> str:
     """A foreign exception on one line."""
     return f"{type(error).__name__}: {clipped(error)}".rstrip(": ")

@@ -136,8 +136,22 @@ CASES = [
             ("negative", "-1"),
             ("fraction", "1.5"),
             ("true", "true"),
-            ("1e12", "1000000000000"),
         )
+    ),
+    config(
+        55,
+        "1e12",
+        '{"vocab_size": 1000000000000}',
+        "key vocab_size",
+        "to 2147483647, given 1000000000000, of which one float32 each takes 3,725 GiB",
+    ),
+    config(
+        55,
+        "memory",
+        '{"vocab_size": 2000000000, "width": 4096}',
+        "parameters and buffers take 61,0",
+        "of memory are free",
+        "the largest numbers in row55-memory/config.json: vocab_size 2000000000, width 4096",
     ),
     config(55, "text", '{"vocab_size": "abc"}', "key vocab_size", "'abc'"),
     config(56, "heads", '{"hidden": 6, "heads": 4}', "no multiple of heads 4", code=HEAD + HEADS),

@@ -24,7 +24,7 @@ SMALL = Limits({"RLIMIT_DATA": lambda: 2**50, "RLIMIT_FSIZE": lambda: 2**50})
 @pytest.mark.skipif(limits.memory() is None, reason="the system does not tell what is free")
 @pytest.mark.parametrize("take", [bytearray, torch.ByteTensor])
 def test_memory(take: Callable[[int], object], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "_free", lambda: 64 * MEBI)
+    monkeypatch.setattr(limits, "free_memory", lambda: 64 * MEBI)
     before = resource.getrlimit(resource.RLIMIT_DATA)
     house = House()
     house.limits = limits.of_a_worker()
@@ -85,10 +85,10 @@ def test_a_container_has_less_than_its_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "_GROUP", str(tmp_path))
-    machine = limits._free()
+    machine = limits.free_memory()
     assert machine is not None
     (tmp_path / "memory.current").write_text(f"{5 * MEBI}\n")
     (tmp_path / "memory.stat").write_text(f"anon 7\ninactive_file {2 * MEBI}\n")
     for most, free in (("max", None), (str(9 * MEBI), 6 * MEBI), (str(MEBI), 0)):
         (tmp_path / "memory.max").write_text(f"{most}\n")
-        assert limits._free() == free or free is None
+        assert limits.free_memory() == free or free is None
