@@ -29,6 +29,8 @@ _HOMES = {
     "Subject": "subject.subject",
     "TaskSpec": "task",
     "check": "checks.registry",
+    "load_ipython_extension": "notebook",
+    "unload_ipython_extension": "notebook",
     "validate": "validation",
 }
 

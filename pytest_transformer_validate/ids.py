@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_transformer_validate import options
 from pytest_transformer_validate.naming import IN_ENVIRONMENT
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class Again:
         for name in _GLOBAL:
             if config.getoption(name) is not None:
                 self.words.append(f"--{name.replace('_', '-')}={config.getoption(name)}")
+        self.command = "pytest" if options.notebook(config) is None else "%pytest"
         self.trains = bool(config.getoption("tb_train") or config.getoption("tier3"))
 
     def __call__(self, name: str) -> str:
@@ -55,7 +57,7 @@ class Again:
             words.append("--tb-train")
         node = f"{self.id}::{name}"
         quoted = shlex.quote(node) if "'" in node else f"'{node}'"
-        return " ".join(["pytest", *map(shlex.quote, words), quoted])
+        return " ".join([self.command, *map(shlex.quote, words), quoted])
 
 
 def _where(config: pytest.Config, source: Source) -> Iterator[str]:

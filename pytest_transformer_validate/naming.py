@@ -57,7 +57,16 @@ def _parse(config: pytest.Config, spec: str, cwd: Path) -> Source:
     from pytest_transformer_validate.sources.parse import parse
 
     api_url = options.ini(config, "tb_api_url")
-    return parse(spec, rootdir=config.rootpath, cwd=cwd, api_url=api_url)
+    notebook = options.notebook(config)
+    live = None if notebook is None else notebook.source(spec)
+    if live is not None:
+        return live
+    try:
+        return parse(spec, rootdir=config.rootpath, cwd=cwd, api_url=api_url)
+    except SpecError as error:
+        if notebook is None or not spec.isidentifier():
+            raise
+        raise SpecError(f"{error}\n  {notebook.hint(spec)}") from error
 
 
 def _of_environment(config: pytest.Config, given: str) -> Source:

@@ -20,6 +20,8 @@ from pytest_transformer_validate.task import TASKS, canonical_task
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from pytest_transformer_validate.interactive.run_plugin import Notebook
+
 DTYPES = {"float64": "float64", "float32": "float32", "float16": "float16", "bfloat16": "bfloat16"}
 DTYPES |= {"fp64": "float64", "fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 LARGEST_SEED = 2**32 - 1
@@ -92,6 +94,8 @@ API_URL = "GitHub's REST API; https://github.example.com/api/v3 for GitHub Enter
 _SECTIONS = frozenset({"pytest", "tool:pytest", "tool.pytest", "tool.pytest.ini_options"})
 _KEY = re.compile(r"""["']?([\w-]+)["']?\s*[=:]""")
 GIST_VARIABLE = "GIST_ID"
+# Under this name pytest knows the notebook that a run was started in.
+NOTEBOOK = "transformer_validate_notebook"
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -158,6 +162,12 @@ def gist_of_environment(config: pytest.Config) -> str | None:
     """The Gist that the environment names, where the command line names no model."""
     given = os.environ.get(GIST_VARIABLE, "").strip()
     return given if given and config.getoption("tb_model") is None else None
+
+
+def notebook(config: pytest.Config) -> Notebook | None:
+    """The notebook that the run was started in."""
+    found: Notebook | None = config.pluginmanager.get_plugin(NOTEBOOK)
+    return found
 
 
 def ini(config: pytest.Config, name: str) -> Any:

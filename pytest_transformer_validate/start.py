@@ -66,11 +66,17 @@ def start(config: pytest.Config) -> Run | None:
         settings=settings,
         models=models,
         checks=checks,
-        collect=bool(selected) or from_command_line or not typed,
+        collect=bool(selected) or ((from_command_line or not typed) and not _of_cell(config)),
         selected={model: frozenset(names) for model, names in selected.items()},
         house=house,
         baseline=baseline,
     )
+
+
+def _of_cell(config: pytest.Config) -> bool:
+    """Whether the run is about the tests of a cell: its models are there for them."""
+    notebook = options.notebook(config)
+    return notebook is not None and notebook.cell is not None
 
 
 def _check_expressions(config: pytest.Config) -> None:

@@ -12,7 +12,7 @@ from pytest_transformer_validate.checks.registry import all_checks
 from pytest_transformer_validate.checks.selection import find, merge_declared
 from pytest_transformer_validate.containment.room import House, Room
 from pytest_transformer_validate.errors import SourceError, SpecError
-from pytest_transformer_validate.report import html, terminal
+from pytest_transformer_validate.report import inline, terminal
 from pytest_transformer_validate.runner import ModelRun
 from pytest_transformer_validate.task import canonical_task
 
@@ -89,7 +89,9 @@ class Result(Sequence["Record"]):
         return f"<Result: {len(self)} records, {len(self.failures)} failures>"
 
     def _repr_html_(self) -> str:
-        return html.table(self)
+        bad = f"{len(self.failures)} of " if self.failures else ""
+        word = "passed" if self.passed else "failed" if bad else "nothing was judged"
+        return inline.page(self, f"{word}: {bad}{len(self)} check{'s'[: len(self) != 1]}")
 
 
 def validate(

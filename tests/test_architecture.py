@@ -43,16 +43,17 @@ FLOORS = (
     ("naming",),
     ("ids",),
     ("start", "session"),
-    ("plugin", "__main__"),
+    ("interactive",),
+    ("plugin", "notebook", "__main__"),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 # Modules that are imported without torch: what a pytest run imports before it has a model.
 TORCH_FREE = (
     "__main__", "checks", "collection", "containment", "errors", "fixtures", "hookspec", "ids",
-    "isolation", "measures", "models", "naming", "optional", "options", "outcome", "plugin",
-    "progress", "redaction", "report", "reporting", "resolution", "runner", "session", "sinks",
-    "sources", "start", "task", "test_functions", "tier1_critical_validation",
+    "interactive", "isolation", "measures", "models", "naming", "notebook", "optional", "options",
+    "outcome", "plugin", "progress", "redaction", "report", "reporting", "resolution", "runner",
+    "session", "sinks", "sources", "start", "task", "test_functions", "tier1_critical_validation",
     "tier2_advanced_analysis", "validation",
 )  # fmt: skip
 

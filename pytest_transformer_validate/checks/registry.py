@@ -6,6 +6,7 @@ collects from the registry before anything is loaded.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
 import inspect
@@ -16,7 +17,7 @@ from pytest_transformer_validate.errors import SpecError
 from pytest_transformer_validate.task import canonical_task
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from pytest_transformer_validate.measures.measurement import Measurement
 
@@ -101,7 +102,7 @@ def check(
     def register(function: CheckFunction) -> CheckFunction:
         name = function.__name__
         known = _registry.get(name)
-        if known is not None and known.function.__code__ != function.__code__:
+        if known is not None and not _same(known.function, function):
             raise SpecError(f"a check called {name!r} is registered already; choose another name")
         if tier not in (1, 2, 3):
             raise SpecError(f"check {name!r}: tier must be 1, 2 or 3, given {tier!r}")
@@ -119,6 +120,23 @@ def check(
         return function
 
     return register
+
+
+def _same(known: CheckFunction, new: CheckFunction) -> bool:
+    """Whether the second is the first once more; in a notebook, a cell that was run again."""
+    return known.__code__ == new.__code__ or known.__module__ == new.__module__ == "__main__"
+
+
+@contextlib.contextmanager
+def kept() -> Iterator[None]:
+    """Checks that are registered inside are gone afterwards."""
+    all_checks()  # those that are imported once in a process
+    before = dict(_registry)
+    try:
+        yield
+    finally:
+        _registry.clear()
+        _registry.update(before)
 
 
 def all_checks() -> list[Check]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_transformer_validate import options
 from pytest_transformer_validate.redaction import remember, secret_variables
 
 if TYPE_CHECKING:
@@ -39,9 +40,9 @@ def distribute(config: pytest.Config, sources: Sequence[Source]) -> None:
     fetched = [source.id for source in sources if source.fetched]
     if fetched:
         _refuse(fetched[0], _obstacles(config))
-        if not _distributes(config):
+        if not distributes(config):
             config.option.numprocesses = 1
-    if not config.pluginmanager.hasplugin("xdist") or not _distributes(config):
+    if not config.pluginmanager.hasplugin("xdist") or not distributes(config):
         return
     if config.getoption("dist") == "no" and not config.getoption("distload"):
         config.option.dist = "loadfile"
@@ -73,7 +74,8 @@ def _nothing_runs(config: pytest.Config) -> bool:
     return any(config.getoption(name, None) for name in _NOTHING_RUNS)
 
 
-def _distributes(config: pytest.Config) -> bool:
+def distributes(config: pytest.Config) -> bool:
+    """Whether tests run in workers of pytest-xdist."""
     return bool(config.getoption("numprocesses") or config.getoption("tx"))
 
 
@@ -91,6 +93,9 @@ def _obstacles(config: pytest.Config) -> Iterator[tuple[str, str]]:
             yield f"{name} needs it in this process", f"leave {name} out"
     if config.getoption("looponfail", False):
         yield "--looponfail runs tests elsewhere", "leave --looponfail out"
+    notebook = options.notebook(config)
+    for what in () if notebook is None else notebook.kept_here(config):
+        yield f"{what}, and no worker has it", "run the two apart"
     if any(
         hasattr(plugin, "pytest_tb_models") for plugin in config.invocation_params.plugins or ()
     ):

@@ -1,4 +1,4 @@
-"""Records as pieces of HTML: texts, numbers, figures, and a table of all."""
+"""Records as pieces of HTML: texts, numbers, figures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pytest_transformer_validate.report.figures import figures
 from pytest_transformer_validate.report.text import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
 
     from pytest_transformer_validate.report.record import Record
 
@@ -47,16 +47,6 @@ def folded(record: Record) -> str:
     return f"<details><summary>{summary}</summary>{body}</details>" if body else ""
 
 
-def table(records: Sequence[Record]) -> str:
-    """A table of all records, failures first."""
-    names = ("model", "tier", "check", "status", "measured", "limit", "message")
-    head = "".join(f"<th>{name}</th>" for name in names)
-    rows = "".join(
-        f"<tr>{_cells(record)}</tr>" for record in sorted(records, key=lambda r: not r.failure)
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
-
-
 def text(given: str) -> str:
     """``given`` for a page: without credentials, printable, escaped."""
     return escape(printable(given))
@@ -78,13 +68,6 @@ def margin(record: Record) -> str:
     if type(value) not in {int, float} or type(limit) not in {int, float} or not limit:
         return ""
     return f"{value / limit:.2g} x limit"
-
-
-def _cells(record: Record) -> str:
-    measured, limit = numbers(record)
-    texts = (record.model, str(record.tier), record.name, record.status, measured, limit)
-    cells = "".join(f"<td>{escape(text)}</td>" for text in texts)
-    return f"{cells}<td><pre>{escape(record.message)}</pre></td>"
 
 
 def _single(numbers: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -149,6 +149,17 @@ def is_taken(name: str) -> bool:
     return False
 
 
+def is_of_user(module: ModuleType) -> bool:
+    """Whether a module is a file of the user's own: not of Python, not installed, not this
+    package."""
+    file, name = getattr(module, "__file__", None), getattr(module, "__name__", None)
+    if not (isinstance(file, str) and file.endswith(".py") and isinstance(name, str)):
+        return False
+    top = _top(name)
+    kept = top in sys.stdlib_module_names or top == _OWN_PACKAGE or top.startswith("__")
+    return not kept and not _is_installed(Path(file))
+
+
 def _stays(top: str) -> bool:
     if top in sys.stdlib_module_names or top in {_OWN_PACKAGE, "__main__"}:
         return True

@@ -149,9 +149,3 @@ def test_no_text_is_markup() -> None:
     assert "\x1b" not in shown
     assert "<summary>3 figures, 1 note</summary>" in shown
     assert html.folded(record()) == ""
-
-
-def test_the_rows_that_failed_come_first() -> None:
-    good = Record(model="a.py", tier=1, check="sound", status="passed")
-    text = html.table([good, record(), good])
-    assert re.findall("<td>(passed|failed)</td>", text) == ["failed", "passed", "passed"]

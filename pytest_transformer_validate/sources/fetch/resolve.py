@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pytest_transformer_validate.errors import SourceError, SpecError
-from pytest_transformer_validate.sources.fetch.consent import decide, require_any
+from pytest_transformer_validate.sources.fetch.consent import Terms, decide, require_any
 from pytest_transformer_validate.sources.fetch.lock import LOCK_FILE, Lock
 from pytest_transformer_validate.sources.fetch.source import Fetched, Resolution
 from pytest_transformer_validate.sources.fetch.store import Store
@@ -19,9 +20,7 @@ from pytest_transformer_validate.sources.wording import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
-    from pytest_transformer_validate.sources.fetch.consent import Terms
     from pytest_transformer_validate.sources.fetch.source import FetchedSource
 
 
@@ -42,6 +41,13 @@ def resolve_all(
     _require_met(done, terms)
     resolver.record()
     return done
+
+
+def fetch(source: FetchedSource, store: Store | None = None) -> Fetched:
+    """The files that ``source`` names, of its newest revision where it names none: to be read.
+    Nothing of them is accepted or run. Raises SourceError where the host does not give them."""
+    store = store or Store.of_user()
+    return _Resolver(Terms(), Lock(Path(LOCK_FILE)), store).fetch(source, source.revision)
 
 
 def _listed(source: FetchedSource, terms: Terms, lock: Lock) -> FetchedSource:
@@ -118,7 +124,7 @@ class _Resolver:
                 if folder is not None:
                     return Fetched(pin=known, folder=folder, cached=True)
         if source.revision is None and self._wants_newest():
-            newest = self._fetch(source, None)
+            newest = self.fetch(source, None)
             if entry is None or self.terms.new or newest.pin.tree.sha256 in self.terms.hashes:
                 return newest
         pinned = source.revision or (None if entry is None else entry.revision)
@@ -136,7 +142,7 @@ class _Resolver:
                 f"not in the cache ({shown(self.store.root)}), and --tb-offline forbids to fetch "
                 "it; run once without --tb-offline"
             )
-        return self._fetch(source, pinned, pin)
+        return self.fetch(source, pinned, pin)
 
     def _typed(self, source: FetchedSource) -> Iterator[Pin]:
         """Revisions of this model whose hash was typed and that were fetched before."""
@@ -149,7 +155,7 @@ class _Resolver:
         recorded = {pin.tree.sha256 for pin in self.lock.pins.values()}
         return not self.terms.offline and (self.terms.new or bool(self.terms.hashes - recorded))
 
-    def _fetch(
+    def fetch(
         self, source: FetchedSource, revision: str | None, pin: Pin | None = None
     ) -> Fetched:
         with self.store.locked(f"fetch-{_digest(source.name)}"):

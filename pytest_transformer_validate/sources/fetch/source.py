@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pytest_transformer_validate.sources.fetch.store import Store
 
 SHORT = 12  # digits of a revision in ids
+WHOLE = 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +86,10 @@ class FetchedSource(Source):
     @abstractmethod
     def id_at(self, revision: str | None) -> str:
         """The id with the first 12 digits of ``revision``."""
+
+    @abstractmethod
+    def spec_at(self, revision: str | None) -> str:
+        """The spec of exactly ``revision``, in its plain form."""
 
     def fetch_again(self, pin: Pin, store: Store) -> Fetched:
         """The files of a revision that is known, see ``fetch``."""

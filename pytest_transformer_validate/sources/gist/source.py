@@ -9,6 +9,7 @@ from pytest_transformer_validate.sources.fetch.http import Client, Limits
 from pytest_transformer_validate.sources.fetch.rate import Token
 from pytest_transformer_validate.sources.fetch.source import (
     SHORT,
+    WHOLE,
     Fetched,
     FetchedSource,
     Resolution,
@@ -50,6 +51,10 @@ class GistSource(FetchedSource):
     def id_at(self, revision: str | None) -> str:
         """See ``FetchedSource.id_at``."""
         return self.gist.short(revision, SHORT)
+
+    def spec_at(self, revision: str | None) -> str:
+        """See ``FetchedSource.spec_at``."""
+        return self.gist.short(revision, WHOLE)
 
     def page(self, revision: str) -> str:
         """See ``FetchedSource.page``."""

@@ -65,6 +65,11 @@ class HubSource(FetchedSource):
         """See ``FetchedSource.id_at``."""
         return short_id(self.repository, revision or self.typed)
 
+    def spec_at(self, revision: str | None) -> str:
+        """See ``FetchedSource.spec_at``."""
+        at = revision or self.typed
+        return f"hf:{self.repository}" + (f"@{at}" if at else "")
+
     def page(self, revision: str) -> str:
         """See ``FetchedSource.page``."""
         return f"{hub()}/{self.repository}/tree/{revision}"

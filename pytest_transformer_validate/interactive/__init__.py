@@ -1,0 +1,1 @@
+"""Runs in a process that goes on afterwards: a notebook, an IPython shell."""
