@@ -74,3 +74,14 @@ def test_options_of_the_readme_exist():
 
     flags = {option.flag for option in OPTIONS}
     assert set(re.findall(r"--tb-[a-z-]+", README)) <= flags
+
+
+def test_the_table_of_checks_is_that_of_the_registry():
+    from pytest_transformer_validate.checks.registry import all_checks
+
+    table = README.partition("## The checks")[2].partition("\n\n[")[0]
+    tiers = re.split(r"^\| \*\*Tier \d.*$", table, flags=re.MULTILINE)[1:]
+    bundled = [c for c in all_checks() if c.function.__module__.startswith("pytest_t")]
+    for tier, rows in enumerate(tiers, 1):
+        named = sorted(re.findall(r"`(\w+)`", rows))
+        assert named == sorted(check.name for check in bundled if check.tier == tier)
