@@ -1,6 +1,6 @@
 """Sphinx's settings: Markdown pages, in which generated.py fills in what the code knows best.
 
-Nothing is fetched. ``python -m sphinx -W docs build/docs``
+Nothing is fetched. ``python -m sphinx -W --keep-going -q docs build/docs``
 """
 
 from __future__ import annotations
