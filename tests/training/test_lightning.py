@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-pytest.importorskip("pytorch_lightning", reason="not among the packages of CI")
-
+from pytest_transformer_validate import training
 from pytest_transformer_validate.training import (
     CharacterTokenizer,
-    SimpleDataModule,
     Trainer,
     TrainingConfig,
     TrainingCoordinator,
 )
+from tests.real import needed
 from tests.training.models import VOCABULARY, rows, tiny_lm
 
 if TYPE_CHECKING:
@@ -29,6 +28,11 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec."),
     pytest.mark.filterwarnings("ignore:GPU available but not used"),
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _installed() -> None:
+    needed("pytorch_lightning")
 
 
 def coordinated(folder: Path, model: torch.nn.Module, **given: Any) -> dict[str, Any]:
@@ -67,7 +71,7 @@ def test_checkpoints_are_the_trainers_and_a_run_goes_on_from_them(tmp_path):
 
 def test_a_data_module_of_ones_own(tmp_path):
     data = [{"input_ids": text} for text in rows(8)]
-    module = SimpleDataModule(
+    module = training.SimpleDataModule(
         data, data[:2], 4, num_workers=0, tokenizer=TOKENIZER, use_dynamic_collator=True
     )
     coordinator = TrainingCoordinator(tmp_path, use_gpu=False, max_epochs=1, precision_str="32")

@@ -16,7 +16,6 @@ import torch
 from pytest_transformer_validate.errors import MissingDependency
 from pytest_transformer_validate.training.config import TrainingConfig
 from pytest_transformer_validate.training.metrics.experiment_db import ExperimentDB
-from pytest_transformer_validate.training.metrics.meter import Machine
 from pytest_transformer_validate.training.metrics.tracker import MetricsTracker
 from pytest_transformer_validate.training.metrics.wandb_sink import (
     TrackingWarning,
@@ -24,6 +23,7 @@ from pytest_transformer_validate.training.metrics.wandb_sink import (
     choose_mode,
 )
 from pytest_transformer_validate.training.trainer import Trainer
+from tests.real import needed
 from tests.training.models import padded, rows, tiny_lm
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ class TestWandb:
 
     @pytest.fixture(autouse=True)
     def _installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        pytest.importorskip("wandb", reason="not among the packages of CI")
+        needed("wandb")
         for name in ("WANDB_API_KEY", "WANDB_DISABLED", "WANDB_BASE_URL"):
             monkeypatch.delenv(name, raising=False)
 
@@ -202,16 +202,3 @@ class TestWandb:
             with pytest.warns(TrackingWarning, match="training goes on"):
                 sink.close("completed")
             assert time.monotonic() - start < 3.0
-
-
-class TestMachine:
-    def test_says_what_it_knows_and_not_too_often(self) -> None:
-        machine = Machine(torch.device("cpu"))
-        assert machine.read()["system/peak_memory_mb"] > 10
-        assert machine.read() == {}
-
-    def test_a_gpu_that_cannot_be_asked_gives_nothing(self) -> None:
-        pynvml = pytest.importorskip("pynvml", reason="not among the packages of CI")
-        machine = Machine(torch.device("cpu"))
-        machine._connect()
-        assert machine._nvml is None or isinstance(pynvml.nvmlDeviceGetCount(), int)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 
 import pytest
 
 from pytest_transformer_validate import training
+from pytest_transformer_validate.training.data import lightning
+from tests.real import needed
 
 NEEDS_LIGHTNING = {"TrainingCoordinator", "SimpleDataModule"}
 FOREIGN = ("_pytest", "pytest", "pytorch_lightning", "transformers", "datasets", "pandas")
@@ -22,12 +23,17 @@ def test_a_name_is_there(name):
 
 
 @pytest.mark.parametrize("name", sorted(NEEDS_LIGHTNING))
-def test_a_name_that_needs_lightning_is_there_or_says_how_to_get_it(name):
-    if importlib.util.find_spec("pytorch_lightning") is None:
-        with pytest.raises(ImportError, match="pytest-transformer-validate\\[lightning\\]"):
-            getattr(training, name)()
-    else:
-        assert getattr(training, name).__name__ == name
+def test_a_name_that_needs_lightning_is_there(name):
+    needed("pytorch_lightning")
+    assert getattr(training, name).__name__ == name
+
+
+@pytest.mark.parametrize("name", sorted(NEEDS_LIGHTNING))
+def test_without_lightning_it_says_how_to_get_it(name, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pytorch_lightning", None)
+    lightning._simple_data_module.cache_clear()
+    with pytest.raises(ImportError, match=r"pytest-transformer-validate\[lightning\]"):
+        getattr(training, name)()
 
 
 def test_another_name_is_not_there():
