@@ -148,6 +148,35 @@ MUTANTS = (
         ),
     ),
     _mix(
+        name="trace_of_batch_mean",
+        family="computed_over_the_rows",
+        parent="sdpa_gpt",
+        where=("blocks.0.mlp",),
+        why="a mean over dim 0, so small that only the tightest limit shows it",
+        edits=(
+            (
+                "return self.dropout(self.proj(F.gelu(self.fc(x))))",
+                "hidden = F.gelu(self.fc(x))\n"
+                "        return self.dropout(self.proj(hidden - 1e-5 * hidden.mean(0)))",
+            ),
+        ),
+    ),
+    _mix(
+        name="batch_mean_straight_through",
+        family="computed_over_the_rows",
+        parent="sdpa_gpt",
+        where=("blocks.0.mlp",),
+        why="values cancel, and what trains one row is the gradient of all",
+        edits=(
+            (
+                "return self.dropout(self.proj(F.gelu(self.fc(x))))",
+                "hidden = F.gelu(self.fc(x))\n"
+                "        centre = hidden.mean(0)\n"
+                "        return self.dropout(self.proj(hidden + centre - centre.detach()))",
+            ),
+        ),
+    ),
+    _mix(
         name="cumsum_over_rows",
         family="computed_over_the_rows",
         parent="recurrent",
