@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pytest_transformer_validate.probe.marks import (
+    AGAIN,
     NOT_THE_SAME,
     NOTHING,
     PRODUCTS,
@@ -202,11 +203,14 @@ class Capture(Operations):
         mark = self.mark_of(given)
         facts = Facts(factor=None) if mark is None else mark.facts
         product = None if source is None else source.product
-        if mark is not None and mark.normal is not None:  # exponentials of weights
-            self._set(result, NOTHING, None, None)
-            return
+        earlier: tuple[str, ...] = ()
+        if mark is not None and mark.normal is not None:
+            if not (exact and mark.normal.exact):  # exponentials of weights
+                self._set(result, NOTHING, None, None)
+                return
+            facts, earlier = Facts(factor=None), (*mark.normal.changed, AGAIN)
         scores = given.detach().clone() if not exact else given.detach()
-        normal = Normal(scores, facts, exact)
+        normal = Normal(scores, facts, exact, earlier)
         self.marks[id(result)] = Mark(result, NOTHING, product, normal, result.shape)
 
     def _meets_values(self, args: Any) -> None:

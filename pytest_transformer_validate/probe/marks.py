@@ -43,6 +43,7 @@ _NORMS = {
 }  # fmt: skip
 PRODUCTS = {"aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm"}
 NOT_THE_SAME = {*PRODUCTS, *_NORMS}
+AGAIN = "a softmax again"  # what was done to weights that became the scores of another softmax
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Product:
 @dataclass(frozen=True)
 class Normal:
     """What a softmax, or ``exact=False`` an exponential, made of ``scores``; ``changed`` names
-    what was done to the weights after."""
+    what was done to the weights after, ``AGAIN`` among it."""
 
     scores: torch.Tensor
     facts: Facts
@@ -131,8 +132,9 @@ def facts_after(name: str, args: Any, facts_of: Callable[[Any], Facts]) -> Facts
 
 
 def change(before: torch.Tensor, after: torch.Tensor, *, learned: bool) -> str:
-    """What was done to weights, in one word or two: nothing (""), ``masked`` (some became 0, the
-    others stayed), ``times 0.25``, or ``changed``, which any gate or mixture may do."""
+    """What was done to weights, in one word or two: nothing (""), ``masked`` (some became 0, or
+    what a softmax makes 0, the others stayed), ``times 0.25``, or ``changed``, which any gate or
+    mixture may do."""
     if before.shape != after.shape:
         return "changed"
     if learned:
@@ -142,7 +144,7 @@ def change(before: torch.Tensor, after: torch.Tensor, *, learned: bool) -> str:
     kept = (old - new).abs() <= limit * old.abs()
     if bool(kept.all()):
         return ""
-    if bool((kept | (new == 0)).all()):
+    if bool((kept | (new == 0) | (new < -1)).all()):
         return "masked"
     there = (old.abs() > torch.finfo(before.dtype).tiny) & old.isfinite()
     ratios = new[there] / old[there]

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pytest_transformer_validate.probe.marks import AGAIN
+
 if TYPE_CHECKING:
     from pytest_transformer_validate.probe.marks import Mark
 
@@ -45,6 +47,17 @@ class Site:
     def silent(self) -> torch.Tensor | None:
         """(S,): the keys whose value is zero in every head."""
         return None if self.values is None else self.values.abs().amax((0, 2)) == 0
+
+    @property
+    def twice(self) -> bool:
+        """Whether the weights of one softmax were, masked or as they stood, the scores of
+        another."""
+        return AGAIN in self.changed and set(self.changed) <= {AGAIN, "masked"}
+
+    @property
+    def remade(self) -> bool:
+        """Whether a gate, a mixture or another function made the weights once more."""
+        return "changed" in self.changed or (AGAIN in self.changed and not self.twice)
 
     @property
     def shape(self) -> tuple[int, int]:

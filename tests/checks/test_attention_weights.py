@@ -213,6 +213,25 @@ class OverQueries(Attention):
         return weights / weights.sum(-2, keepdim=True)
 
 
+class Softmaxes(Attention):
+    def weigh(self, scores):
+        return F.dropout(scores.softmax(-1), 0.1, self.training).softmax(-1)
+
+
+class Sharpened(Attention):
+    """A softmax of weights that were made steeper, which is a choice."""
+
+    def weigh(self, scores):
+        return (scores.softmax(-1) * 8).softmax(-1)
+
+
+def test_a_softmax_of_a_softmax():
+    given = {"model": Padded, "config": {"task": "masked_lm"}}
+    fails(attention_rows, "scores to the second lies between 0", Softmaxes, **given)
+    with pytest.raises(NotApplicable, match="made by more than a softmax"):
+        attention_rows(probe(Sharpened, **given))
+
+
 @pytest.mark.parametrize(
     ("kind", "words", "task"),
     [

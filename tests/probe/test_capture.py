@@ -158,10 +158,11 @@ def test_multihead_attention_off_its_fast_path(wanted):
         (lambda w: w * 0.25, "times 0.25"),
         (lambda w: w.mul_(2), "times 2"),
         (lambda w: w.masked_fill(w < 0.1, 0), "masked"),
+        (lambda w: w + torch.eye(LENGTH) * -1e4, "masked"),
         (lambda w: w + 0.01, "changed"),
         (lambda w: w * w, "changed"),
     ],
-    ids=["times", "in_place", "masked", "added", "squared"],
+    ids=["times", "in_place", "masked", "mask", "added", "squared"],
 )
 def test_what_is_done_behind_the_softmax_is_named(change, words):
     class Changed(Attention):

@@ -33,7 +33,8 @@ _HAND = 1e-3  # a sum that is added to, so that nothing is divided by zero
 
 @check(tier=2)
 def attention_rows(probe: Probe, *, factor: float = 64.0) -> AttentionRows:
-    """Attention weights are not negative and sum to 1 over the keys, as they meet the values.
+    """Attention weights are one softmax: not negative, and 1 in sum over the keys, as they meet
+    the values.
 
     ``factor`` u are allowed. A softmax with columns beside the keys (sinks) may sum to less;
     weights that a gate, a mixture of heads or another function makes promise no sum.
@@ -41,9 +42,11 @@ def attention_rows(probe: Probe, *, factor: float = 64.0) -> AttentionRows:
     sites = attention_sites(probe)
     worst, judged, notes = 0.0, 0, []
     for site in sites:
-        if site.normal in {"none", "unknown"} or "changed" in site.changed:
+        if site.normal in {"none", "unknown"} or site.remade:
             notes.append(f"{site.module}: weights are made by more than a softmax")
             continue
+        if site.twice:
+            raise _twice(site, len(sites))
         off = numbers.off_one(site)
         if site.normal == "exponential":
             axis = numbers.sums_to_one_along(site) if off > _HAND else ""
@@ -64,6 +67,20 @@ def attention_rows(probe: Probe, *, factor: float = 64.0) -> AttentionRows:
     limit = Limit(value=factor * probe.eps, rule=f"{factor:g} u")
     return AttentionRows(
         value=worst, limit=limit, sites=len(sites), judged=judged, notes=few(notes)
+    )
+
+
+def _twice(site: Site, sites: int) -> CheckFailed:
+    scores = site.scores
+    low, high = (0.0, 1.0) if scores is None else map(float, scores.aminmax())
+    return CheckFailed(
+        "attention weights must be one softmax of the scores\n"
+        f"the softmax of a softmax: what is scores to the second lies between {low:.2g} and "
+        f"{high:.2g}, so that no key can have much more weight than another\n"
+        f"module: {site.module}\n"
+        "likely: a softmax beside scores that were normalised before, or two in one function",
+        AttentionRows(value=None, sites=sites),
+        where=site.module,
     )
 
 

@@ -153,7 +153,7 @@ def _judge_window(probe: Probe, cells: dict[str, int], notes: list[str]) -> None
 
 def _judge_faint(sites: list[Site], cells: dict[str, int]) -> None:
     for site in sites:
-        if site.normal != "softmax" or "changed" in site.changed:
+        if site.normal != "softmax" or site.remade:
             continue
         found = numbers.faint(site)
         cells["any"] = cells.get("any", 0) + int((site.weights == 0).sum())

@@ -79,4 +79,45 @@ MUTANTS = (
             ("out = scores.softmax(dim=-1) @", "out = scores.softmax(dim=-1) / self.n_heads @"),
         ),
     ),
+    _rows(
+        name="softmax_of_probabilities",
+        family="softmax_of_a_softmax",
+        parent="bert",
+        where=("encoder.*.attention",),
+        why="scores come normalised from a function that was moved, and are normalised again",
+        edits=(
+            (
+                "torch.softmax(scores, dim=-1)",
+                "torch.softmax(torch.softmax(scores, dim=-1), dim=-1)",
+            ),
+        ),
+    ),
+    _rows(
+        name="softmax_of_probabilities_masked_again",
+        family="softmax_of_a_softmax",
+        parent="masked_gpt",
+        where=("blocks.*.attn",),
+        why="a second softmax behind a mask that is added once more",
+        edits=(
+            (
+                "weights = (scores + bias).softmax(dim=-1)",
+                "weights = (scores + bias).softmax(dim=-1)\n"
+                "        weights = (weights + bias).softmax(dim=-1)",
+            ),
+        ),
+    ),
+    _rows(
+        name="softmax_of_probabilities_in_a_window",
+        family="softmax_of_a_softmax",
+        parent="llama",
+        where=("layers.*.self_attn",),
+        why="masked and normalised in two places, each of which was the only one once",
+        edits=(
+            (
+                ".min).softmax(dim=-1)",
+                ".min).softmax(dim=-1)\n"
+                "        weights = weights.masked_fill(~mask, float('-inf')).softmax(dim=-1)",
+            ),
+        ),
+    ),
 )

@@ -157,6 +157,7 @@ FAMILIES: dict[str, str] = {
     "ties_forgotten": "weights that are one tensor in the reference and two in the port",
     # attention_rows
     "weights_that_do_not_sum_to_one": "attention weights that are changed behind the softmax",
+    "softmax_of_a_softmax": "weights that were normalised before are normalised again",
     # attention_mask
     "mask_that_does_not_quite_hide": "a mask of a number that training can outgrow",
     "mask_with_a_wrong_edge": "a causal mask or a window that ends too far away",
