@@ -30,6 +30,11 @@ CONFIG_NAMES = frozenset(
 )
 _CONFIG_CLASS = re.compile(r"(config|configuration|args|arguments|hparams|params|settings)$", re.I)
 _MISTYPED = 0.8
+# Keys that are read though no constructor takes them: facts about data, tokens and the file.
+_FACTS = re.compile(
+    r"^is_|^(batch_first|seed)$|^(vocab|image|patch|max_batch)_size$"
+    r"|(_id|_ids|_index|_idx|_len|length|channels|labels|classes|version|_at)$"
+)
 _NAMESPACES = (types.SimpleNamespace, argparse.Namespace)
 
 
@@ -55,7 +60,7 @@ def call(target: Callable[..., Any], words: str, settings: Settings) -> tuple[An
     made = arguments(target, settings)
     if made.missing:
         raise SourceError(_missing(words, made.missing, settings))
-    _warn_of_mistyped(target, words, settings, made)
+    _warn_of_unused(target, words, settings, made)
     return target(*made.positional, **made.keywords), made.configs
 
 
@@ -89,24 +94,31 @@ def arguments(target: Callable[..., Any], settings: Settings) -> Call:
     return made
 
 
-def _warn_of_mistyped(
+def _warn_of_unused(
     target: Callable[..., Any], words: str, settings: Settings, made: Call
 ) -> None:
-    """Point out keys that nearly are the name of an argument which nothing gives: its default
-    would be used, and nobody see it. Other keys are the model's business."""
-    if not made.by_name:
-        return
+    """Point out, in one warning, keys that nothing takes and that somebody may believe to be in
+    force: those that nearly are the name of an argument which nothing gives, and numbers and
+    switches. Texts, and what says something about data or checks, are no arguments."""
     known = inspect.signature(target).parameters
+    if not made.by_name or any(p.kind is p.VAR_KEYWORD for p in known.values()):
+        return
     free = [name for name in known if name not in settings.config]
+    told = []
     for key in settings.config:
         meant = difflib.get_close_matches(str(key), free, n=1, cutoff=_MISTYPED)
         if key not in known and meant:
-            warnings.warn(
-                f"{settings.place}: {words} takes no {clipped(key, 60)!r}; did you mean "
-                f"{meant[0]}? It was built with the default",
-                SourceWarning,
-                stacklevel=2,
-            )
+            told.append(f"{clipped(key, 60)!r} (did you mean {meant[0]}? The default is in force)")
+        elif key not in known and _is_switch(key, settings.config[key]):
+            told.append(repr(clipped(key, 60)))
+    if told:
+        warnings.warn(
+            f"{settings.place}: {words} takes no {listed(told)}", SourceWarning, stacklevel=2
+        )
+
+
+def _is_switch(key: object, value: object) -> bool:
+    return isinstance(value, int | float) and not _FACTS.search(str(key))
 
 
 def _lone_required(

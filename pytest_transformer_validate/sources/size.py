@@ -46,7 +46,7 @@ def _bytes_of(build: Callable[[], Any]) -> int | None:
             warnings.simplefilter("ignore")
             model = build()
         tensors = {id(each): each for each in (*model.parameters(), *model.buffers())}
-        return sum(each.numel() * each.element_size() for each in tensors.values())
+        return sum(int(each.numel() * each.element_size()) for each in tensors.values())
     except Exception:  # noqa: BLE001 - foreign code; what it has to say it says when it is built
         return None
 

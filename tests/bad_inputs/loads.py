@@ -106,9 +106,11 @@ CASES = [
         "unknown",
         {
             "model.py": GOOD.replace(", **rest", ""),
-            "config.json": '{"vocab_size": 8, "widht": 3, "max_seq_len": 16, "author": "me"}',
+            "config.json": '{"vocab_size": 8, "widht": 3, "max_seq_len": 16, "heads": 3}',
         },
-        warned=("model.py, class Net takes no 'widht'; did you mean width?",),
+        warned=(
+            "model.py, class Net takes no 'widht' (did you mean width? The default is in force), 'heads'",
+        ),
     ),
     Case(51, "missing", {"model.py": GOOD}, ("has no config.json; found: model.py",), spec=""),
     config(51, "empty", "", "has an empty config.json"),
