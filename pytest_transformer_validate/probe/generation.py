@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 NEW = 5
+_LONGEST = 512  # tokens of a maximum that a text is made longer than
+_MORE = 8
+_REFUSALS = (ValueError, TypeError, AssertionError, NotImplementedError, NotApplicable)
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,58 @@ class Generation(Passes):
         """Generate, and one forward over what came; ``word`` decides what is drawn."""
         with self.probe.under(plan.condition):
             return self._generated(plan, word)
+
+    def crash(self) -> Exception | None:
+        """What generate raises over one text, the plainest call there is, behind an answer of
+        forward: a crash of its own. ``None`` where it works, or refuses: it says so, by a
+        ValueError, an assertion or the like, or it lacks something that nobody gave it."""
+        plan = self.plans()[0]
+        prompt = self._prompt(replace(plan, rows=1, padded=False))
+        with (
+            self.probe.running("generate") as subject,
+            quietly(),
+            _listening(subject.model) as steps,
+        ):
+            try:
+                self.how().call(subject.model, prompt, plan.new)
+            except _REFUSALS:
+                return None
+            except Exception as error:  # noqa: BLE001 - a model raises anything
+                return error if steps and "'NoneType'" not in str(error) else None
+        return None
+
+    @remembered
+    def reads_the_end(self) -> bool | None:
+        """Whether what generate computes for a text that is longer than the maximum follows its
+        last tokens. ``None`` where that cannot be told: there is no maximum, or a large one, it
+        raises, its logits are not seen."""
+        subject = self.probe.subject
+        longest, step = subject.max_length or 0, subject.multiple
+        if subject.decodes or not subject.small or not 0 < longest <= _LONGEST:
+            return None
+        length = longest + max(step, _MORE - _MORE % step)
+        first, other = (
+            subject.batch(1, length, seed=self.probe.seed_for("too long", n))["input_ids"]
+            for n in range(2)
+        )
+        with contextlib.suppress(Exception):  # no model has to take a text of that length
+            ends = torch.cat([first[:, :longest], other[:, longest:]], dim=1)
+            one, two = (self._first_step(ids) for ids in (first, ends))
+            if one is not None and two is not None and not torch.equal(first, ends):
+                return not torch.equal(one, two)
+        return None
+
+    def _first_step(self, ids: torch.Tensor) -> torch.Tensor | None:
+        """The logits that generate chooses its first token by."""
+        batch = self.probe.subject.complete(Batch({"input_ids": ids}))
+        prompt = batch.to(self.probe.subject.device)
+        with (
+            self.probe.running("generate") as subject,
+            quietly(),
+            _listening(subject.model) as steps,
+        ):
+            self.how().call(subject.model, prompt, subject.multiple)
+        return steps[0] if steps else None
 
     @remembered
     def draws(self, plan: Plan) -> bool:

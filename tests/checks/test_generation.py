@@ -175,3 +175,61 @@ def test_transformers_generate_with_padding_and_its_configuration_back() -> None
     assert [plan.padded for plan in probe.generation.plans()] == [False, False, False, True]
     assert model.generation_config is kept
     assert kept.repetition_penalty == 2.0
+
+
+class Cropping(Greedy):
+    """Reads no more tokens than it has positions: the last ones, or, by mistake, the first."""
+
+    part = slice(-48, None)
+
+    def generate(self, idx, max_new_tokens):
+        for _ in range(max_new_tokens):
+            logits = self(idx[:, self.part])[:, -1]
+            idx = torch.cat([idx, logits.argmax(-1, keepdim=True)], 1)
+        return idx
+
+
+def test_a_text_longer_than_the_maximum_is_read_at_its_end() -> None:
+    model = Cropping()
+    assert probe_of(model).generation.reads_the_end() is True
+    generate_equivalence(probe_of(model))
+    model.part = slice(None, 48)
+    with pytest.raises(CheckFailed, match="longer than the maximum the last tokens"):
+        generate_equivalence(probe_of(model))
+    assert probe_of(Greedy()).generation.reads_the_end() is None  # raises
+
+
+class Crashing(Greedy):
+    """Raises ``error`` behind the first forward, or in front of it."""
+
+    error: Exception
+    early = False
+
+    def generate(self, idx, max_new_tokens):
+        if not self.early:
+            self(idx)
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [IndexError("past"), RuntimeError("shapes"), NameError("k")])
+def test_a_crash_is_the_models_own(error) -> None:
+    model = Crashing()
+    model.error = error
+    with pytest.raises(type(error), match=str(error)):
+        generate_equivalence(probe_of(model))
+
+
+@pytest.mark.parametrize(
+    ("error", "early"),
+    [
+        (ValueError("one text at a time"), False),
+        (AssertionError("no"), False),
+        (AttributeError("'NoneType' object has no attribute 'decode'"), False),
+        (RuntimeError("a tokenizer reads text"), True),
+    ],
+)
+def test_a_refusal_is_skipped_with_its_text(error, early) -> None:
+    model = Crashing()
+    model.error, model.early = error, early
+    with pytest.raises(NotApplicable, match="generate raises"):
+        generate_equivalence(probe_of(model))

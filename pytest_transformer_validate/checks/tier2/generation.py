@@ -29,13 +29,22 @@ def generate_equivalence(probe: Probe, *, factor: float = 64.0) -> Generation:
     it, within ``factor`` u or 16 times the model's own noise: near ties are no failure. The logits
     inside of generate must be those of that text too; 16 times as much is allowed there, as how
     exact a cache is belongs to kv_cache. Several lengths, one row and many,
-    padding on the left where generate takes a mask, and all parameters moved at random.
+    padding on the left where generate takes a mask, and all parameters moved at random. Of a text
+    longer than the maximum, where generate takes one, the last tokens must count.
+
+    A generate that refuses what it is given (a ValueError, an assertion) is skipped; one that
+    crashes behind an answer of forward, with one text and no more than it asks for, is broken.
     """
     measured = Generation(value=0.0)
     for plan in probe.generation.plans():
         measured = _judge(probe, plan, measured, factor)
     if not measured.texts:
+        error = probe.generation.crash()
+        if error is not None:
+            raise error
         raise NotApplicable("; ".join(dict.fromkeys(measured.notes)))
+    if probe.generation.reads_the_end() is False:
+        raise CheckFailed(f"{RULE}\n{_CROPPED}", measured, where=probe.root)
     return measured
 
 
@@ -146,6 +155,10 @@ def _likely(plan: Plan, step: int, *, inside_right: bool) -> str:
     )
 
 
+_CROPPED = (
+    "of a text longer than the maximum the last tokens change nothing that it computes\n"
+    "likely: the text is cut at its end, ids[:, :block_size], where ids[:, -block_size:] is meant"
+)
 _LATER = "the logits of a text depend on what comes behind it (see prefix_consistency)"
 
 

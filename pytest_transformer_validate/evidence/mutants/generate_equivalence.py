@@ -64,6 +64,12 @@ MUTANTS = (
         edits=(("self(input_ids[:, -self.max_len :])", "self(input_ids[:, -8:])"),),
     ),
     _before(
+        name="context_cropped_at_its_end",
+        parent="trained_gpt",
+        why="the crop to the longest text keeps the first tokens",
+        edits=(("self(input_ids[:, -self.max_len :])", "self(input_ids[:, : self.max_len])"),),
+    ),
+    _before(
         name="cached_step_at_position_zero",
         parent="served_decoder",
         why="positions of the new token start again",
