@@ -23,11 +23,11 @@ author = "the authors of pytest-transformer-validate"
 copyright = author
 release = __version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["conftest_examples"]
 html_theme = "furo"
 html_title = project
 html_copy_source = False
 myst_heading_anchors = 3
+smartquotes = False  # -- starts an option
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # signatures have them
 

@@ -1,4 +1,5 @@
-"""Why a check does not apply, read off its code: every text with which it may skip."""
+"""What healthy models may do, read off the code of a check: the texts with which it skips, and
+those that it notes in the record of a model that passes."""
 
 from __future__ import annotations
 
@@ -8,21 +9,37 @@ import re
 import types
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from pytest_transformer_validate.measures import tolerance
+from pytest_transformer_validate.probe.probe import Probe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 PACKAGE = "pytest_transformer_validate"
+ELSEWHERE = {tolerance.settle}  # what it notes is said once for all checks
 
 
 @cache
-def of(check: Callable[..., object]) -> tuple[str, ...]:
-    """The texts of every NotApplicable that the function and what it calls in this package raise.
+def skips(check: Callable[..., object]) -> tuple[str, ...]:
+    """The texts of every NotApplicable that the function, and what it calls here, may raise."""
+    return _texts(check, _raised)
 
-    What only a run can fill in is an ellipsis; texts that are little else are left out.
-    """
-    texts = [text for function in _reached(check) for text in _raised(function)]
+
+@cache
+def notes(check: Callable[..., object]) -> tuple[str, ...]:
+    """The texts of every note that the function, and what it calls here, may leave."""
+    return _texts(check, _noted)
+
+
+def _texts(
+    check: Callable[..., object],
+    found: Callable[[types.FunctionType], Iterator[ast.expr]],
+) -> tuple[str, ...]:
+    """What only a run can fill in is an ellipsis; texts that are little else are left out."""
+    nodes = [node for function in _reached(check) for node in found(function)]
+    texts = [" ".join(_text(node).split()) for node in nodes]
     return tuple(dict.fromkeys(text for text in texts if re.search(r"\w+\W+\w+\W+\w+", text)))
 
 
@@ -38,26 +55,52 @@ def _reached(check: Callable[..., object]) -> list[types.FunctionType]:
 
 
 def _called(function: types.FunctionType) -> Iterator[Callable[..., object]]:
-    names = function.__globals__
     for node in ast.walk(_tree(function)):
-        if isinstance(node, ast.Name):
-            value = names.get(node.id)
-        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            module = names.get(node.value.id)
-            value = getattr(module, node.attr, None) if inspect.ismodule(module) else None
-        else:
-            continue
-        value = inspect.unwrap(value) if callable(value) else None
+        value = inspect.unwrap(_meant(node, function.__globals__))
         if isinstance(value, types.FunctionType) and value.__module__.startswith(PACKAGE):
             yield value
 
 
-def _raised(function: types.FunctionType) -> Iterator[str]:
+def _meant(node: ast.AST, names: dict[str, Any]) -> Any:
+    """What a name, an attribute of a module or a pass (``probe.losses.labels``) stands for."""
+    match node:
+        case ast.Name(id=name):
+            return names.get(name)
+        case ast.Attribute(value=ast.Name(id=module), attr=name):
+            return getattr(names.get(module), name, None)
+        case ast.Attribute(value=ast.Attribute(attr=group), attr=name):
+            passes = inspect.getattr_static(Probe, group, None)
+            return getattr(getattr(passes, "func", None), name, None)
+    return None
+
+
+def _raised(function: types.FunctionType) -> Iterator[ast.expr]:
     for node in ast.walk(_tree(function)):
-        if isinstance(node, ast.Call) and node.args:
-            called = node.func
-            if isinstance(called, ast.Name) and called.id == "NotApplicable":
-                yield " ".join(_text(node.args[0]).split())
+        match node:
+            case ast.Call(func=ast.Name(id="NotApplicable"), args=[text, *_]):
+                yield text
+
+
+def _noted(function: types.FunctionType) -> Iterator[ast.expr]:
+    if function in ELSEWHERE:
+        return
+    explains = re.match(r"_(reason|why)", function.__name__)
+    for node in ast.walk(_tree(function)):
+        match node:
+            case ast.Call(
+                func=ast.Attribute(value=ast.Name(id="notes"), attr="append"), args=[text]
+            ):
+                yield text
+            case ast.Assign(targets=[ast.Name(id="note")], value=text):
+                yield text
+            case ast.keyword(arg="notes", value=ast.Tuple(elts=texts)):
+                yield from texts
+            case ast.Return(value=ast.expr() as value) if explains:
+                for part in ast.walk(value):
+                    if isinstance(part, ast.Constant):
+                        yield part
+                    elif isinstance(part, ast.Name):
+                        yield ast.Constant(function.__globals__.get(part.id))
 
 
 def _text(node: ast.expr) -> str:
