@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -143,6 +144,15 @@ def test_nothing_heavy_is_imported_before_there_is_a_model():
         "    assert not heavy, f'{name} imports {heavy}'\n"
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_page_says_which_rooms_import_torch():
+    page = (ROOT.parent / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    (said,) = re.findall(r"^Only (.+) import torch when", page, re.MULTILINE)
+    rooms = {
+        room_of(m) for m in MODULES for _, n in imports(tree(m), at_import=True) if n == "torch"
+    }
+    assert set(re.findall(r"`(\w+)`", said)) == rooms
 
 
 def test_every_module_can_be_imported_first():
