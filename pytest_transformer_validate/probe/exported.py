@@ -41,7 +41,9 @@ if TYPE_CHECKING:
 AXES = ("batch", "length")
 _LONGEST = 48
 _INSIDE = "model."
-_GUARD = re.compile(r"tensors_(\d+)\.size\(\)\[(\d+)\] == (\d+)")
+_GUARD = re.compile(r"Guard failed: (.+)")
+_SIZE = re.compile(r"tensors_(\d+)\.size\(\)\[(\d+)\]")
+_FEWEST = 3  # shapes beside the first one, as far as there are any that the program takes
 
 
 @dataclass(frozen=True)
@@ -69,17 +71,28 @@ class Exported(Passes):
     @property
     def shapes(self) -> list[tuple[int, int]]:
         """(rows, length): the one that the program is made from, one row, and other lengths."""
+        return self._shapes()[0]
+
+    def _shapes(self) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+        """The shapes, and others nearby for a program that does not take them: of one length, of
+        one number of rows, and shorter ones."""
         subject = self.probe.subject
         rows, length = subject.sizes
         step = subject.multiple
         if subject.vision:
-            return [(rows, 0), (1, 0), (rows + 2, 0), (2, 0)]
+            return [(rows, 0), (1, 0), (rows + 2, 0), (2, 0)], [(rows + 1, 0)]
         longest = min(subject.max_length or _LONGEST, _LONGEST)
         longest = max(longest - longest % step, length)
         shorter = max(step, length - 2 * step)
         rows = max(2, rows if subject.small else 2)
         found = [(rows, length), (1, length), (rows + 2, shorter), (2, longest), (1, longest)]
-        return [(min(r, subject.most_rows), n) for r, n in dict.fromkeys(found)]
+        near = [(rows + 2, length), (2, length), (rows, shorter), (rows, longest), (2, shorter)]
+
+        def allowed(shapes: list[tuple[int, int]]) -> list[tuple[int, int]]:
+            return list(dict.fromkeys((min(r, subject.most_rows), n) for r, n in shapes))
+
+        first = allowed(found)
+        return first, [shape for shape in allowed(near) if shape not in first]
 
     @remembered
     def program(self) -> Program:
@@ -92,15 +105,17 @@ class Exported(Passes):
         """Every shape through the exported program, the one it was made from first."""
         return self._compared(self.program())
 
-    def static(self) -> list[str]:
-        """The axes that the exported program fixed to one size, read from what it says."""
-        first = self._inputs(*self.shapes[0])
-        found = []
-        for shape in self.compared():
-            for number, axis, size in _GUARD.findall(shape.raised):
-                what = AXES[int(axis)] if int(axis) < len(AXES) else f"axis {axis}"
-                found.append(f"{what} of {first.names[int(number)]} = {size}")
-        return list(dict.fromkeys(found))
+    def guards(self) -> list[str]:
+        """What the exported program asks of the sizes of its inputs, read from what it says:
+        ``length of input_ids == 11`` is an axis that it fixed to one size."""
+        names = self._inputs(*self.shapes[0]).names
+
+        def name(found: re.Match[str]) -> str:
+            number, axis = map(int, found.groups())
+            return f"{AXES[axis] if axis < len(AXES) else f'axis {axis}'} of {names[number]}"
+
+        failed = [_GUARD.search(shape.raised) for shape in self.compared()]
+        return list(dict.fromkeys(_SIZE.sub(name, guard[1]) for guard in failed if guard))
 
     @remembered
     def compiled(self) -> list[Shape]:
@@ -145,7 +160,12 @@ class Exported(Passes):
                 raise NotApplicable(f"{who} does not take the model: {line}") from error
 
     def _compared(self, program: Program) -> list[Shape]:
-        return [self._on(program, rows, length) for rows, length in self.shapes]
+        shapes, others = self._shapes()
+        found = [self._on(program, rows, length) for rows, length in shapes]
+        for rows, length in others:
+            if sum(not shape.raised for shape in found[1:]) < _FEWEST:
+                found.append(self._on(program, rows, length))
+        return found
 
     def _on(self, program: Program, rows: int, length: int) -> Shape:
         batch = self._batch(rows, length)

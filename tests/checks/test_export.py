@@ -29,11 +29,40 @@ class Fixed(models.Decoder):
 
 
 def test_what_became_static_is_named_and_no_failure() -> None:
-    found = export_equivalence(probe_of(Fixed()))
-    assert found.static == ("length of input_ids = 11",)
-    assert found.notes == ("static: length of input_ids = 11",)
-    assert list(found.shapes) == ["5x11", "1x11"]
+    probe = probe_of(Fixed())
+    found = export_equivalence(probe)
+    assert found.static == ("length of input_ids == 11",)
+    assert found.notes == ("static: length of input_ids == 11",)
+    assert list(found.shapes) == ["5x11", "1x11", "7x11", "2x11"]
     assert set(found.refused) == {"7x9", "2x48", "1x48"}
+    with pytest.raises(CheckFailed, match="no more than 0 axes .*\n.*length of input_ids == 11"):
+        export_equivalence(probe, static_axes=0)
+
+
+class OneShape(models.Decoder):
+    def forward(self, input_ids):
+        assert int(input_ids.shape[0]) > 0
+        assert int(input_ids.shape[1]) > 0
+        return super().forward(input_ids)
+
+
+def test_a_program_for_one_shape_is_not_enough() -> None:
+    with pytest.raises(NotApplicable, match="for one shape only: (batch|length) of input_ids =="):
+        export_equivalence(probe_of(OneShape()))
+
+
+class Short(models.Decoder):
+    def forward(self, input_ids):
+        if input_ids.shape[1] > 24:
+            return super().forward(input_ids) * 1.0
+        return super().forward(input_ids)
+
+
+def test_a_length_that_is_bounded_leaves_other_shapes() -> None:
+    found = export_equivalence(probe_of(Short()))
+    assert found.static == ()
+    assert found.notes == ("only if length of input_ids <= 24",)
+    assert list(found.shapes) == ["5x11", "1x11", "7x9", "7x11"]
 
 
 class Otherwise(models.Attention):

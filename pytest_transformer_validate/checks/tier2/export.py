@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import shutil
 from typing import TYPE_CHECKING
 
@@ -22,19 +24,39 @@ COMPILERS = ("g++", "c++", "clang++", "cl")
 
 
 @check(tier=2)
-def export_equivalence(probe: Probe, *, factor: float = 64.0) -> Programs:
+def export_equivalence(
+    probe: Probe, *, factor: float = 64.0, static_axes: float = math.inf
+) -> Programs:
     """The program that torch.export makes gives the model's logits at every shape that it takes.
 
-    Exported from one text with batch and length left open, then run at that shape and at others:
-    one row, other numbers of rows, shorter and longer texts, with padding where the model can be
-    told of it. ``factor`` u are allowed, or 16 times the model's own noise. Axes that became
-    static are named, which is information; a model that cannot be exported is skipped with
-    torch's reason.
+    Exported from one text with batch and length left open, then run at that shape and at three or
+    more others: one row, other numbers of rows, shorter and longer texts, with padding where the
+    model can be told of it. ``factor`` u are allowed, or 16 times the model's own noise.
+
+    Axes that became static are named. That is information, as a loop over tokens is no mistake,
+    until a number is declared: ``export_equivalence.static_axes = 0`` in ``tb_limits``. A model
+    that cannot be exported, or only for one shape, is skipped with torch's reason.
     """
     measured = _judge(probe, lambda p: p.exported.compared(), "torch.export", factor)
-    static = tuple(probe.exported.static())
-    notes = [f"static: {', '.join(static)}"] if static else []
-    return Programs(**{**vars(measured), "static": static, "notes": (*measured.notes, *notes)})
+    guards = probe.exported.guards()
+    static = tuple(guard for guard in guards if "==" in guard)
+    notes = [f"static: {guard}" if guard in static else f"only if {guard}" for guard in guards]
+    measured = dataclasses.replace(measured, static=static, notes=(*measured.notes, *notes))
+    if len(static) > static_axes:
+        raise CheckFailed(
+            f"no more than {static_axes:g} axes may become static when the model is exported\n"
+            f"fixed are: {', '.join(static)}\n"
+            "likely: a loop over tokens or rows, int(x.shape[1]), or a number that was read from "
+            "a tensor",
+            measured,
+        )
+    if len(measured.shapes) < 2:
+        raise NotApplicable(
+            "torch.export made a program for one shape only: "
+            f"{', '.join(static) or next(iter(measured.refused.values()))}",
+            measured,
+        )
+    return measured
 
 
 @check(tier=2, slow=True)
@@ -48,7 +70,7 @@ def compile_equivalence(probe: Probe, *, factor: float = 64.0) -> Programs:
     measured = _judge(probe, lambda p: p.exported.compiled(), "torch.compile", factor)
     count, reasons = probe.exported.breaks()
     notes = [f"graph break: {reason}"[:200] for reason in reasons[:5]]
-    return Programs(**{**vars(measured), "breaks": count, "notes": (*measured.notes, *notes)})
+    return dataclasses.replace(measured, breaks=count, notes=(*measured.notes, *notes))
 
 
 @check(tier=2, slow=True)
