@@ -38,27 +38,39 @@ def _texts(
     found: Callable[[types.FunctionType], Iterator[ast.expr]],
 ) -> tuple[str, ...]:
     """What only a run can fill in is an ellipsis; texts that are little else are left out."""
-    nodes = [node for function in _reached(check) for node in found(function)]
-    texts = [" ".join(_text(node).split()) for node in nodes]
+    texts = [text for function in _reached(check) for text in _of_function(function, found)]
     return tuple(dict.fromkeys(text for text in texts if re.search(r"\w+\W+\w+\W+\w+", text)))
 
 
-def _reached(check: Callable[..., object]) -> list[types.FunctionType]:
-    found: list[types.FunctionType] = []
+@cache
+def _of_function(
+    function: types.FunctionType, found: Callable[[types.FunctionType], Iterator[ast.expr]]
+) -> tuple[str, ...]:
+    return tuple(" ".join(_text(node).split()) for node in found(function))
+
+
+@cache
+def _reached(check: Callable[..., object]) -> tuple[types.FunctionType, ...]:
+    found: dict[types.FunctionType, None] = {}
     waiting = [inspect.unwrap(check)]
     while waiting:
         function = waiting.pop(0)
         if isinstance(function, types.FunctionType) and function not in found:
-            found.append(function)
+            found[function] = None
             waiting += _called(function)
-    return found
+    return tuple(found)
 
 
-def _called(function: types.FunctionType) -> Iterator[Callable[..., object]]:
-    for node in ast.walk(_tree(function)):
-        value = inspect.unwrap(_meant(node, function.__globals__))
-        if isinstance(value, types.FunctionType) and value.__module__.startswith(PACKAGE):
-            yield value
+@cache
+def _called(function: types.FunctionType) -> tuple[Callable[..., object], ...]:
+    meant = (
+        inspect.unwrap(_meant(node, function.__globals__)) for node in ast.walk(_tree(function))
+    )
+    return tuple(
+        value
+        for value in meant
+        if isinstance(value, types.FunctionType) and value.__module__.startswith(PACKAGE)
+    )
 
 
 def _meant(node: ast.AST, names: dict[str, Any]) -> Any:
