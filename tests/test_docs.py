@@ -82,6 +82,20 @@ def test_every_deviation_stands_with_its_check(generated: Any) -> None:
     assert missing == []
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("dropout", "no dropout is declared"),  # a skip in the check's own module
+        ("kv_cache", "forward takes … and returns no cache"),  # one of a pass
+        ("gradient_flow", "its expert was given no token"),  # a reason in the record
+        ("position_sensitivity", "no module of the encoder could be asked"),  # a note
+    ],
+)
+def test_what_a_check_spares_is_said(generated: Any, name: str, words: str) -> None:
+    section = generated.checks("1").partition(f"\n## {name}\n")[2].partition("\n## ")[0]
+    assert f"\n- {words}\n" in section
+
+
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
 def test_limits_and_cases_are_explained(check: Check) -> None:
     text = check.function.__doc__ or ""
