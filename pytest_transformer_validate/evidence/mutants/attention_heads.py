@@ -64,4 +64,17 @@ MUTANTS = (
             ),
         ),
     ),
+    _heads(
+        name="scores_averaged_over_heads",
+        family="heads_that_look_alike",
+        parent="bert",
+        where=("encoder.*.attention",),
+        why="the mean over the heads that maps are drawn of, kept for what is computed",
+        edits=(
+            (
+                "        scores = scores + mask",
+                "        scores = scores.mean(1, keepdim=True).expand_as(scores) + mask",
+            ),
+        ),
+    ),
 )
