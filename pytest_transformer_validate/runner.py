@@ -119,6 +119,8 @@ class ModelRun:
         except (CheckFailed, NotApplicable, Blocked) as forged:
             self._look_around()
             if not _by_model(forged):
+                if self.room is not None:
+                    self.room.rest()
                 return self._said(check, case, forged)
             return self._raised(
                 check, case, forged, None if probe is None else probe.where_raised(forged)

@@ -88,6 +88,8 @@ class _Owner:
         self.owner = owner
         self.held = owner if isinstance(owner, dict) else vars(owner)  # as it is at any time
         self.used = used
+        home = getattr(owner, "__module__", None) or getattr(owner, "__name__", "")
+        self.is_own = str(home).partition(".")[0] == _OWN_PACKAGE
         self.note()
 
     def note(self) -> None:
@@ -137,7 +139,10 @@ class Functions:
     """What functions are now, to find those that are replaced later."""
 
     def __init__(self) -> None:
-        self._owners = list(_owners())
+        found_owners = list(_owners())
+        self._owners = [owner for owner in found_owners if not owner.is_own]
+        self._others = len(self._owners)  # these first
+        self._owners += [owner for owner in found_owners if owner.is_own]
         found = (value for owner in self._owners for value in owner.values)
         self._functions = [value for value in found if isinstance(value, types.FunctionType)]
         self._codes = [function.__code__ for function in self._functions]
@@ -147,6 +152,7 @@ class Functions:
     def _take(self) -> None:
         self._sizes = list(map(len, self._now))
         self._values = [value for owner in self._owners for value in owner.values]
+        self._others_values = self._values[: sum(self._sizes[: self._others])]
 
     def _same(self) -> bool:
         """Whether every name stands for what it did: all in one comparison, for each check."""
@@ -155,10 +161,14 @@ class Functions:
         return all(map(operator.is_, itertools.chain.from_iterable(self._now), self._values))
 
     def _equal(self) -> bool:
-        """Whether every name stands for an equal of what it did: three times as quick, for where
-        no model has run that could give its own objects out for others."""
+        """Whether names stand for an equal of what they did: quick, for where no model has run
+        that could give its own objects out for others. Of this package, which nobody changes
+        while it runs, only whether names were added."""
+        if list(map(len, self._now)) != self._sizes:
+            return False
         with contextlib.suppress(Exception):  # whoever compares itself with others may refuse
-            return list(itertools.chain.from_iterable(self._now)) == self._values
+            others = itertools.chain.from_iterable(self._now[: self._others])
+            return list(others) == self._others_values
         return False
 
     def note(self) -> None:

@@ -84,7 +84,9 @@ class Room:
         To be asked at the end, right before the room is left.
         """
         self.house.limits.lift()
-        self._layers, self._looked = self._put_judges_back(), True
+        if not self._looked:
+            self.look_around()
+            self.rest()
         found = [
             f"the model replaced {name}, which verdicts are made with (put back)"
             for name in self._replaced
@@ -97,7 +99,11 @@ class Room:
 
     def look_around(self) -> None:
         """Put functions back that verdicts are made with, before one is made."""
-        self._put_judges_back()
+        self._layers = self._put_judges_back()
+
+    def rest(self) -> None:
+        """Nothing of the model's runs any more: there is no need to look again."""
+        self._looked = True
 
     def _enter(self) -> None:
         self.house.open()

@@ -13,7 +13,7 @@ from pytest_transformer_validate.errors import NotApplicable
 from pytest_transformer_validate.probe.compare import without_nan
 from pytest_transformer_validate.probe.padding import HIDDEN, Padding, gap, nan_first
 from pytest_transformer_validate.probe.passes import Passes, remembered
-from pytest_transformer_validate.probe.real_tokens import Blanked, real_positions
+from pytest_transformer_validate.probe.real_tokens import blanked, real_positions
 from pytest_transformer_validate.subject.batch import Batch
 from pytest_transformer_validate.subject.masks import SOURCE, Way, padding_id
 
@@ -82,7 +82,7 @@ class PaddedTexts(Passes):
         groups: dict[int, Batch] = {}
         references = []
         with self.padding.under(condition):
-            with Blanked(keep if blank else None):
+            with blanked(keep if blank else None):
                 outputs = self.padding.by_row(padded, covers)
             for length in dict.fromkeys(lengths):
                 rows = [row for row, own in enumerate(lengths) if own == length]

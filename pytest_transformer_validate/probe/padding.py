@@ -5,7 +5,7 @@ tokens. A *layout* says where the padding is: ``right`` (rows of different lengt
 tokens in the middle, what a causal model has to be given: nothing looks at padding on the right),
 ``equal_right`` and ``equal_hole`` (all rows alike), ``full_right`` and ``full_hole`` (nothing in
 the first row), ``left``. ``blank`` passes have zeros in front of every convolution where padding
-is: see ``Blanked``.
+is: see ``blanked``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import nn
 from pytest_transformer_validate.errors import Blocked, NotApplicable, error_line
 from pytest_transformer_validate.probe.compare import difference, finite_logits
 from pytest_transformer_validate.probe.passes import Passes, remembered
-from pytest_transformer_validate.probe.real_tokens import Blanked, real_positions
+from pytest_transformer_validate.probe.real_tokens import blanked, real_positions
 from pytest_transformer_validate.subject.declared import declared, special_ids
 from pytest_transformer_validate.subject.masks import (
     SOURCE,
@@ -231,7 +231,7 @@ class Padding(Passes):
             fillings.append(batch[covers].masked_fill(~keep, pad))
         after = tuple(before.with_(**{covers: ids}) for ids in fillings)
         everything = way.tell(batch, torch.ones_like(keep))
-        with self.under(condition), Blanked(keep if blank else None):
+        with self.under(condition), blanked(keep if blank else None):
             reference = self.outputs(before, covers, keep)
             moved = [gap(reference, self.outputs(a, covers, keep)) for a in after]
             unmasked = self.outputs(everything, covers, keep)

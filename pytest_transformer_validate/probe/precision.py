@@ -220,18 +220,22 @@ class Precision(Passes):
         probe = self.probe
         if probe.subject.vision:
             return None
-        batches = padded_halves(probe, probe.batch(2, probe.subject.sizes[1], "padded half"))
         copy = functools.cache(lambda: duplicate(probe.subject.model))
-        for batch in batches.values():
+        for batch, finite in self._padded_halves():
             keep = batch["attention_mask"].bool()
-            own = probe.forward(batch).logits
-            real = self._in(getattr(torch, name), batch, copy).logits
-            if own.shape[:2] == keep.shape:
-                own, real = own[keep], real[keep]
-            if bool((own.isfinite() & ~real.isfinite()).any()):
+            real = self._in(getattr(torch, name), batch, copy).logits.isfinite()
+            lost = finite & ~real
+            if bool((lost[keep] if lost.shape[:2] == keep.shape else lost).any()):
                 twin = self._narrowed(getattr(torch, name), as_it_is=True)
                 return first_not_finite(self._calls(twin, batch)) or ROOT
         return None
+
+    @remembered
+    def _padded_halves(self) -> list[tuple[Batch, torch.Tensor]]:
+        """Half padded texts, and where their logits are finite in float32."""
+        probe = self.probe
+        batches = padded_halves(probe, probe.batch(2, probe.subject.sizes[1], "padded half"))
+        return [(batch, probe.forward(batch).logits.isfinite()) for batch in batches.values()]
 
     @remembered
     def traits(self) -> Traits:

@@ -5,11 +5,15 @@ Axes: B batch, T positions. ``keep`` (B, T) is True at real tokens.
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 def real_entries(tensor: torch.Tensor, keep: torch.Tensor) -> torch.Tensor | None:
@@ -53,21 +57,32 @@ def narrowed(
     return tensor
 
 
-class Blanked(TorchFunctionMode):
+@contextlib.contextmanager
+def blanked(keep: torch.Tensor | None) -> Iterator[None]:
     """While inside, what a convolution reads at padding is zero, as it is where a text ends.
 
     A convolution has no mask; some healthy encoders let it read over the edge. What still leaks
-    when it reads zeros there leaks elsewhere. ``None`` changes nothing.
+    when it reads zeros there leaks elsewhere. ``None`` changes nothing that is read; either way
+    torch's own encoder layers take the path on which modes see them.
     """
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with contextlib.nullcontext() if keep is None else _Blanked(keep):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
-    def __init__(self, keep: torch.Tensor | None) -> None:
+
+class _Blanked(TorchFunctionMode):
+    def __init__(self, keep: torch.Tensor) -> None:
         super().__init__()
         self.keep = keep
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if self.keep is not None and func in _NEIGHBOURS and isinstance(args[0], torch.Tensor):
+        if func in _NEIGHBOURS and isinstance(args[0], torch.Tensor):
             real = real_entries(args[0], self.keep)
             if real is not None:
                 args = (args[0].masked_fill(~real, 0), *args[1:])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pytest_transformer_validate.probe.real_tokens import Blanked, narrowed, real_entries
+from pytest_transformer_validate.probe.real_tokens import blanked, narrowed, real_entries
 
 KEEP = torch.tensor([[True, True, True, True, False], [True, True, False, False, False]])
 
@@ -42,8 +42,8 @@ def test_a_part_of_rows_and_positions():
 def test_a_convolution_reads_zeros_at_padding():
     x, weight = torch.randn(2, 3, 5), torch.randn(3, 3, 3)
     blank = x * KEEP[:, None]
-    with Blanked(KEEP):
+    with blanked(KEEP):
         found = torch.nn.functional.conv1d(x, weight, padding=1)
     assert torch.equal(found, torch.nn.functional.conv1d(blank, weight, padding=1))
-    with Blanked(None):
+    with blanked(None):
         assert torch.equal(torch.relu(x), x.relu())
