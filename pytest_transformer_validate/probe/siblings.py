@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,13 +27,15 @@ class Identity:
     """How much of a layer's input is in its output: ``share`` is the mean slope of an output
     number in its own input number, ``relative`` the same with both scaled to size one,
     ``spread`` how uncertain they are (from feature to feature), ``positive`` the part of the
-    features with a positive slope."""
+    features with a positive slope; ``handed`` says that the layer was given just what the one
+    before it in its list gave, so that nothing is added around it."""
 
     layer: str
     share: float
     relative: float
     spread: float
     positive: float
+    handed: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,11 +101,17 @@ class Siblings(Passes):
         wanted = {name for group in groups for name in group}
         inputs: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         found: dict[str, Identity] = {}
+        gave: dict[str, torch.Tensor] = {}
+        before = {b: a for group in groups for a, b in itertools.pairwise(group)}
+        handed: set[str] = set()
         rows = batch.rows
 
         def enter(name: str, given: list[torch.Tensor]) -> list[torch.Tensor] | None:
             if name not in wanted or not given or not _fits(given[0], rows):
                 return None
+            previous = gave.get(before.get(name, ""))
+            if previous is not None and torch.equal(previous, given[0][:1]):
+                handed.add(name)
             step = _signs(given[0], probe.seed_for("identity", name))
             inputs[name] = (given[0], step)
             return [given[0] + step, *given[1:]]
@@ -114,7 +123,8 @@ class Siblings(Passes):
             if outputs[0].shape != x.shape:
                 return None
             if name not in found:
-                found[name] = _identity(name, x, step, outputs[0])
+                found[name] = _identity(name, x, step, outputs[0], handed=name in handed)
+            gave[name] = outputs[0][:1]
             return [outputs[0][:1].expand_as(outputs[0]).clone(), *outputs[1:]]
 
         with (
@@ -160,7 +170,8 @@ class Siblings(Passes):
         for name, module in model.named_modules():
             if not isinstance(module, torch.nn.ModuleList | torch.nn.Sequential):
                 continue
-            children = {f"{name}.{own}".lstrip("."): c for own, c in module._modules.items() if c}
+            held = module._modules.items()  # asked for None: not every module has a truth
+            children = {f"{name}.{own}".lstrip("."): c for own, c in held if c is not None}
             large = {
                 n: c for n, c in children.items() if sum(p.dim() > 1 for p in c.parameters()) > 1
             }
@@ -247,13 +258,15 @@ def _signs(x: torch.Tensor, seed: int) -> torch.Tensor:
     return signs * (_STEP * x[0].square().mean().sqrt())
 
 
-def _identity(name: str, x: torch.Tensor, step: torch.Tensor, y: torch.Tensor) -> Identity:
+def _identity(
+    name: str, x: torch.Tensor, step: torch.Tensor, y: torch.Tensor, *, handed: bool
+) -> Identity:
     moved = ((y[1:] - y[:1]) * step[1:]).double()
     slopes = moved.mean((0, 1)) / step[1:].double().square().mean((0, 1)).clamp_min(1e-30)
     mean, spread = float(slopes.mean()), float(slopes.std()) / len(slopes) ** 0.5
     size = float(x[0].double().square().mean().sqrt() / y[0].double().square().mean().sqrt())
     positive = float((slopes > 0).double().mean())
-    return Identity(name, mean, mean * size, spread, positive)
+    return Identity(name, mean, mean * size, spread, positive, handed)
 
 
 def _vectors_only(module: torch.nn.Module) -> bool:

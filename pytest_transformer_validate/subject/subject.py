@@ -39,10 +39,10 @@ if TYPE_CHECKING:
 
 _TEXT = ("bos", "sep", "cls", "unk", "mask", "decoder_start")
 
-_SCRIPTED = (
-    "the model is a TorchScript program, which has lost its Python code; judge the nn.Module "
-    "that it was made from"
-)
+_ORIGIN = "; judge the nn.Module that it was made from"
+_SCRIPTED = f"the model is a TorchScript program, which has lost its Python code{_ORIGIN}"
+_EXPORTED = f"the model is an exported program, which has one mode and no layers{_ORIGIN}"
+_QUANTISED = f"torch has quantised {{}}, which takes no gradient and no other dtype{_ORIGIN}"
 
 
 class Subject:
@@ -65,8 +65,7 @@ class Subject:
         dtype: torch.dtype | None = None,
         seed: int = 0,
     ) -> None:
-        if isinstance(model, torch.jit.ScriptModule):
-            raise NotApplicable(_SCRIPTED)
+        _refuse_programs(model)
         if config is None:
             config = getattr(model, "config", None)
         self.model = model if device is None and dtype is None else model.to(device, dtype)
@@ -120,6 +119,12 @@ class Subject:
         """Whether a declared classifier may give one number a text, (B,)."""
         named = declared_task(self.model, self.config, self._task)
         return named is not None and named.task_type.endswith("classification")
+
+    @functools.cached_property
+    def per_token(self) -> bool:
+        """Whether a declared task has one output a token."""
+        named = declared_task(self.model, self.config, self._task)
+        return named is not None and named.per_token
 
     @functools.cached_property
     def signature(self) -> Signature:
@@ -346,7 +351,8 @@ class Subject:
     def read(self, raw: Any, batch: Batch) -> Output:
         """What the model returned for ``batch``, its logits as (B, T, V) or (B, K)."""
         facts = self.facts
-        output = read_output(raw, column=facts.layout == "column")
+        column = facts.layout == "column"
+        output = read_output(raw, column=column, per_token=self.per_token)
         if facts.layout == "rows":
             return output
         following = batch.inputs.get("decoder_input_ids", batch.main)
@@ -439,3 +445,14 @@ class Subject:
         if "labels" in signature.required or (labels and self.facts.needs_labels):
             added["labels"] = target if target.dim() == 2 else ids
         return batch.with_(**added)
+
+
+def _refuse_programs(model: torch.nn.Module) -> None:
+    """Raise NotApplicable for what was made from a model and keeps no promise of its code."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise NotApplicable(_SCRIPTED)
+    if isinstance(model, torch.fx.GraphModule) and "eval" in vars(model):  # it refuses to
+        raise NotApplicable(_EXPORTED)
+    for name, module in model.named_modules():
+        if type(module).__module__.startswith("torch.ao.nn.quantized"):
+            raise NotApplicable(_QUANTISED.format(name or type(module).__name__))

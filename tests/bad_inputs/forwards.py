@@ -16,6 +16,40 @@ class Net(nn.Module):
         logits = self.head(self.embed({ids}))
         {body}
 
+class Adapted(nn.Module):
+    def __init__(self, base):
+        super().__init__()
+        self.base_layer = base
+        self.lora_A = nn.ModuleDict({{"default": nn.Linear(4, 2, bias=False)}})
+        self.lora_B = nn.ModuleDict({{"default": nn.Linear(2, 16, bias=False)}})
+
+    def forward(self, x):
+        return self.base_layer(x) + self.lora_B["default"](self.lora_A["default"](x))
+
+class Whole(nn.Module):
+    def __init__(self, base):
+        super().__init__()
+        scale = base.weight.detach().abs().amax(1, keepdim=True) / 127
+        self.register_buffer("scale", scale)
+        self.register_buffer("weight", (base.weight.detach() / scale).round().to(torch.int8))
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight * self.scale.to(x.dtype))
+
+class Wrapper(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.base_model = model
+
+    def forward(self, *args, **kwargs):
+        return self.base_model(*args, **kwargs)
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("base_model"), name)
+
 def build_model():
     model = Net()
     {build}
@@ -81,6 +115,16 @@ CASES = [
         init="self.head = nn.Linear(4, 16, bias=False); self.head.weight = self.embed.weight",
     ),
     net(47, "not-contiguous", init="self.head.weight = nn.Parameter(torch.randn(4, 16).t())"),
+    net(
+        47,
+        "quantised",
+        init="self.head = Whole(self.head)",
+    ),
+    net(
+        47,
+        "quantised-by-torch",
+        build="return torch.ao.quantization.quantize_dynamic(model, {nn.Linear})",
+    ),
     net(47, "nested", "nested tensor of", body="return torch.nested.nested_tensor(list(logits))"),
     net(49, "changes-its-input", "input", body="input_ids.add_(1); return logits"),
     net(
@@ -93,6 +137,29 @@ CASES = [
     net(49, "draws", "eval", body="return logits + torch.rand_like(logits)"),
     net(49, "dropout", init="self.drop = nn.Dropout(0.1)", body="return self.drop(logits)"),
     net(50, "compiled", build="return torch.compile(model, backend='eager')"),
+    net(
+        50,
+        "compiled-inside",
+        build="model.head = torch.compile(model.head, backend='eager'); return model",
+    ),
+    net(
+        50,
+        "exported",
+        build="return torch.export.export(model, (torch.zeros(2, 4).long(),)).module()",
+    ),
+    net(
+        50,
+        "distributed",
+        build="import torch.distributed as d; "
+        "d.init_process_group('gloo', store=d.HashStore(), rank=0, world_size=1); "
+        "return nn.parallel.DistributedDataParallel(model)",
+    ),
+    net(
+        50,
+        "wrapped-for-adapters",
+        build="model.requires_grad_(False); model.head = Adapted(model.head); "
+        "return Wrapper(Wrapper(model))",
+    ),
     net(50, "scripted", build="return torch.jit.trace(model, torch.zeros(2, 4).long())"),
     net(50, "parallel", build="return nn.DataParallel(model)"),
     net(
