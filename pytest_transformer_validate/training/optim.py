@@ -49,7 +49,7 @@ def warmup_cosine(step: int, steps: int, warmup: int) -> float:
 class Schedule:
     """Sets the learning rate of every group for one optimizer step after the other.
 
-    ``steps`` is the number of optimizer steps of the run; a state is the number of steps taken.
+    ``steps`` is the number of optimizer steps of the run.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, steps: int, warmup_ratio: float) -> None:
@@ -73,8 +73,9 @@ class Schedule:
     def state_dict(self) -> dict[str, Any]:
         return {"taken": self.taken, "steps": self.steps, "peaks": self.peaks}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.taken, self.peaks = state["taken"], list(state["peaks"])
+    def begin(self, part: float) -> None:
+        """Go on where that part of the run's steps is taken."""
+        self.taken = round(part * self.steps)
         self._set()
 
     def _set(self) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from typing import TYPE_CHECKING
 
 import torch
 
+from pytest_transformer_validate.errors import ConfigError
+from pytest_transformer_validate.training.config import ConfigWarning
 from pytest_transformer_validate.training.optim import gradient_norm
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
+_NARROW = (torch.float16, torch.bfloat16)
 _DTYPES = {"16": torch.float16, "bf16": torch.bfloat16, "32": torch.float32}
 
 
@@ -32,8 +36,18 @@ class Precision:
         self.scaler = torch.amp.GradScaler(device.type, enabled=scaled)
 
     def prepare(self, model: torch.nn.Module) -> torch.nn.Module:
-        """The model with weights of the dtype that training asks for."""
-        return model if self.mixed or self.dtype is torch.float32 else model.to(self.dtype)
+        """The model with weights of the dtype that training asks for. Raises ConfigError where
+        the weights do not go with it, warns (ConfigWarning) where they stay narrower."""
+        if not self.mixed and self.dtype is not torch.float32:
+            return model.to(self.dtype)
+        narrow = {p.dtype for p in model.parameters() if p.dtype in _NARROW}
+        names = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in narrow))
+        advice = f"precision: {self.name!r} keeps weights in float32, and the model has {names}"
+        if narrow and self.scales and torch.float16 in narrow:
+            raise ConfigError([f"{advice}: call model.float() first"])
+        if narrow:
+            warnings.warn(f"{advice}, which they stay", ConfigWarning, stacklevel=2)
+        return model
 
     @property
     def scales(self) -> bool:
@@ -60,6 +74,9 @@ class Precision:
         if self.scaler.is_enabled():
             self.scaler.unscale_(optimizer)
         trained = [p for group in optimizer.param_groups for p in group["params"]]
+        for parameter in trained:
+            if parameter.grad is not None and parameter.grad.is_sparse:  # AdamW takes none
+                parameter.grad = parameter.grad.to_dense()
         norm = gradient_norm(trained)
         if clip:
             torch.nn.utils.clip_grads_with_norm_(trained, clip, norm)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pytest_transformer_validate.errors import CheckpointError, first_line
+from pytest_transformer_validate.errors import CheckpointError, ConfigError, first_line
 from pytest_transformer_validate.optional import find
 from pytest_transformer_validate.training import checkpoints
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    import torch
 
     from pytest_transformer_validate.training.run import Run
 
@@ -24,6 +27,8 @@ class Saver:
         self.run_name = run_name
         folder = run.config.checkpoint_dir
         self.folder = None if folder is None else Path(folder)
+        if self.folder is not None and run.leads:
+            _refuse_unwritable(self.folder)
         self.commit = checkpoints.git_commit()
 
     def save(self, row: Mapping[str, Any], *, last: bool) -> None:
@@ -52,11 +57,11 @@ class Saver:
         run, state = self.run, checkpoints.load(path)
         try:
             run.model.load_state_dict(state["model_state_dict"])
-            run.optimizer.load_state_dict(state["optimizer_state_dict"])
+            _restore_optimizer(run.optimizer, state["optimizer_state_dict"])
         except (RuntimeError, ValueError, KeyError) as error:
             line = first_line(error)
             raise CheckpointError(f"{path} is of another model or optimizer: {line}") from error
-        run.schedule.load_state_dict(state["scheduler_state_dict"])
+        run.schedule.begin(state["epoch"] / run.config.epochs)
         run.precision.scaler.load_state_dict(state["scaler_state_dict"])
         run.tracker.metrics_history[:] = state["custom_state"]["metrics_history"]
         for row in run.tracker.metrics_history:
@@ -111,3 +116,21 @@ class Saver:
             },
         }
         return checkpoints.save(folder, state, mode=run.stopping.mode)
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Take moments and counts; rates and decay are those of this run. Raises ValueError where
+    they are of other parameters."""
+    groups, own = saved["param_groups"], optimizer.state_dict()["param_groups"]
+    if [group["params"] for group in groups] != [group["params"] for group in own]:
+        raise ValueError("its parameters are in other groups")
+    optimizer.load_state_dict({"state": saved["state"], "param_groups": own})
+
+
+def _refuse_unwritable(folder: Path) -> None:
+    """Raise ConfigError before training, not after the first epoch of it."""
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise ConfigError([f"checkpoint_dir: {there} is a file, not a folder"])
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError([f"checkpoint_dir: {there} cannot be written to"])

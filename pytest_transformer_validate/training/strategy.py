@@ -114,6 +114,13 @@ def make_strategy(config: TrainingConfig) -> OneDevice:
         raise ConfigError(
             [f"devices: {wanted} devices are {wanted} processes; run: {_command(config)}"]
         )
+    elif several and "WORLD_SIZE" not in os.environ:
+        warnings.warn(
+            f"strategy={config.strategy!r} runs in this one process; for several run: "
+            f"{_command(config)}",
+            ConfigWarning,
+            stacklevel=2,
+        )
     return OneDevice(_device())
 
 

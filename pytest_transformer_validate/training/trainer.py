@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pytest_transformer_validate.errors import Diverged
-from pytest_transformer_validate.training.config import ConfigWarning
+from pytest_transformer_validate.task import TaskSpec
+from pytest_transformer_validate.training.config import ConfigWarning, TrainingConfig
 from pytest_transformer_validate.training.data.loaders import begin_epoch, grouped
+from pytest_transformer_validate.training.hooks import TrainingHooks
 from pytest_transformer_validate.training.losses import perplexity
 from pytest_transformer_validate.training.nonfinite import first_bad_tensor
 from pytest_transformer_validate.training.progress import Progress
@@ -31,10 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from pytest_transformer_validate.task import TaskSpec
-    from pytest_transformer_validate.training.config import TrainingConfig
     from pytest_transformer_validate.training.data.loaders import Batches
-    from pytest_transformer_validate.training.hooks import TrainingHooks
     from pytest_transformer_validate.training.metrics.tracker import MetricsTracker
     from pytest_transformer_validate.training.window import StepNumbers
 
@@ -46,12 +45,14 @@ class Trainer:
         model: the module; trained where it is, on the GPU if there is one.
         config: the model's configuration: an object with attributes, a dict, or None.
         training_config: the settings of the run.
-        task_spec: what the model is trained for; found from the model where it is None.
+        task_spec: what the model is trained for, or the name of a task; found from the model where
+            it is None.
         tokenizer: turns texts into ids; a text task needs it, or a ``data_collator``.
         data_collator: makes a batch of a list of examples; chosen by the task where it is None.
         hooks: called while the run goes on.
 
-    ``tracker`` holds the numbers of the last run.
+    ``tracker`` holds the numbers of the last run. Raises TypeError for a config or hooks that are
+    of another kind.
     """
 
     tracker: MetricsTracker
@@ -61,15 +62,16 @@ class Trainer:
         model: torch.nn.Module,
         config: Any,
         training_config: TrainingConfig,
-        task_spec: TaskSpec | None = None,
+        task_spec: TaskSpec | str | None = None,
         tokenizer: Any = None,
         data_collator: Any = None,
         hooks: TrainingHooks | None = None,
     ) -> None:
+        _refuse_strange(training_config, hooks)
         self.model = model
         self.config = config
         self.training_config = training_config
-        self.task_spec = task_spec
+        self.task_spec = TaskSpec(task_spec) if isinstance(task_spec, str) else task_spec
         self.tokenizer = tokenizer
         self.data_collator = data_collator
         self.hooks = hooks
@@ -235,6 +237,20 @@ class DeviceTrainer(Trainer):
     def strategy(self) -> OneDevice:
         found = next((p.device for p in self.model.parameters()), torch.device("cpu"))
         return OneDevice(found)
+
+
+def _refuse_strange(config: object, hooks: object) -> None:
+    if not isinstance(config, TrainingConfig):
+        raise TypeError(
+            f"training_config is a {type(config).__name__}; make one: TrainingConfig(epochs=3)"
+        )
+    names = [name for name in vars(TrainingHooks) if name.startswith("on_")]
+    missing = [name for name in names if hooks is not None and not hasattr(hooks, name)]
+    if missing:
+        raise TypeError(
+            f"hooks of type {type(hooks).__name__} have no {', '.join(missing)}; derive from "
+            "TrainingHooks and override what you need"
+        )
 
 
 def _summary(numbers: list[StepNumbers]) -> dict[str, float]:

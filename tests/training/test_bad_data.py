@@ -121,6 +121,32 @@ def test_other_validation_data_of_the_same_size_is_not():
     trained(TEXTS, val=[text[::-1] for text in TEXTS])
 
 
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (None, "the training data is of type NoneType: give a list of examples"),
+        (5, "of type int"),
+        ([], "the training data has no example"),
+        ({"text": TEXTS}, "a dict, a table of columns or splits.*datasets.Dataset.from_dict"),
+        ([{"text": "abc"}, {"text": None}], "'text' of example 1 is no text: NoneType"),
+        ([{"text": "abc"}, {"text": 7}], "'text' of example 1 is no text: int"),
+        ([{"text": "abc"}, {"other": 7}], "an example needs 'input_ids'; it has other"),
+        ([{"text": "abc", "label": "pos"}], "a label is the number of its class"),
+    ],
+)
+def test_what_is_no_data_is_said(data, said):
+    labelled = isinstance(data, list) and data and "label" in data[0]
+    model = Classifier() if labelled else None
+    with pytest.raises(ValueError, match=said):
+        trained(data, model, validation_split=0.0)
+
+
+def test_a_table_is_said():
+    pandas = pytest.importorskip("pandas")
+    with pytest.raises(ValueError, match=r"a DataFrame, .*from_pandas"):
+        trained(pandas.DataFrame({"text": TEXTS}))
+
+
 class TestIterators:
     def test_one_that_raises_is_named_with_its_place(self) -> None:
         def data() -> Iterator[str]:

@@ -80,6 +80,15 @@ def test_masking_hides_and_trains_the_same_tokens():
     assert same == pytest.approx(0.1, abs=0.04)
 
 
+def test_a_batch_that_is_too_small_to_draw_any_hides_one():
+    collate = LanguageModelingDataCollator(Tokenizer(), mlm=True, mlm_probability=1e-6)
+    batch = collate([{"input_ids": [1, 10, 11, 12, 0]}, {"input_ids": [1, 13]}])
+    hidden = batch["labels"] != -100
+    assert hidden.sum() == 1
+    assert batch["labels"][hidden].item() in {10, 11, 12, 13}
+    assert (collate([{"input_ids": [1, 0]}])["labels"] == -100).all()
+
+
 def test_masking_draws_from_torchs_generator():
     collate = LanguageModelingDataCollator(Tokenizer(), mlm=True)
     batches = []
@@ -128,6 +137,15 @@ def test_classes_are_one_number_an_example():
     assert batch["attention_mask"].tolist() == [[1, 1], [1, 0]]
     with pytest.raises(ValueError, match="needs 'labels'"):
         ClassificationDataCollator(Tokenizer())([{"input_ids": [5]}])
+
+
+@pytest.mark.parametrize("label", ["pos", "1", 0.7, None, [0, 1], torch.ones(2), float("nan")])
+def test_a_label_is_the_number_of_a_class(label):
+    with pytest.raises(ValueError, match="a label is the number of its class"):
+        ClassificationDataCollator(Tokenizer())([{"input_ids": [5], "label": label}])
+    for fine in (1, 1.0, True, torch.tensor(1)):
+        batch = ClassificationDataCollator(Tokenizer())([{"input_ids": [5], "label": fine}])
+        assert batch["labels"].tolist() == [1]
 
 
 class TestVision:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from torch.utils.data import TensorDataset
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from pytest_transformer_validate.errors import TrainingError
 from pytest_transformer_validate.task import TaskSpec
-from pytest_transformer_validate.training.config import TrainingConfig
+from pytest_transformer_validate.training.config import ConfigWarning, TrainingConfig
 from pytest_transformer_validate.training.data import choose
 from pytest_transformer_validate.training.data.files import read_file
 from pytest_transformer_validate.training.data.loaders import make_loaders
@@ -19,7 +20,7 @@ from pytest_transformer_validate.training.data.module import UniversalDataModule
 from pytest_transformer_validate.training.data.tokens import CharacterTokenizer, encode
 from pytest_transformer_validate.training.strategy import OneDevice
 from pytest_transformer_validate.training.trainer import Trainer
-from tests.training.models import VOCABULARY, rows, tiny_lm
+from tests.training.models import VOCABULARY, padded, rows, tiny_lm
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,6 +40,12 @@ def seen(loader: Any) -> list[list[int]]:
         for batch in loader
         for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
     ]
+
+
+def test_rows_of_one_tensor_or_array_are_examples():
+    ids = torch.randint(1, VOCABULARY, (6, 5))
+    for data in (ids, ids.numpy()):
+        assert sorted(seen(module(data).train_dataloader())) == sorted(ids.tolist())
 
 
 @pytest.mark.parametrize("kind", ["texts", "mappings", "ids", "tensors", "iterator", "hf"])
@@ -199,6 +206,68 @@ class TestFiles:
             read_file(tmp_path)
 
 
+class TestLoadersOfTorch:
+    """What people have: a TensorDataset and a DataLoader over it."""
+
+    def settings(self) -> TrainingConfig:
+        return TrainingConfig(epochs=1, checkpoint_dir=None, console=False, precision="32-true")
+
+    def test_ids_alone_are_a_batch_of_a_causal_lm(self) -> None:
+        ids = torch.randint(1, VOCABULARY, (6, 5))
+        loader = DataLoader(TensorDataset(ids), batch_size=2)
+        named = [{"input_ids": part, "labels": part} for part in ids.split(2)]
+        losses = [
+            Trainer(tiny_lm(), None, self.settings()).train(data)["loss_history"]
+            for data in (loader, named)
+        ]
+        assert losses[0] == losses[1]
+
+    def test_pairs_are_inputs_and_labels_of_classes(self) -> None:
+        images, labels = torch.rand(6, 3, 8, 8), torch.arange(6) % 4
+        model = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
+        loader = DataLoader(TensorDataset(images, labels), batch_size=2)
+        size = {"image_size": 8, "num_channels": 3}
+        trainer = Trainer(model, size, self.settings(), TaskSpec.vision_tiny())
+        assert trainer.train(loader, loader)["val_loss_history"]
+
+    def test_pairs_of_a_causal_lm_are_not_shifted_twice(self) -> None:
+        ids = torch.randint(1, VOCABULARY, (6, 5))
+        loader = DataLoader(TensorDataset(ids[:, :-1], ids[:, 1:]), batch_size=2)
+        with pytest.raises(ValueError, match="'input_ids': ..., 'labels': ..."):
+            Trainer(tiny_lm(), None, self.settings()).train(loader)
+
+    def test_a_loader_without_a_length_names_the_way_out(self) -> None:
+        class Endless(torch.utils.data.IterableDataset[Any]):
+            def __iter__(self) -> Any:
+                return iter([torch.tensor([1, 2, 3])] * 4)
+
+        with pytest.raises(ValueError, match="or the data itself, which is read once"):
+            Trainer(tiny_lm(), None, self.settings()).train(DataLoader(Endless(), batch_size=2))
+        trainer = Trainer(tiny_lm(), None, self.settings(), None, TOKENIZER)
+        assert trainer.train(Endless())["loss_history"]
+
+    def test_batches_that_are_made_as_they_are_asked_for(self) -> None:
+        made = [padded(rows(2, seed=seed)) for seed in range(3)]
+        losses = [
+            Trainer(tiny_lm(), None, self.settings()).train(data)["loss_history"]
+            for data in (iter(made), made)
+        ]
+        assert losses[0] == losses[1]
+
+    @pytest.mark.parametrize(
+        ("given", "said"),
+        [
+            ({"batch_size": 2}, "batch_size=2 has no effect: the data comes in batches"),
+            ({"max_train_samples": 2}, "max_train_samples=2"),
+            ({"validation_split": 0.2}, "validation_split=0.2"),
+        ],
+    )
+    def test_settings_that_made_batches_leave_no_room_for_are_said(self, given, said) -> None:
+        config = self.settings().replace(**given)
+        with pytest.warns(ConfigWarning, match=said):
+            Trainer(tiny_lm(), None, config).train([padded(rows(2))])
+
+
 class TestTrainer:
     def config(self, tmp_path: Path, **given: Any) -> TrainingConfig:
         settings = {"checkpoint_dir": str(tmp_path), "epochs": 2, "precision": "32-true"}
@@ -224,6 +293,16 @@ class TestTrainer:
             train, val = make_loaders(data, None, config, TaskSpec("lm"), strategy, TOKENIZER)
             assert len(seen(train)) == 4
             assert val is None
+
+    def test_samples_of_a_file_are_counted(self, tmp_path: Path) -> None:
+        pytest.importorskip("datasets")
+        path = tmp_path / "data.txt"
+        path.write_text("\n".join(TEXTS))
+        config = self.config(tmp_path, max_train_samples=4, validation_split=0.0)
+        strategy = OneDevice(torch.device("cpu"))
+        for given in (path, str(path)):
+            train, _ = make_loaders(given, None, config, TaskSpec("lm"), strategy, TOKENIZER)
+            assert len(seen(train)) == 4
 
     def test_short_sequences_are_said_before_training(self, tmp_path: Path) -> None:
         data = [*rows(5), torch.tensor([3])]

@@ -114,6 +114,11 @@ class TestChoice:
         with pytest.raises(ConfigError, match="2 devices are 2 processes"):
             make_strategy(TrainingConfig(strategy="ddp", devices=2))
 
+    def test_one_process_without_torchrun_says_so(self, monkeypatch) -> None:
+        monkeypatch.delenv("WORLD_SIZE", raising=False)
+        with pytest.warns(ConfigWarning, match=r"this one process.*torchrun --nproc-per-node=gpu"):
+            assert make_strategy(TrainingConfig(strategy="ddp")).world == 1
+
     def test_fsdp_is_not_there_yet(self) -> None:
         with pytest.raises(ConfigError, match="take 'ddp'"):
             make_strategy(TrainingConfig(strategy="fsdp"))

@@ -100,9 +100,10 @@ class TestFiles:
         with pytest.raises(TrainingError, match="of version 99"):
             ExperimentDB(path)
 
-    def test_no_database_is_put_aside(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("length", [1, 100])  # SQLite itself writes over short files
+    def test_no_database_is_put_aside(self, tmp_path: Path, length: int) -> None:
         path = tmp_path / "runs.db"
-        path.write_bytes(b"<html>" * 100)
+        path.write_bytes(b"<html>" * length)
         with pytest.warns(UserWarning, match="runs.db.corrupt-1"), ExperimentDB(path) as database:
             assert database.log_run("a", {}) == 1
         assert (tmp_path / "runs.db.corrupt-1").read_bytes().startswith(b"<html>")

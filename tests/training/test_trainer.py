@@ -264,6 +264,81 @@ class TestResume:
         with pytest.raises(CheckpointError, match="of another model"):
             other.train([padded(rows(2))], resume_from=result["checkpoint_path"])
 
+    def test_under_another_batch_size_and_rate_the_schedule_is_that_of_the_new_run(
+        self, settings
+    ) -> None:
+        settings |= {"save_every_n_epochs": 1, "epochs": 2, "weight_decay": 0.5}
+        trained(tiny_lm(), batches(rows(6), 1), **settings)
+        (saved,) = Path(settings["checkpoint_dir"]).glob("*epoch0001*.pt")
+        changed = {"epochs": 4, "learning_rate": 1e-3, "weight_decay": 0.0, "run_name": "again"}
+        trainer = Trainer(tiny_lm(5), None, TrainingConfig(**{**settings, **changed}))
+        trainer.train(batches(rows(6), 3), resume_from=saved)
+        steps = trainer.tracker.get_step_metrics()
+        rates = list(steps[steps.metric == "learning_rate"].value)
+        assert rates == pytest.approx([1e-3 * warmup_cosine(at, 8, 0) for at in range(2, 8)])
+
+    def test_the_folder_is_looked_at_before_training(self, settings, tmp_path) -> None:
+        (tmp_path / "file").write_text("")
+        settings["checkpoint_dir"] = str(tmp_path / "file" / "deep")
+        with pytest.raises(ConfigError, match="file is a file, not a folder"):
+            trained(tiny_lm(), [padded(rows(2))], **settings)
+
+
+class TestArguments:
+    def test_a_task_may_be_named(self, settings) -> None:
+        config = TrainingConfig(**settings)
+        result = Trainer(tiny_lm(), None, config, "lm").train([padded(rows(2))])
+        assert result["loss_history"]
+
+    def test_a_config_of_another_kind_is_said(self, settings) -> None:
+        with pytest.raises(TypeError, match="training_config is a dict"):
+            Trainer(tiny_lm(), None, settings)
+
+    def test_hooks_need_every_method(self, settings) -> None:
+        class Hooks:
+            def on_epoch_end(self, epoch: int, metrics: Any) -> None:
+                """All that is wanted."""
+
+        with pytest.raises(TypeError, match="no on_training_start, .*derive from TrainingHooks"):
+            Trainer(tiny_lm(), None, TrainingConfig(**settings), hooks=Hooks())
+
+
+class TestWeights:
+    def test_sparse_gradients_are_those_of_a_dense_table(self, settings) -> None:
+        sparse, dense = tiny_lm(), tiny_lm()
+        sparse.embed.sparse = True
+        for model in (sparse, dense):
+            trained(model, [padded(rows(3))] * 2, **settings)
+        same(sparse, dense)
+
+    @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+    def test_narrow_weights_are_said_where_the_precision_says_float32(
+        self, settings, precision
+    ) -> None:
+        settings["precision"] = precision
+        model = tiny_lm().bfloat16()
+        with pytest.warns(ConfigWarning, match="the model has bfloat16, which they stay"):
+            trained(model, [padded(rows(2))], **settings)
+
+    def test_a_scaler_needs_float32(self, settings) -> None:
+        settings["precision"] = "16-mixed"
+        with pytest.raises(ConfigError, match=r"call model.float\(\) first"):
+            trained(tiny_lm().half(), [padded(rows(2))], **settings)
+
+    def test_a_model_that_gives_more_than_logits(self, settings) -> None:
+        class Tuples(TinyLM):
+            def forward(self, input_ids: torch.Tensor) -> Any:
+                found = super().forward(input_ids)
+                return found, [found * 0], None
+
+        torch.manual_seed(0)
+        more, plain, data = Tuples(), tiny_lm(), [{**padded([rows(1)[0]])}]
+        del data[0]["attention_mask"]
+        assert (
+            trained(more, data, **settings)["loss_history"]
+            == trained(plain, data, **settings)["loss_history"]
+        )
+
 
 class TestData:
     def test_no_batch_is_said(self, settings) -> None:

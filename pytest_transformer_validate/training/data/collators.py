@@ -138,7 +138,10 @@ class LanguageModelingDataCollator:
     def _hide(self, ids: torch.Tensor, real: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         special = torch.tensor(sorted(getattr(self.tokenizer, "all_special_ids", None) or []))
         open_ = real & ~torch.isin(ids, special)
-        chosen = open_ & (torch.rand(ids.shape) < self.mlm_probability)
+        draws = torch.rand(ids.shape)
+        chosen = open_ & (draws < self.mlm_probability)
+        if not chosen.any():  # a small batch may draw none; one it is, if there is one to take
+            chosen = open_ & (draws == draws.masked_fill(~open_, 2.0).min())
         fate = torch.rand(ids.shape)
         random_ids = torch.randint(len(self.tokenizer), ids.shape)
         inputs = ids.masked_fill(chosen & (fate < 0.8), self.tokenizer.mask_token_id)
@@ -187,7 +190,7 @@ class ClassificationDataCollator:
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> Batch:
         ids, mask = padded(examples, self.tokenizer, self.padding_side)
-        labels = torch.tensor([int(labels_of(example)) for example in examples])
+        labels = torch.tensor([class_of(labels_of(example)) for example in examples])
         return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
@@ -218,7 +221,10 @@ class VisionDataCollator:
         pixels = torch.stack(images)
         if self.normalize:
             pixels = self._normalized(pixels)
-        return {"pixel_values": pixels, "labels": torch.tensor([int(label) for _, label in pairs])}
+        return {
+            "pixel_values": pixels,
+            "labels": torch.tensor([class_of(label) for _, label in pairs]),
+        }
 
     def _normalized(self, pixels: torch.Tensor) -> torch.Tensor:
         if pixels.shape[1] != len(self.mean):
@@ -239,6 +245,19 @@ def labels_of(example: Any) -> Any:
         ", ".join(map(str, example)) if isinstance(example, Mapping) else type(example).__name__
     )
     raise ValueError(f"an example needs 'labels' (or 'label'); it has {names or 'nothing'}")
+
+
+def class_of(label: Any) -> int:
+    """A label as a whole number. Raises ValueError for a name, a fraction, several classes."""
+    try:
+        found = int(label)
+    except (TypeError, ValueError, RuntimeError):
+        found = None
+    if found is None or isinstance(label, str) or found != label:
+        raise ValueError(
+            f"a label is the number of its class, from 0 on, given {label!r}: number the names"
+        )
+    return found
 
 
 def _image_and_label(example: Any) -> tuple[Any, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,9 @@ import torch
 from torch.utils.data import DataLoader, Subset
 from torch.utils.data.distributed import DistributedSampler
 
-from pytest_transformer_validate.training.config import ConfigWarning
-from pytest_transformer_validate.training.data.module import Loader, UniversalDataModule
+from pytest_transformer_validate.training.config import DEFAULTS, ConfigWarning
+from pytest_transformer_validate.training.data.files import read_file
+from pytest_transformer_validate.training.data.module import Loader, UniversalDataModule, read_in
 from pytest_transformer_validate.training.data.quality import check_first_batches, warn_of_overlap
 
 if TYPE_CHECKING:
@@ -57,15 +59,17 @@ def make_loaders(
             world=strategy.world,
         )
 
-    val_data = _first(val_data, config.max_val_samples)
+    train_data = _given(train_data, config.max_train_samples, task, "training")
+    if val_data is not None:
+        val_data = _given(val_data, config.max_val_samples, task, "validation")
     val = val_data if val_data is None or gives_batches(val_data) else None
+    _warn_of_no_effect(config, train=gives_batches(train_data), val=val is not None)
     if gives_batches(train_data):
         _warn_of_repeats(train_data, strategy)
         if val_data is not None and val is None:
             val = module(val_data, None, 0.0).ordered_dataloader()
         return train_data, val
     split = config.validation_split if val_data is None else 0.0
-    train_data = _first(train_data, config.max_train_samples)
     if val_data is not None and val is None:
         warn_of_overlap(train_data, val_data)
     data = module(train_data, None if val is not None else val_data, split)
@@ -76,7 +80,7 @@ def make_loaders(
 
 def gives_batches(data: Any) -> bool:
     """Whether data is a loader: torch's, or a sequence whose items are batches of tensors."""
-    if isinstance(data, DataLoader | Loader):
+    if isinstance(data, DataLoader | Loader | Named):
         return True
     first = data[0] if isinstance(data, list | tuple) and data else None
     ids = first.get("input_ids", first.get("pixel_values")) if isinstance(first, dict) else None
@@ -105,24 +109,83 @@ def count_batches(loader: Batches) -> int:
     except TypeError:
         raise ValueError(
             "the number of batches has to be known, for the schedule: give a loader that has a "
-            "length, or set max_train_samples"
+            "length, or the data itself, which is read once"
         ) from None
     if not count:
         raise ValueError("the training data gives no batch")
     return count
 
 
+class Named:
+    """A loader of torch's, whose batches become mappings.
+
+    Pairs are what a TensorDataset gives: the input and its labels; of a causal LM the input alone
+    is taken, because labels that are moved already would be moved once more.
+    """
+
+    def __init__(self, loader: DataLoader[Any], task: TaskSpec) -> None:
+        self.loader, self.task = loader, task
+        self.sampler = loader.sampler
+        self.main = "pixel_values" if task.modality == "vision" else "input_ids"
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Mapping[str, torch.Tensor]]:
+        return map(self._named, self.loader)
+
+    def _named(self, batch: Any) -> Mapping[str, torch.Tensor]:
+        if isinstance(batch, Mapping):
+            return batch
+        parts = batch if isinstance(batch, list | tuple) else [batch]
+        if all(isinstance(part, torch.Tensor) for part in parts):
+            if self.task.shifts and len(parts) == 1:
+                parts = [parts[0], parts[0]]
+            elif self.task.shifts:
+                parts = []
+            if len(parts) == 2:
+                return dict(zip((self.main, self.task.target_field), parts, strict=True))
+        raise ValueError(
+            f"a batch for {self.task.task_type} is a mapping of tensors: "
+            f"{{{self.main!r}: ..., {self.task.target_field!r}: ...}}; the loader gives "
+            f"{type(batch).__name__}; a collate_fn or data_collator makes it one"
+        )
+
+
+def _given(data: Any, most: int | None, task: TaskSpec, what: str) -> Any:
+    """Data that is read in, or a loader whose batches are mappings; at most ``most`` examples."""
+    if isinstance(data, DataLoader):
+        return Named(data, task)
+    if isinstance(data, str | os.PathLike):
+        data = read_file(os.fspath(data))
+    elif not isinstance(data, Loader | list | tuple):
+        data = read_in(_first(data, most), what)
+    return _first(data, most)
+
+
 def _first(data: Any, most: int | None) -> Any:
     """At most ``most`` examples."""
-    if data is None or most is None or gives_batches(data):
+    if most is None or gives_batches(data):
         return data
     if not hasattr(data, "__len__"):
         return itertools.islice(data, most)
-    if len(data) <= most or isinstance(data, str):
+    if len(data) <= most:
         return data
     if hasattr(data, "select"):
         return data.select(range(most))
     return data[:most] if isinstance(data, list | tuple) else Subset(data, list(range(most)))
+
+
+def _warn_of_no_effect(config: TrainingConfig, *, train: bool, val: bool) -> None:
+    """Warn (ConfigWarning) of settings that batches which are made already leave no room for."""
+    idle = ["batch_size", "max_train_samples", "max_seq_len", "validation_split"] * train
+    for name in [*idle, *["max_val_samples"] * val]:
+        if getattr(config, name) != DEFAULTS[name]:
+            warnings.warn(
+                f"{name}={getattr(config, name)!r} has no effect: the data comes in batches",
+                ConfigWarning,
+                stacklevel=4,
+            )
 
 
 def _warn_of_repeats(loader: Any, strategy: OneDevice) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Mapping, Sized
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -102,9 +102,8 @@ class UniversalDataModule:
     def _examples(self, data: Any, what: str) -> Any:
         if isinstance(data, str | os.PathLike):
             data = read_file(os.fspath(data))
-        if not (isinstance(data, Sized) and hasattr(data, "__getitem__")):
-            data = _read(data, what)
-        if not data:
+        data = read_in(data, what)
+        if not len(data):
             raise ValueError(f"the {what} data has no example")
         if self.tokenizer is None or self.task.modality != "text":
             return data
@@ -120,8 +119,29 @@ class UniversalDataModule:
         return Subset(examples, sorted(order[count:])), Subset(examples, sorted(order[:count]))
 
 
+def read_in(data: Any, what: str) -> Any:
+    """Data that has a length and a place for each example; an iterable is read into a list.
+
+    Raises ValueError for what is no examples, TrainingError for an iterable that raises or does
+    not end.
+    """
+    kind = type(data).__name__
+    if isinstance(data, Mapping) or hasattr(data, "iloc"):
+        raise ValueError(
+            f"the {what} data is a {kind}, a table of columns or splits, not of examples: give "
+            "one split of it, datasets.Dataset.from_dict(table), or datasets.Dataset.from_pandas"
+        )
+    if isinstance(data, Sized) and hasattr(data, "__getitem__"):
+        return data
+    if not isinstance(data, Iterable):
+        raise ValueError(
+            f"the {what} data is of type {kind}: give a list of examples, a dataset, a loader of "
+            "batches, or the path of a file"
+        )
+    return _read(data, what)
+
+
 def _read(data: Iterable[Any], what: str) -> list[Any]:
-    """All examples of an iterable. Raises TrainingError for one that raises or does not end."""
     found: list[Any] = []
     start = time.monotonic()
     try:

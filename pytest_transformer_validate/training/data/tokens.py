@@ -87,6 +87,7 @@ class Tokenized:
             return {"input_ids": encode(self.tokenizer, example, self.longest)}
         name = text_field(example)
         if name is None:
+            self._refuse_no_text(example, at)
             return example
         found = {"input_ids": encode(self.tokenizer, example[name], self.longest)}
         if self.pairs:
@@ -103,6 +104,14 @@ class Tokenized:
             if label in example and not self.pairs:
                 found["labels"] = example[label]
         return found
+
+    def _refuse_no_text(self, example: Any, at: int) -> None:
+        if isinstance(example, Mapping) and "input_ids" not in example:
+            named = [n for n in TEXT_FIELDS if n in example]
+            if named:
+                raise ValueError(
+                    f"{named[0]!r} of example {at} is no text: {type(example[named[0]]).__name__}"
+                )
 
 
 def text_field(example: Any) -> str | None:

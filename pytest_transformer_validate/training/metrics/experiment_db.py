@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 PATIENCE = 30.0
+_MAGIC = b"SQLite format 3\0"
 STATUSES = ("running", "completed", "failed", "stopped")
 
 # Column and declaration by table. A column that a file lacks is added, so each may be NULL.
@@ -76,6 +77,7 @@ class ExperimentDB:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._connections: dict[int, sqlite3.Connection] = {}
         try:
+            self._refuse_other_files()
             self._prepare()
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError):
@@ -346,6 +348,13 @@ class ExperimentDB:
                     connection.execute(f"ALTER TABLE {table} ADD COLUMN {name} {kind}")
             connection.execute(_INDEX)
             connection.execute(f"PRAGMA user_version = {VERSION}")
+
+    def _refuse_other_files(self) -> None:
+        """Raise DatabaseError for a file of something else; a short one SQLite overwrites."""
+        if self.path.is_file() and self.path.stat().st_size:
+            with self.path.open("rb") as file:
+                if file.read(len(_MAGIC)) != _MAGIC:
+                    raise sqlite3.DatabaseError("file is not a database")
 
     def _put_aside(self, error: sqlite3.DatabaseError) -> None:
         self.close()
