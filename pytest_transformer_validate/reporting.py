@@ -182,7 +182,7 @@ class HtmlRows:
 
     def __init__(self, results: Results) -> None:
         self.results = results
-        self.rules = {check.name: check.summary for check in results.run.checks}
+        self.rules = {c.name: c.summary.replace("``", "") for c in results.run.checks}
 
     @pytest.hookimpl(optionalhook=True, tryfirst=True)
     def pytest_html_report_title(self, report: Any) -> None:

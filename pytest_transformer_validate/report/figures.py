@@ -27,7 +27,7 @@ MOST_BARS = 24
 MOST_POINTS = 200
 MOST_CURVES = 6
 _NOT_DRAWN = frozenset({"value", "limit", "notes"})
-_WIDTH, _LEVELS, _LONGEST_LABEL = 360, 8, 28
+_WIDTH, _LEFT, _LEVELS, _LONGEST_LABEL = 360, 60, 8, 28
 _BELOW = "#c0392b"
 _DASHES = ("", "6 3", "2 3", "8 3 2 3", "1 2", "12 4")
 
@@ -116,7 +116,7 @@ def heat(title: str, matrix: Matrix, labels: Sequence[str] = ()) -> Figure:
         _text(width + 6, size * (y + 0.7), name) for y, name in enumerate(labels[: len(shown)])
     ]
     cut = f", first {len(shown)} x {len(shown[0])}" if (rows, columns) != _shape(shown) else ""
-    about = f"{title} ({rows} x {columns}{cut}, largest {largest:.3g})"
+    about = f"{title} ({rows} x {columns}{cut}, largest {short(largest)})"
     return _figure(about, width + (200 if labels else 0), height, parts)
 
 
@@ -134,7 +134,7 @@ def bars(values: Mapping[str, float], title: str) -> Figure:
             'fill-opacity="0.7"/>'
         )
         parts.append(_text(144, y + 12, name, end=True))
-        parts.append(_text(156 + width, y + 12, f"{number:.3g}"))
+        parts.append(_text(156 + width, y + 12, short(number)))
     cut = f", first {len(shown)} of {len(values)}" if len(shown) < len(values) else ""
     return _figure(f"{title}{cut}", 380, 16 * len(shown), parts)
 
@@ -143,36 +143,44 @@ def curves(
     series: Mapping[str, Sequence[float]], title: str, places: Sequence[float] = ()
 ) -> Figure:
     """A line for every name over one axis; at most 6 lines of 200 points. ``places`` says where
-    on the axis the points are, in ascending order (default: one step apart)."""
+    on the axis the points are, in ascending order (default: one step apart); the other axis then
+    has 0 on it."""
     shown = {name: _thinned(line) for name, line in list(series.items())[:MOST_CURVES]}
     every = [number for line in shown.values() for number in line]
-    low, high = min(every), max(every)
+    low, high = min([*every, 0.0] if places else every), max(every)
     span = (high / 2 - low / 2) or 1.0  # halves: a difference may be too large for a float
-    parts = [f'<path d="M40 4v116h{_WIDTH - 44}" fill="none" stroke="currentColor"/>']
-    parts += [_text(36, 12, f"{high:.3g}", end=True), _text(36, 120, f"{low:.3g}", end=True)]
+    corner = f"M{_LEFT} 4v116h{_WIDTH - _LEFT - 4}"
+    parts = [f'<path d="{corner}" fill="none" stroke="currentColor"/>']
+    parts += [_text(_LEFT - 4, y, short(n), end=True) for y, n in ((12, high), (120, low))]
     below = 0
     if places:
         below = 12
         places = _thinned(places)
-        parts.append(_text(42, 132, f"{places[0]:g}"))
+        parts.append(_text(_LEFT + 2, 132, f"{places[0]:g}"))
         parts.append(_text(_WIDTH - 8, 132, f"{places[-1]:g}", end=True))
     for index, (name, line) in enumerate(shown.items()):
         at = places or range(len(line))
-        step = (_WIDTH - 50) / max(1e-9, at[-1] - at[0])
+        step = (_WIDTH - _LEFT - 10) / max(1e-9, at[-1] - at[0])
+        heights = (110 * ((number / 2 - low / 2) / span) for number in line)
         points = " ".join(
-            f"{42 + step * (x - at[0]):.1f},{118 - 110 * ((number / 2 - low / 2) / span):.1f}"
-            for x, number in zip(at, line, strict=True)
+            f"{_LEFT + 2 + step * (x - at[0]):.1f},{118 - height:.1f}"
+            for x, height in zip(at, heights, strict=True)
         )
         dash = f' stroke-dasharray="{_DASHES[index]}"' if index else ""
         parts.append(f'<polyline points="{points}" fill="none" stroke="currentColor"{dash}/>')
         if len(shown) > 1:
             parts.append(
-                f'<path d="M42 {134 + 14 * index}h24" stroke="currentColor"{dash}/>'
-                + _text(72, 138 + 14 * index, name)
+                f'<path d="M{_LEFT} {134 + 14 * index}h24" stroke="currentColor"{dash}/>'
+                + _text(_LEFT + 30, 138 + 14 * index, name)
             )
     height = 126 + below + (14 * len(shown) + 4 if len(shown) > 1 else 0)
     longest = max(map(len, series.values()))
     return _figure(f"{title} ({longest} points)", _WIDTH, height, parts)
+
+
+def short(number: float) -> str:
+    """``0.123``, ``1.1e-06``, ``508,992``: three digits, or a whole number."""
+    return f"{number:,.0f}" if 1e3 <= abs(number) < 1e9 else f"{number:.3g}"
 
 
 def _figure(title: str, width: int, height: int, parts: Sequence[str]) -> Figure:

@@ -41,7 +41,7 @@ def row(record: Record | None) -> list[str]:
 def details(record: Record, rule: str = "") -> str:
     """Under a row: what has to hold (``rule``), the message, then figures and numbers, folded."""
     parts = [f"<p>{text(rule)}</p>"] if rule and not record.failure else []
-    if record.message:
+    if record.failure or "\n" in record.message:
         parts.append(f"<pre>{text(record.message)}</pre>")
     parts.append(folded(record))
     inside = "".join(parts)
@@ -49,12 +49,13 @@ def details(record: Record, rule: str = "") -> str:
 
 
 def summary(records: Sequence[Record], sources: Mapping[str, str]) -> str:
-    """The verdict, and a table of the models and their tiers, those that failed first.
+    """The verdict, and a table of the models and their tiers, those that failed first. A model of
+    which all was skipped did not pass.
 
     ``sources`` says by model id where a model came from.
     """
     groups = by_model(records)
-    good = sum(not any(record.failure for record in own) for own in groups.values())
+    good = sum(_passed(own) for own in groups.values())
     tone = "tb-good" if good == len(groups) else "tb-bad"
     verdict = f"{good} of {len(groups)} model{'s'[: len(groups) != 1]} passed"
     tiers = sorted({record.tier for record in records})
@@ -89,6 +90,12 @@ def _model(model: str, records: Sequence[Record], tiers: Sequence[int], source: 
         f"{text(f'fails: {named}{more}')}</td></tr>"
     )
     return f"<tbody><tr>{''.join(cells)}</tr>{listed if fails else ''}</tbody>"
+
+
+def _passed(records: Sequence[Record]) -> bool:
+    """Whether something was judged, and nothing failed."""
+    judged = any(record.status != "skipped" for record in records)
+    return judged and not any(record.failure for record in records)
 
 
 def _verdict(statuses: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from pytest_transformer_validate.report.captions import CAPTIONS
-from pytest_transformer_validate.report.figures import figures
+from pytest_transformer_validate.report.figures import figures, short
 from pytest_transformer_validate.report.text import printable
 
 if TYPE_CHECKING:
@@ -67,7 +67,8 @@ def margin(record: Record) -> str:
     limit = limit.get("value") if isinstance(limit, dict) else limit
     if type(value) not in {int, float} or type(limit) not in {int, float} or not limit:
         return ""
-    return f"{value / limit:.2g} x limit"
+    ratio = value / limit
+    return f"{f'{ratio:,.0f}' if 100 <= ratio < 1e9 else f'{ratio:.2g}'} x limit"
 
 
 def _single(numbers: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -84,4 +85,4 @@ def _counted(count: int, noun: str) -> str:
 def _short(value: Any) -> str:
     if value is None:
         return ""
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return short(value) if type(value) in {int, float} else str(value)

@@ -37,6 +37,7 @@ def cells(given: Record | None) -> list[str]:
         (0.5, 0.0, ""),
         ("nan", 1.0, ""),
         (1, 3, "0.33 x limit"),
+        (0.5, 1e-4, "5,000 x limit"),
     ],
 )
 def test_a_row_has_measured_limit_margin_and_where(value: Any, limit: float, part: str) -> None:
@@ -82,6 +83,11 @@ def test_the_models_that_failed_come_first() -> None:
         "a.py", "", "1 passed", "causal_lm &lt;b&gt;", "1.2M",
         "a.py::&lt;Net&gt;; weights random (seed 0)", "cpu, float32, seed 0",
     ]  # fmt: skip
+
+
+def test_a_model_that_was_not_judged_did_not_pass() -> None:
+    text = guest.summary([record("skipped"), record("xfailed", model="a.py")], {})
+    assert ">1 of 2 models passed</p>" in text
 
 
 def test_of_many_failures_some_are_named() -> None:
