@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from typing import Any
 
@@ -17,6 +18,8 @@ _KEPT = frozenset("\n\t")
 # Control, format (bidirectional marks among them), surrogate, private, no characters; separators
 # of lines and paragraphs.
 _UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+# Runners of GitHub Actions take such a line of a log for a command: ::set-output, ##[error].
+_COMMAND = re.compile(r"^([^\S\n]*):(?=:)|#(?=#\[)", re.MULTILINE)
 
 
 def printable(text: str) -> str:
@@ -26,7 +29,9 @@ def printable(text: str) -> str:
 
 
 def escaped(text: str) -> str:
-    """``text`` with control, format and surrogate characters written as escapes."""
+    """``text`` with control, format and surrogate characters written as escapes, and the first
+    character of what a CI's log would carry out."""
+    text = _COMMAND.sub(lambda found: r"\x23" if found[1] is None else rf"{found[1]}\x3a", text)
     if text.replace("\n", "").replace("\t", "").isprintable():
         return text
     return "".join(map(_escaped, text.replace("\r\n", "\n")))

@@ -97,3 +97,14 @@ def test_a_run_without_models_writes_nothing(project: pytest.Pytester, page: Pat
     result = project.runpytest_inprocess()
     assert page.read_text(encoding="utf-8") == "# Before\n"
     assert not [line for line in result.outlines if line.startswith("::")]
+
+
+def test_what_a_model_prints_is_no_command(project: pytest.Pytester, page: Path) -> None:
+    (project.path / "model.py").write_text(
+        "print('::error file=model.py::of the model')\nraise RuntimeError('::add-mask::all')\n"
+    )
+    result = project.runpytest_inprocess(MODEL, "-rA")
+    assert [line for line in result.outlines if line.strip().startswith("::")] == [
+        line for line in result.outlines if line.startswith("::error file=model.py,line=1,")
+    ]
+    result.stdout.fnmatch_lines([r"\x3a:error file=model.py::of the model"])

@@ -11,6 +11,7 @@ from pytest_transformer_validate.report.text import (
     LONGEST,
     LONGEST_OUTPUT,
     capped,
+    escaped,
     plain,
     printable,
     tail,
@@ -113,3 +114,17 @@ def test_a_text_of_50_megabytes_is_cut() -> None:
     assert len(exception_line(error)) < LONGEST + 100
     assert len(model_traceback(error)) < LONGEST + 100
     assert len(error_line(error)) == 200
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("::error file=a.py::done", r"\x3a:error file=a.py::done"),
+        ("first\n \t::set-output name=a::b", "first\n \t\\x3a:set-output name=a::b"),
+        ("all ##[error]of it", r"all \x23#[error]of it"),
+        ("model.py::tier1::causality", "model.py::tier1::causality"),
+        ("## heading [1]", "## heading [1]"),
+    ],
+)
+def test_no_line_is_a_command_to_the_runner_of_a_ci(said: str, shown: str) -> None:
+    assert escaped(said) == printable(said) == escaped(shown) == shown
