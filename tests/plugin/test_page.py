@@ -25,7 +25,7 @@ ROWS = 1500
 FIGURES = {
     "parameter_initialization": "loss on random labels before training",
     "gradient_flow": "gradient norm of each block, first to last",
-    "causality": "how far each position moves (across) when a token is replaced (down)",
+    "causality": "how far each position (across) moves when a token (down) is replaced",
     "memory_footprint": "bytes kept for a backward, by length",
     "inference_speed": "ms of a forward, by length",
     "layer_effect": "activation scale after each layer, over that before the first",
