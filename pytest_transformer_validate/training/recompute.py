@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     import torch
 
+_ABSENT = object()
+
 
 @contextlib.contextmanager
 def recomputing(model: torch.nn.Module, *, asked: bool = True) -> Iterator[None]:
@@ -23,19 +25,25 @@ def recomputing(model: torch.nn.Module, *, asked: bool = True) -> Iterator[None]
     if not asked:
         yield
         return
-    before = [
-        (module, {name: getattr(module, name) for name in flags(module)}, vars(module).copy())
-        for module in model.modules()
-    ]
+    before = [(vars(module), dict(vars(module))) for module in model.modules()]
+    changed: list[tuple[dict[str, Any], dict[str, Any]]] = []
     try:
         _enable(model)
+        changed = [(now, _changed(now, then)) for now, then in before]
         yield
     finally:
-        for module, values, attributes in before:
-            if "forward" not in attributes:
-                vars(module).pop("forward", None)
+        for now, values in changed:
             for name, value in values.items():
-                setattr(module, name, value)
+                now.pop(name, None)
+                if value is not _ABSENT:
+                    now[name] = value
+
+
+def _changed(now: dict[str, Any], then: dict[str, Any]) -> dict[str, Any]:
+    """What attributes were before that are others now, by name."""
+    return {
+        name: then.get(name, _ABSENT) for name in now if now[name] is not then.get(name, _ABSENT)
+    }
 
 
 def _enable(model: Any) -> None:
