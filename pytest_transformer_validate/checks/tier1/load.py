@@ -14,7 +14,11 @@ if TYPE_CHECKING:
 
 @check(tier=1, budgets=[Budget("parameters")])
 def load(probe: Probe) -> Size:
-    """The model builds, has parameters, and a forward in eval mode gives logits."""
+    """The model builds, has parameters, and a forward in eval mode gives logits.
+
+    What stands in the way is said once, here, and blocks the other checks. The record holds the
+    numbers of parameters and buffers, and in what the forward returns its logits.
+    """
     subject = probe.subject
     if not subject.parameters:
         raise CheckFailed(
