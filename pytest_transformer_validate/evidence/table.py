@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_transformer_validate.checks.registry import all_checks
 from pytest_transformer_validate.evidence.mutants import MUTANTS
+from pytest_transformer_validate.evidence.words import LIMITS, Words
 from pytest_transformer_validate.evidence.zoo import ZOO
 from pytest_transformer_validate.probe.probe import Probe
 from pytest_transformer_validate.probe.reference import Reference
@@ -96,18 +97,20 @@ def judge(
     seed: int = 0,
     declared: Mapping[str, str] | None = None,
     reference: Healthy | None = None,
+    tokenizer: Any = None,
 ) -> tuple[Record, ...]:
     """The records of ``checks`` on the model that ``build(seed)`` gives.
 
     ``config`` is the model's configuration, ``declared`` the deviations that are known;
-    ``reference`` is what the model is compared with, built from another seed.
+    ``reference`` is what the model is compared with, built from another seed; with a
+    ``tokenizer`` predictions have to stay at the declared rate.
     """
-    run = ModelRun(name, declared=dict(declared or {}))
+    run = ModelRun(name, limits=LIMITS if tokenizer else {}, declared=dict(declared or {}))
 
     @functools.cache
     def probe() -> Probe:
         model = build(seed)
-        subject = Subject(model, config, seed=seed)
+        subject = Subject(model, config, tokenizer=tokenizer, seed=seed)
         compared = None
         if reference is not None:
             source = LiveSource(reference.name, reference.build(seed + 1), reference.config)
@@ -130,7 +133,10 @@ def of_tier(tier: int) -> list[Check]:
 def healthy_row(name: str, seed: int = 0, tier: int = 1) -> HealthyRow:
     """All checks of a tier on one model of the zoo."""
     healthy = ZOO[name]
-    return HealthyRow(name, judge(name, healthy.build, healthy.config, of_tier(tier), seed))
+    checks = of_tier(tier)
+    return HealthyRow(
+        name, judge(name, healthy.build, healthy.config, checks, seed, tokenizer=Words())
+    )
 
 
 def mutant_row(name: str, seed: int = 0) -> MutantRow:
@@ -139,14 +145,25 @@ def mutant_row(name: str, seed: int = 0) -> MutantRow:
     mutant = MUTANTS[name]
     named = [check for check in all_checks() if check.name == mutant.check]
     healthy = mutant.healthy
-    records = judge(name, mutant.build, healthy.config, named, seed, reference=healthy)
+    records = judge(
+        name,
+        mutant.build,
+        healthy.config,
+        named,
+        seed,
+        reference=healthy,
+        tokenizer=mutant.tokenizer,
+    )
     return MutantRow(mutant, _parent_status(mutant.parent, mutant.check, seed), records)
 
 
 @functools.cache
 def _parent_status(parent: str, check: str, seed: int) -> str:
     named, healthy = [c for c in all_checks() if c.name == check], ZOO[parent]
-    return worst(judge(parent, healthy.build, healthy.config, named, seed, reference=healthy))
+    records = judge(
+        parent, healthy.build, healthy.config, named, seed, reference=healthy, tokenizer=Words()
+    )
+    return worst(records)
 
 
 _COLUMNS = ("passed", "failed", "declared", "does not apply", "no answer")

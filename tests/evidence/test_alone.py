@@ -9,7 +9,18 @@ from pytest_transformer_validate.evidence import table
 from pytest_transformer_validate.evidence.mutants import MUTANTS
 
 # Checks that report and never judge without something to compare with.
-REPORTS = {"inference_speed"}
+REPORTS = {
+    1: {"inference_speed"},
+    2: {
+        "quantisation_effect",
+        "attention_patterns",
+        "token_perturbation",
+        "adversarial_tokens",
+        "logit_lens",
+        "compile_equivalence",
+        "aot_equivalence",
+    },
+}
 ALONE = {
     "load": "tied_before_it_exists",
     "output_kind": "blind_relu_on_the_logits",
@@ -41,16 +52,39 @@ ALONE = {
     "precision": "reported_mask_minimum_of_float32_cast_down",
     "vocabulary_bounds": "blind_ignored_labels_taken_as_tokens",
     "length_limit": "blind_last_position_for_all_that_follow",
+    "backend_equivalence": "by_hand_without_the_scale",
+    "checkpointing_equivalence": "source_mask_not_checkpointed",
+    "generate_equivalence": "cached_steps_at_position_zero",
+    "export_equivalence": "activation_approximated_when_compiled",
+    "reference": "pairs_from_two_halves",
+    "attention_rows": "weights_divided_after_softmax",
+    "attention_mask": "causal_mask_of_minus_forty",
+    "attention_reach": "mean_beside_the_window",
+    "attention_heads": "scores_averaged_over_heads",
+    "attention_scale": "scale_forgotten_by_hand",
+    "attribution": "residual_detached",
+    "embedding_smoothness": "noise_seeded_by_the_row",
+    "layer_effect": "average_with_its_weights_exchanged",
+    "text_invariance": "words_not_lowered",
 }
 
 
-def test_every_check_of_tier_1_is_listed() -> None:
-    assert {c.name for c in all_checks() if c.tier == 1} == set(ALONE) | REPORTS
+TIER = {check.name: check.tier for check in all_checks() if check.tier < 3}
+
+
+def test_every_check_is_listed() -> None:
+    assert set(TIER) == {*ALONE, *REPORTS[1], *REPORTS[2]}
 
 
 @pytest.mark.parametrize("name", ALONE)
 def test_only_this_check_finds_it(name: str) -> None:
     mutant = MUTANTS[ALONE[name]]
-    checks = table.of_tier(1)
-    records = table.judge(mutant.name, mutant.build, mutant.healthy.config, checks)
+    records = table.judge(
+        mutant.name,
+        mutant.build,
+        mutant.healthy.config,
+        table.of_tier(TIER[name]),
+        reference=mutant.healthy if name == "reference" else None,
+        tokenizer=mutant.tokenizer,
+    )
     assert {r.check for r in records if r.status in {"failed", "broken"}} == {name}

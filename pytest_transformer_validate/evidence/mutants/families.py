@@ -177,6 +177,8 @@ FAMILIES: dict[str, str] = {
     # layer_effect
     "layer_of_next_to_no_effect": "a layer that runs, learns and changes next to nothing",
     "norm_hides_an_idle_branch": "a norm behind a sum in which the branch no longer counts",
+    # text_invariance
+    "writing_that_counts": "case, punctuation or spaces that make other tokens of a text",
     # one_batch_overfit
     "learns_the_wrong_way": "gradients of the wrong sign, or noise larger than what is learned",
     # loss_curve

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from pytest_transformer_validate.evidence.words import Words
 from pytest_transformer_validate.evidence.zoo import ZOO, Healthy, construct
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ class Mutant:
     ``where`` are the modules whose behaviour it changes (more than one where the mistake sits
     between siblings, ``*`` for any layer, empty for a model that cannot be built or called);
     ``why`` says how people come to make it. ``edits`` are (snippet, replacement) pairs, each
-    snippet found exactly once in the parent's source; ``operate`` changes the built model.
+    snippet found exactly once in the parent's source; ``operate`` changes the built model;
+    ``tokenizer`` is what the mistake is in where it is in neither.
     ``raises`` marks mistakes that consist in raising at something the task allows;
     ``undetectable`` is the reason why no check can tell it from a healthy model; ``blind`` that it
     was written from the name of a kind of mistake alone, by somebody who had not seen the checks.
@@ -43,6 +45,7 @@ class Mutant:
     why: str
     edits: tuple[tuple[str, str], ...] = ()
     operate: Operation | None = field(default=None, compare=False)
+    tokenizer: Words = field(default_factory=Words)
     raises: bool = False
     undetectable: str = ""
     blind: bool = False
