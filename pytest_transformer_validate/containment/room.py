@@ -13,6 +13,7 @@ from pytest_transformer_validate.containment.exits import Exits
 from pytest_transformer_validate.containment.functions import Change, Functions
 from pytest_transformer_validate.containment.limits import Limits
 from pytest_transformer_validate.containment.stops import Interrupts
+from pytest_transformer_validate.containment.streams import kept_open
 from pytest_transformer_validate.containment.torchstate import OwnFlags
 from pytest_transformer_validate.containment.torchstate import kept as torch_kept
 
@@ -112,6 +113,7 @@ class Room:
         self._modules = process.Modules()
         self._modules.enter()
         self._held.enter_context(process.kept())
+        self._held.enter_context(kept_open())
         self._own.enter()
         if _torch_is_here():
             self._held.enter_context(torch_kept())

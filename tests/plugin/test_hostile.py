@@ -171,6 +171,11 @@ LITTERING = {
     "orphan": ("start", "os.fork() or time.sleep(600)"),
     "child_goes_on": ("start", "os.fork()"),
     "prints": ("body", "print('x' * 2_000_000)"),
+    "closes_streams": (
+        "body",
+        "sys.stdout.close(); sys.stderr.buffer.close(); os.closerange(0, 3)",
+    ),
+    "loses_streams": ("top", "with sys.stdout: sys.__stderr__.detach(); os.dup2(0, 1)"),
 }
 
 # They take what there is, without touching it; the limits of a worker stop them.
