@@ -4,8 +4,10 @@ warning, and that every link inside leads somewhere, is the build's own test (``
 from __future__ import annotations
 
 import contextlib
+import html
 import importlib
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -190,6 +192,23 @@ def test_what_the_start_page_says_to_type_works(pytester: pytest.Pytester, warm:
     assert result.ret == 0
     assert (pytester.path / "report.html").stat().st_size > 0
     assert (pytester.path / "records.json").stat().st_size > 0
+
+
+def test_the_picture_of_the_readme_shows_what_happens(
+    pytester: pytest.Pytester, warm: None
+) -> None:
+    picture = (DOCS / "caught.svg").read_text(encoding="utf-8")
+    shown = re.findall(r"<text [^>]*>(.+?)</text>", html.unescape(picture))
+    model = (ROOT / "examples/gpt/model.py").read_text(encoding="utf-8")
+    pytester.makepyfile(model=model.replace("is_causal=visible is None", "is_causal=False"))
+    for file in (ROOT / "examples/gpt").glob("*.json"):
+        shutil.copy(file, pytester.path)
+    result = pytester.runpytest_inprocess("--tb-model=model.py", "-k", "causality or mask_effect")
+    result.assert_outcomes(failed=2, deselected=None)
+    failures = result.stdout.str().partition("= FAILURES =")[2].partition("= transformer val")[0]
+    said = [_digits(line.strip()) for line in failures.splitlines() if line.startswith("  ")]
+    assert len(said) == 10
+    assert set(said) <= set(map(_digits, shown)), "draw the lines of docs/caught.svg anew"
 
 
 @pytest.fixture(scope="module")
