@@ -5,6 +5,7 @@ Nothing is fetched. ``python -m sphinx -W --keep-going -q docs build/docs``
 
 from __future__ import annotations
 
+import inspect
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,6 +37,23 @@ def _fill(_app: Sphinx, _page: str, source: list[str]) -> None:
     source[0] = generated.fill(source[0])
 
 
+def _plain_property(
+    _app: Sphinx, what: str, _name: str, value: object, _options: object, lines: list[str]
+) -> None:
+    """As it is written: Napoleon takes what stands before a colon for a type."""
+    if what == "property":
+        lines[:] = [*inspect.cleandoc(value.__doc__ or "").splitlines(), ""]
+
+
+def _points_elsewhere(
+    _app: Sphinx, _what: str, _name: str, value: object, _skip: bool, _options: object
+) -> bool | None:
+    """Passes that the bundled checks share say where they are described: no interface."""
+    return True if (getattr(value, "__doc__", None) or "").startswith("See ``") else None
+
+
 def setup(app: Sphinx) -> None:
-    """Fill in each page when it is read."""
+    """Fill in each page when it is read, and mend what autodoc reads."""
     app.connect("source-read", _fill)
+    app.connect("autodoc-process-docstring", _plain_property, priority=600)
+    app.connect("autodoc-skip-member", _points_elsewhere)
