@@ -155,3 +155,18 @@ def test_the_record_hook_is_called_once_a_check(healthy: pytest.Pytester) -> Non
         "heard sound passed",
         "heard unpromised skipped",
     ]
+
+
+def test_reports_grow_by_as_much_for_every_model(healthy: pytest.Pytester) -> None:
+    text = (healthy.path / "model.py").read_text(encoding="utf-8")
+    sizes = []
+    for count in (2, 4, 6):
+        names = [f"m{number}.py" for number in range(count)]
+        for name in names:
+            (healthy.path / name).write_text(text, encoding="utf-8")
+        models = [f"--tb-model={name}" for name in names]
+        reports = ("--html=out.html", "--self-contained-html", "--tb-json=out.json")
+        healthy.runpytest_inprocess(*models, *reports)
+        sizes.append([(healthy.path / f"out.{kind}").stat().st_size for kind in ("html", "json")])
+    for few, some, many in zip(*sizes, strict=True):
+        assert many - some == pytest.approx(some - few, rel=0.02)
