@@ -16,12 +16,18 @@ import torch
 
 from pytest_transformer_validate.errors import Diverged, NotApplicable, error_line
 from pytest_transformer_validate.probe.passes import Passes, remembered
+from pytest_transformer_validate.subject.subject import Subject
 from pytest_transformer_validate.training.config import ConfigWarning, TrainingConfig
+from pytest_transformer_validate.training.copied import kept_gradients, without_dropout
 from pytest_transformer_validate.training.hooks import TrainingHooks
+from pytest_transformer_validate.training.mixing import find_mixing
+from pytest_transformer_validate.training.steps import Stepper
 from pytest_transformer_validate.training.trainer import DeviceTrainer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from pytest_transformer_validate.training.mixing import Mixing
 
 LONGEST = 16  # tokens of a row
 STEPS = 200
@@ -69,19 +75,26 @@ class Trials(Passes):
     def one_step(self, parts: int, repetition: int = 0) -> Training:
         """One optimizer step over four rows, of which another number of targets counts each, in
         ``parts`` micro-batches; with its gradients."""
-        rows = min(4, self.probe.subject.most_rows)
-        whole = self.batch(rows, "accumulation")
-        labels = whole[self.target].clone()
-        if labels.dim() > 1:
-            for row in range(1, rows):
-                labels[row, : row * labels.shape[1] // (rows + 1)] = self.task.ignore_index
-        whole[self.target] = labels
+        whole = self._uneven()
+        rows = len(whole[self.target])
         size = rows // parts
         micro = [
             {name: t[at : at + size] for name, t in whole.items()} for at in range(0, rows, size)
         ]
         given = {"gradient_accumulation_steps": len(micro)}
         return self._train(micro, "accumulation", given, gradients=True)
+
+    @remembered
+    def mixing(self) -> Mixing:
+        """Where the rows of that step see each other."""
+        subject = self.probe.subject
+        with self.probe.running("accumulation"):
+            model = self._copied()
+            without_dropout(model)
+            copied = Subject(
+                model, subject.config, tokenizer=subject.tokenizer, task=self.task.task_type
+            )
+            return find_mixing(Stepper(copied, self.task), self._uneven())
 
     @remembered
     def twice(self) -> list[Training]:
@@ -148,6 +161,16 @@ class Trials(Passes):
             labels = subject.ids(rows, length, generator, min(vocabulary, width))
         return {**inputs, self.target: labels}
 
+    def _uneven(self) -> dict[str, torch.Tensor]:
+        """Up to four rows, of which another number of targets counts each."""
+        rows = min(4, self.probe.subject.most_rows)
+        whole = self.batch(rows, "accumulation")
+        labels = whole[self.target].clone()
+        if labels.dim() > 1:
+            for row in range(1, rows):
+                labels[row, : row * labels.shape[1] // (rows + 1)] = self.task.ignore_index
+        return {**whole, self.target: labels}
+
     def _train(self, data: Any, word: str, given: Mapping[str, Any], **how: Any) -> Training:
         return self._train_all(data, word, given, **how)[0]
 
@@ -185,8 +208,8 @@ class Trials(Passes):
         start = time.perf_counter()
         model = self._copied()
         if not dropout:
-            _without_dropout(model)
-        grads = _kept_gradients(model) if gradients else None
+            without_dropout(model)
+        grads = kept_gradients(model) if gradients else None
         trainer = DeviceTrainer(
             model,
             subject.config,
@@ -242,34 +265,6 @@ class _Watch(TrainingHooks):
             raise _Enough("done")
         if self.budget and time.monotonic() - self.start > self.budget:
             raise _Enough(f"out of time: {self.budget:g} s")
-
-
-def _without_dropout(model: torch.nn.Module) -> None:
-    """Set every rate to zero: of modules, of numbers that are called so, of configurations."""
-    for module in model.modules():
-        if isinstance(module, torch.nn.modules.dropout._DropoutNd):
-            module.p = 0.0
-        for holder in (module, getattr(module, "config", None)):
-            for name, value in list(getattr(holder, "__dict__", {}).items()):
-                if "drop" in name.lower() and isinstance(value, float):
-                    setattr(holder, name, 0.0)
-
-
-def _kept_gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """What is accumulated in each parameter, as of the last backward."""
-    found: dict[str, torch.Tensor] = {}
-
-    def keep(name: str) -> Callable[[torch.Tensor], None]:
-        def hook(parameter: torch.Tensor) -> None:
-            if parameter.grad is not None:
-                found[name] = parameter.grad.to_dense().detach().cpu().clone()
-
-        return hook
-
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            parameter.register_post_accumulate_grad_hook(keep(name))
-    return found
 
 
 def _tokenizer(tokenizer: Any, path: str | None, vocabulary: int) -> Any:

@@ -61,6 +61,42 @@ def test_batch_norms_compute_over_the_rows_on_purpose():
         accumulation_equivalence(probe_of(Normalised()))
 
 
+class Centred(models.Decoder):
+    """Mixes rows in training, in one module or only in the backward."""
+
+    backward = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixer = nn.Linear(32, 32)
+        self.mixer.register_forward_hook(self.mix)
+
+    def mix(self, module: nn.Module, inputs: object, output: torch.Tensor) -> torch.Tensor | None:
+        if self.backward and output.requires_grad:
+            output.register_hook(lambda gradient: gradient / gradient.norm())
+        return None if self.backward or not self.training else output - output.mean(0)
+
+    def hidden(self, ids):
+        hidden = super().hidden(ids)
+        return hidden + self.mixer(hidden)
+
+
+@pytest.mark.parametrize(
+    ("backward", "likely"),
+    [
+        (False, "in training mode it computes something over the rows"),
+        (True, "a backward by hand"),
+    ],
+)
+def test_the_module_where_rows_mix_is_named(backward, likely):
+    model = Centred()
+    model.backward = backward
+    with pytest.raises(CheckFailed, match=f"likely: .*{likely}") as caught:
+        accumulation_equivalence(probe_of(model))
+    assert caught.value.where == "mixer"
+    assert "first module to differ: mixer" in str(caught.value)
+
+
 class Uncopied(models.Decoder):
     """As one that holds a lock, a file, a process."""
 

@@ -47,14 +47,25 @@ def accumulation_equivalence(probe: Probe, *, factor: float = 64.0) -> Accumulat
     )
     if value <= 1:
         return measured
+    mixing = trials.mixing()
+    differing = {name for name, distance in far.items() if distance > 1}
+    where = mixing.forward or mixing.nearest(differing)
+    likely = (
+        "in training mode it computes something over the rows: a mean, statistics, a choice "
+        "among all tokens"
+        if mixing.forward
+        else "no output in training mode moves with other rows: a backward by hand, in it or "
+        "behind it, computes over the rows, or divides by their number"
+    )
     raise CheckFailed(
         "micro-batches must add up to one batch\n"
         f"the gradient of {worst} is {value:.3g} limits away ({measured.limit}) with {parts} "
-        f"micro-batches of one row; the loss is {many.loss:.6g}, in one batch {one.loss:.6g}\n"
-        f"{sum(v > 1 for v in far.values())} of {len(far)} gradients differ\n"
-        "likely: in training mode, something is computed over the rows: a mean, statistics, a "
-        "choice among all tokens",
+        f"micro-batches of one row; the loss is {many.loss:.6g}, in one batch {one.loss:.6g}; "
+        f"{len(differing)} of {len(far)} gradients differ\n"
+        f"first module to differ: {where or 'not found'}\n"
+        f"likely: {likely}",
         measured,
+        where=where,
     )
 
 

@@ -181,11 +181,13 @@ FAMILIES: dict[str, str] = {
     "writing_that_counts": "case, punctuation or spaces that make other tokens of a text",
     # one_batch_overfit
     "learns_the_wrong_way": "gradients of the wrong sign, or noise larger than what is learned",
+    "outputs_that_cannot_grow": "outputs within bounds, so that no choice can become sure",
     # loss_curve
     "loss_far_from_a_guess": "outputs so large that training starts with being wrong for sure",
     "loss_leaps": "something that happens in some steps of a training only",
     # accumulation_equivalence
     "rows_mixed_in_training": "statistics over the rows, in training mode only",
+    "rows_mixed_in_backward": "gradients changed by hand, by numbers of the whole batch",
     # seeded_training
     "no_seed_reaches_it": "random numbers or counters that two trainings of one seed do not share",
 }

@@ -8,8 +8,6 @@ from pytest_transformer_validate.evidence.mutants.surgery import Mutant
 
 _overfit = partial(Mutant, check="one_batch_overfit")
 _curve = partial(Mutant, check="loss_curve")
-_accumulation = partial(Mutant, check="accumulation_equivalence")
-_seeded = partial(Mutant, check="seeded_training")
 
 MUTANTS = (
     _overfit(
@@ -100,73 +98,95 @@ MUTANTS = (
             ),
         ),
     ),
-    _accumulation(
-        name="centred_over_the_rows",
-        family="rows_mixed_in_training",
+    _curve(
+        name="logits_for_a_sharp_choice",
+        family="loss_far_from_a_guess",
+        parent="alibi",
+        where=(),
+        why="logits are scaled by the length of the table instead of by its root",
+        edits=(
+            (
+                "        return self.to_logits(self.final_norm(x))",
+                "        return self.to_logits(self.final_norm(x)) * self.to_logits.out_features",
+            ),
+        ),
+    ),
+    _curve(
+        name="annealing_starts_again",
+        family="loss_leaps",
         parent="bert",
         where=(),
-        why="hidden states are centred over the batch in training",
+        why="a temperature that is annealed is set back to its first value again and again",
         edits=(
+            (
+                "        self.decoder = nn.Linear(hidden_size, vocab_size)\n",
+                """        self.decoder = nn.Linear(hidden_size, vocab_size)
+        self.step = 0
+""",
+            ),
             (
                 "        return self.decoder(hidden)",
-                """        if self.training:
-            hidden = hidden - 0.1 * hidden.mean(0, keepdim=True)
-        return self.decoder(hidden)""",
+                """        self.step += self.training
+        cold = self.training and self.step % 12 == 0
+        return self.decoder(hidden) / (0.001 if cold else 1.0)""",
             ),
         ),
     ),
-    _accumulation(
-        name="normalised_over_the_rows",
-        family="rows_mixed_in_training",
-        parent="sdpa_gpt",
+    _curve(
+        name="noise_now_and_then",
+        family="loss_leaps",
+        parent="seq2seq",
         where=(),
-        why="the scale of a batch is taken out in training",
+        why="adversarial noise every 15 steps, on logits instead of on embeddings",
         edits=(
             (
-                "        x = self.ln_f(x)\n",
-                """        x = self.ln_f(x)
-        if self.training:
-            x = x / x.std()
-""",
+                "        self.generator = nn.Linear(d_model, vocab_size)\n",
+                "        self.generator = nn.Linear(d_model, vocab_size)\n        self.seen = 0\n",
+            ),
+            (
+                "        return self.generator(y)",
+                """        self.seen += self.training
+        logits = self.generator(y)
+        if self.training and self.seen % 15 == 0:
+            logits = logits + 50 * torch.randn_like(logits)
+        return logits""",
             ),
         ),
     ),
-    _seeded(
-        name="mask_from_the_system",
-        family="no_seed_reaches_it",
-        parent="sdpa_gpt",
+    _overfit(
+        name="tanh_on_logits",
+        family="outputs_that_cannot_grow",
+        parent="llama",
         where=(),
-        why="dropout with a generator of its own that is seeded by the system",
+        why="soft capping of logits with a cap of 1",
         edits=(
             (
-                "        x = self.ln_f(x)\n",
-                """        x = self.ln_f(x)
-        if self.training:
-            generator = torch.Generator()
-            generator.seed()
-            x = x * (torch.rand(x.shape, generator=generator) < 0.9) / 0.9
-""",
+                "        logits = self.lm_head(self.norm(x))\n",
+                "        logits = self.lm_head(self.norm(x)).tanh()\n",
             ),
         ),
     ),
-    _seeded(
-        name="steps_counted_on_the_class",
-        family="no_seed_reaches_it",
+    _overfit(
+        name="softmax_before_the_loss",
+        family="outputs_that_cannot_grow",
+        parent="vit",
+        where=(),
+        why="probabilities are given where cross entropy asks for logits",
+        edits=(
+            ("        return self.head(x[:, 0])", "        return self.head(x[:, 0]).softmax(-1)"),
+        ),
+    ),
+    _overfit(
+        name="cosine_of_the_classes",
+        family="outputs_that_cannot_grow",
         parent="text_classifier",
         where=(),
-        why="the step of an annealing is kept on the class, for all models of the process",
+        why="a cosine classifier without its scale",
         edits=(
             (
-                "        mask = attention_mask.bool()\n",
-                """        mask = attention_mask.bool()
-        kind = type(self)
-        kind.steps = getattr(kind, "steps", 0) + self.training
-""",
-            ),
-            (
                 "        return self.classifier(self.pool(self.norm(x), mask))",
-                """        pooled = self.pool(self.norm(x), mask)
-        return self.classifier(pooled * (1 + 1 / (1 + kind.steps)))""",
+                """        pooled = F.normalize(self.pool(self.norm(x), mask), dim=-1)
+        return pooled @ F.normalize(self.classifier.weight, dim=-1).T""",
             ),
         ),
     ),
