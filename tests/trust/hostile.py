@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
+from pytest_transformer_validate.report import inline, matrix
+from pytest_transformer_validate.report.json import read
 from tests.credentials import HEX, MIXED, PEM, PEM_END
 
 if TYPE_CHECKING:
@@ -166,6 +168,7 @@ def run(folder: Path, checks: str, *args: str) -> Seen:
     reports = ["--junitxml=junit.xml", "--html=page.html", "--self-contained-html"]
     known = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "COV_"))}
     known |= VARIABLES | {"PLANTED": str(folder / "planted.json"), "OMP_NUM_THREADS": "1"}
+    known |= {"GITHUB_ACTIONS": "true", "GITHUB_STEP_SUMMARY": str(folder / "summary.md")}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *models, "--tb-json=records.json", *reports, *args],
         cwd=folder,
@@ -176,13 +179,17 @@ def run(folder: Path, checks: str, *args: str) -> Seen:
         timeout=120,
         check=False,
     )
-    texts = {name: (folder / name).read_text() for name in ("junit.xml", "records.json")}
+    files = ("junit.xml", "records.json", "summary.md", "page.html")
+    texts = {name: (folder / name).read_text(encoding="utf-8") for name in files}
+    stored = read(folder / "records.json")
     return Seen(
         code=done.returncode,
         sinks={
             "stdout": done.stdout,
             "stderr": done.stderr,
-            "page.html": (folder / "page.html").read_text(),
+            "merged.html": matrix.html_page([("records.json", stored)]),
+            "merged.md": matrix.markdown_page([("records.json", stored)]),
+            "notebook": inline.page(stored.records, "1 failed"),
             **texts,
         },
         junit=ElementTree.fromstring(texts["junit.xml"]),

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from tests.trust.hostile import Seen
 
+TEXTS = ["stdout", "stderr", "junit.xml", "records.json", "summary.md", "merged.md"]
+PAGES = ["page.html", "merged.html", "notebook"]
 WAYS = {
     "serial": ["-vv", "-rA", "--tb=long"],
     "two workers": ["-n2", "-v", "-rA", "--tb=long"],
@@ -38,12 +40,13 @@ def test_the_run_is_one_that_shows_texts(seen: Seen) -> None:
     for words in ("quotes (tier 1): the model raised", "Captured stdout call", "colour stays"):
         assert words in shown
     assert len(seen.records) == 2 * 9
-    for sink in ("page.html", "junit.xml", "records.json"):
+    assert "::error " in shown, "annotations"
+    for sink in ("junit.xml", "records.json", "summary.md", "merged.md", *PAGES):
         assert "[redacted]" in seen.sinks[sink], sink
     assert "warnings summary" in shown
 
 
-@pytest.mark.parametrize("sink", ["stdout", "stderr", "junit.xml", "page.html", "records.json"])
+@pytest.mark.parametrize("sink", TEXTS + PAGES)
 def test_no_credential_is_in_a_sink(seen: Seen, sink: str) -> None:
     for text in (seen.sinks[sink], html.unescape(seen.sinks[sink])):
         for needle in hostile.NEEDLES:
@@ -51,12 +54,19 @@ def test_no_credential_is_in_a_sink(seen: Seen, sink: str) -> None:
             assert place < 0, text[max(0, place - 200) : place + 80]
 
 
-@pytest.mark.parametrize("sink", ["stdout", "stderr", "junit.xml", "records.json"])
+@pytest.mark.parametrize("sink", TEXTS)
 def test_no_control_character_is_in_a_sink(seen: Seen, sink: str) -> None:
     text = seen.sinks[sink].replace("\x1b[31mcolour stays\x1b[0m", "")
     for raw in hostile.RAW:
         assert raw not in text
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]", text)
+
+
+@pytest.mark.parametrize("sink", ["merged.html", "notebook"])
+def test_no_markup_is_in_a_page_of_its_own(seen: Seen, sink: str) -> None:
+    assert "&lt;script&gt;" in seen.sinks[sink], "it was shown, escaped"
+    for raw in ("<script", "<img", *hostile.RAW):
+        assert raw not in seen.sinks[sink]
 
 
 def test_no_markup_is_in_the_page(seen: Seen) -> None:
