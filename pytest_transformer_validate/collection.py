@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_transformer_validate.errors import MissingDependency
-from pytest_transformer_validate.fixtures import CASE, ENTRY, Stopped
+from pytest_transformer_validate.fixtures import CASE, ENTRY, FIXTURES, Stopped
 from pytest_transformer_validate.outcome import RECORD, failure_repr, keep, speak
 
 if TYPE_CHECKING:
@@ -216,6 +216,18 @@ def entry_of(item: pytest.Item) -> RunModel | None:
         return item.model
     spec = getattr(item, "callspec", None)
     return None if spec is None else spec.params.get(ENTRY)
+
+
+def mend_fixtures(item: pytest.Item) -> None:
+    """Let fixtures be set up again that a time limit or a model caught half set up: pytest would
+    refuse them to every later test."""
+    if not isinstance(item, CheckItem):
+        return
+    manager = item.session._fixturemanager
+    for name in FIXTURES:
+        for each in manager.getfixturedefs(name, item) or ():
+            if each.cached_result is None:
+                each._finalizers.clear()
 
 
 def hold_back(config: pytest.Config, items: list[pytest.Item], run: Run) -> dict[str, int]:

@@ -188,3 +188,6 @@ def _for_people(request: pytest.FixtureRequest, make: Callable[[], Any], what: s
         own_words = isinstance(error, SourceError | SubjectError)
         text = str(error) if own_words else model_traceback(error)
     return pytest.fail(printable(f"{what}\n{text}"), pytrace=False)
+
+
+FIXTURES = tuple(name for name in globals() if name.startswith(("tb_", "_tb_")))

@@ -229,8 +229,10 @@ class RunModel:
     def _load(self) -> Loaded:
         self.prepare()
         with self.room:
-            loaded = self.source.load(self.options)
-            self.room.look_around()
+            try:
+                loaded = self.source.load(self.options)
+            finally:
+                self.room.look_around()
         try:
             declared = merge_declared(self.settings.expect_fail, loaded.expect_fail, self.checks)
         except SpecError as error:

@@ -82,6 +82,7 @@ class Models:
     def pytest_runtest_protocol(
         self, item: pytest.Item, nextitem: pytest.Item | None
     ) -> Generator[None, object, object]:
+        collection.mend_fixtures(item)
         done = yield
         model = collection.entry_of(item)
         if model is not None:

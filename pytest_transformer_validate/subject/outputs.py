@@ -67,11 +67,12 @@ def read_output(raw: Any, *, column: bool = False) -> Output:
     axes; with ``column``, one (B,) will do. Raises SubjectError where there is none, with what
     was returned.
     """
-    fields = dict(_fields(raw))
+    found = dict(_fields(raw))
+    plain = {name: _plain(value) for name, value in found.items() if _is_tensor(value)}
     tensors = {
         name: value
-        for name, value in fields.items()
-        if isinstance(value, torch.Tensor) and value.is_floating_point() and not value.is_nested
+        for name, value in plain.items()
+        if value.is_floating_point() and not value.is_nested
     }
     wide = {name: value for name, value in tensors.items() if value.dim() >= 2 - column}
     for name in (*_MAIN, *_HIDDEN, *wide):
@@ -80,12 +81,34 @@ def read_output(raw: Any, *, column: bool = False) -> Output:
             if loss is None and not isinstance(raw, Mapping):
                 loss = next((v for v in tensors.values() if v.dim() == 0), None)
             cache = next((value for _, value in named_caches(raw)), None)
-            others = tuple(t for t in floating(raw) if t is not wide[name])
+            with torch._C.DisableTorchFunctionSubclass():
+                others = tuple(_plain(t) for t in floating(raw) if t is not found[name])
             return Output(wide[name], name, type(raw).__name__, loss, cache, others)
     raise SubjectError(
         f"forward must return logits, a floating point tensor (B, T, V) or (B, K); "
         f"it returned {describe(raw)}"
     )
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, torch.Tensor)
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor without a class of the model's that could answer for it what it likes.
+
+    Raises SubjectError for one that is nothing but its class.
+    """
+    kind = type(tensor)
+    if kind is torch.Tensor or kind.__module__.partition(".")[0] == "torch":
+        return tensor
+    if kind.__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
+        raise SubjectError(
+            f"forward must return a tensor; it returned one of class {kind.__name__}, which does "
+            "itself what torch does with tensors"
+        )
+    with torch._C.DisableTorchFunctionSubclass():
+        return tensor.as_subclass(torch.Tensor)
 
 
 def named_caches(raw: Any) -> list[tuple[str, Any]]:

@@ -131,6 +131,20 @@ HOSTILE: Mapping[str, tuple[str, str, str]] = {
         "torch.Tensor.all = lambda *_: torch.tensor(True); " + NAN,
         "replaced torch.Tensor.all",
     ),
+    "judge_of_kinds": ("top", "import builtins; del builtins.isinstance", "builtins.isinstance"),
+    "judge_in_a_tensor": (
+        "body",
+        "\n        class Sound(torch.Tensor):"
+        "\n            def all(self): return torch.ones(())"
+        "\n            def isfinite(self): return self"
+        "\n            @classmethod"
+        "\n            def __torch_function__(cls, function, types, args=(), kwargs=None):"
+        "\n                if function in (torch.equal, torch.isfinite): return args[0]"
+        "\n                with torch._C.DisableTorchFunctionSubclass():"
+        "\n                    return function(*args, **(kwargs or {}))"
+        "\n        return (self.head(self.embed(input_ids)) * float('nan')).as_subclass(Sound)",
+        "two answers",
+    ),
     "judge_of_failures": (
         "top",
         "from pytest_transformer_validate import errors\n"
@@ -271,3 +285,23 @@ def test_what_never_stops_is_ended_in_this_process(hostile: pytest.Pytester) -> 
     result = hostile.runpytest_subprocess(model, "--tb-timeout=1", timeout=120)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stderr.fnmatch_lines(["Timeout*", '*"stuck.py::tier1::load"*'])
+
+
+# As a time limit that strikes between pytest and a fixture.
+STRIKES = """
+import pytest
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup(fixturedef, request):
+    if fixturedef.argname == "tb_model" and "first" in request.node.nodeid:
+        raise SystemExit(0)
+"""
+
+
+def test_a_fixture_that_was_caught_half_set_up_is_set_up_again(hostile: pytest.Pytester) -> None:
+    conftest = hostile.path / "conftest.py"
+    conftest.write_text(conftest.read_text() + STRIKES)
+    models = [write(hostile, name, "top", "") for name in ("first", "second")]
+    result = hostile.runpytest_subprocess(*models, timeout=120)
+    result.assert_outcomes(passed=2, failed=2)
+    result.stdout.no_fnmatch_line("*AssertionError*")

@@ -49,3 +49,34 @@ def test_what_came_back_is_said(raw):
     with pytest.raises(SubjectError, match="forward must return logits") as caught:
         read_output(raw)
     assert describe(raw) in str(caught.value)
+
+
+class Lies(torch.Tensor):
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        raise AssertionError("the model's class answers")
+
+
+class Does(torch.Tensor):
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        raise AssertionError("the model's class answers")
+
+
+def test_a_tensor_of_the_models_own_class_is_read_as_a_tensor():
+    source = torch.rand(2, 3, 7, requires_grad=True)
+    with torch._C.DisableTorchFunctionSubclass():
+        own = (source * 2).as_subclass(Lies)
+    with torch._C.DisableTorchFunctionSubclass():
+        other = LOGITS.as_subclass(Lies)
+    output = read_output({"logits": own, "more": (other,)})
+    assert type(output.logits) is torch.Tensor
+    assert type(output.others[0]) is torch.Tensor
+    output.logits.sum().backward()
+    assert source.grad is not None
+    assert type(read_output(torch.nn.Parameter(LOGITS)).logits) is torch.nn.Parameter
+
+
+def test_a_tensor_that_is_nothing_but_its_class_is_refused():
+    with pytest.raises(SubjectError, match="one of class Does, which does itself what torch"):
+        read_output(LOGITS.as_subclass(Does))
