@@ -46,9 +46,11 @@ def python(code: str) -> list[str]:
 
 
 def pytest(*arguments: str) -> list[str]:
-    """The command of a run of tier 1."""
+    """The command of a run of tier 1, without the plugins that happen to be installed beside
+    what this one needs: some of them take as long as half an ``import torch``."""
+    needed = [f"-p{name}" for name in ("timeout", "xdist", "transformer_validate")]
     quiet = ["-q", "-m", "tier1", "-p", "no:cacheprovider"]
-    return [sys.executable, "-m", "pytest", *quiet, *arguments]
+    return [sys.executable, "-m", "pytest", *needed, *quiet, *arguments]
 
 
 def interleave(
@@ -75,6 +77,7 @@ def compare(name: str, ratios: list[float], goal: float) -> None:
 
 
 def _env() -> dict[str, str]:
-    """The environment, with one thread a process and with bytecode written."""
+    """The environment, with one thread a process, with bytecode written, and in which pytest
+    loads the plugins that it is told to."""
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    return {"OMP_NUM_THREADS": "1", **kept}
+    return {"OMP_NUM_THREADS": "1", **kept, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
