@@ -50,11 +50,15 @@ class Shared:
     _subject: Subject | None = None
     _probe: Probe | None = None
 
+    def knows(self, model: torch.nn.Module) -> bool:
+        """Whether ``model`` was asked for last."""
+        return self._subject is not None and self._model is model
+
     def subject(
         self, model: torch.nn.Module, config: Any, tokenizer: Any, device: torch.device
     ) -> Subject:
         """The Subject of ``model``; a new one where another model was asked for last."""
-        if self._subject is None or self._model is not model:
+        if self._subject is None or not self.knows(model):
             import torch
 
             from pytest_transformer_validate.subject.subject import Subject
@@ -191,6 +195,7 @@ class RunModel:
     ) -> Subject:
         """The Subject of ``model``, which is the loaded one or what replaces it in a conftest."""
         self._note_change()
+        known = self.shared.knows(model)
         loaded = self._loaded
         self.shared.weights, self.shared.rebuild = "as given", None
         if loaded is not None and loaded.model is model:
@@ -199,7 +204,8 @@ class RunModel:
         if self.compared is not None and self.shared.reference is None:
             self.shared.reference = self._reference(self.compared)
         subject = self.shared.subject(model, config, tokenizer, device)
-        self._take_print()
+        if not known:  # a new Subject may have moved it
+            self._take_print()
         return subject
 
     @contextlib.contextmanager
