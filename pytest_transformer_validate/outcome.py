@@ -34,6 +34,12 @@ def keep(item: CheckItem, record: Record) -> None:
     item.user_properties.extend(properties(record))
 
 
+def forget(item: CheckItem) -> None:
+    """Let go of the record: pytest keeps the item until the run ends, and its reports have it."""
+    if RECORD in item.stash:
+        del item.stash[RECORD]
+
+
 def speak(outcome: Outcome) -> None:
     """End the item as the record says; with the model's own exception, for ``--pdb``, unless that
     would tell pytest something else."""

@@ -84,6 +84,8 @@ class Models:
     ) -> Generator[None, object, object]:
         collection.mend_fixtures(item)
         done = yield
+        if isinstance(item, CheckItem):
+            outcome.forget(item)
         model = collection.entry_of(item)
         if model is not None:
             model.waiting -= 1

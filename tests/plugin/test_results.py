@@ -10,6 +10,8 @@ from xml.etree import ElementTree
 
 import pytest
 
+from pytest_transformer_validate.outcome import RECORD
+
 MODEL = "--tb-model=model.py"
 
 
@@ -170,3 +172,17 @@ def test_reports_grow_by_as_much_for_every_model(healthy: pytest.Pytester) -> No
         sizes.append([(healthy.path / f"out.{kind}").stat().st_size for kind in ("html", "json")])
     for few, some, many in zip(*sizes, strict=True):
         assert many - some == pytest.approx(some - few, rel=0.02)
+
+
+def test_no_item_keeps_its_record_until_the_run_ends(healthy: pytest.Pytester) -> None:
+    class Watch:
+        kept: list[bool]
+
+        def pytest_sessionfinish(self, session: pytest.Session) -> None:
+            self.kept = [RECORD in item.stash for item in session.items]
+
+    watch = Watch()
+    result = healthy.inline_run(MODEL, plugins=[watch])
+    assert result.ret == 0
+    assert len(watch.kept) > 3
+    assert not any(watch.kept)
