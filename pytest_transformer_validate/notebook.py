@@ -36,9 +36,10 @@ __all__ = [
     "unload_ipython_extension",
 ]
 
-# Packages that the notebook uses and pytest would rewrite the assertions of; anyio is one that
-# every kernel uses.
-_QUIET = ("-W", "ignore:Module already imported so cannot be rewritten:pytest.PytestWarning")
+# What is so in every kernel, and nobody's mistake: packages that came before pytest (anyio, this
+# one), and tqdm's word about widgets, whoever imports it.
+_USUAL = ("Module already imported so cannot be rewritten", "IProgress not found")
+_QUIET = [word for text in _USUAL for word in ("-W", f"ignore:{text}")]
 _AFTER_CELL = "post_run_cell"
 
 

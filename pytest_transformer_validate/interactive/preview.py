@@ -28,6 +28,7 @@ from pytest_transformer_validate.sources.fetch.consent import Terms
 from pytest_transformer_validate.sources.fetch.resolve import fetch, resolve_all
 from pytest_transformer_validate.sources.fetch.source import FetchedSource
 from pytest_transformer_validate.sources.file import CONFIG_FILE, FileSource
+from pytest_transformer_validate.sources.gist.source import GistSource
 from pytest_transformer_validate.sources.parse import parse
 
 if TYPE_CHECKING:
@@ -146,20 +147,34 @@ class Preview:
             display(Code(text, language=path.suffix[1:]))
 
     def missing(self) -> list[str]:
-        """Modules that the code imports and this machine lacks, said with one line that installs
-        them. Nothing of the model runs, and nothing is installed."""
+        """Packages that hold what the code imports and this machine lacks, said with one line
+        that installs them. Nothing of the model runs, and nothing is installed."""
         names = imports.missing(path for path in self.files if path.suffix == ".py")
+        packages = [imports.package_of(name) for name in names]
         if names:
-            _say(f"missing: {', '.join(names)}\n  %{imports.install_line(names)}")
+            _say(f"missing: {', '.join(names)}\n  %pip install {shlex.join(packages)}")
         else:
             _say("everything that the model imports is there")
-        return names
+        return packages
 
     def options(self, *, accepted: bool = False) -> str:
         """What ``%pytest`` is given for this model; ``accepted`` says that the code of a fetched
         one was read and may run."""
         trust = f" --tb-trust={self.sha256}" if accepted and self.sha256 else ""
         return shlex.quote(f"--tb-model={self.spec}") + trust
+
+    def go_on_in(self, page: str) -> None:
+        """Show the way to another notebook that opens this model."""
+        from IPython.display import HTML, display
+
+        source, fragment = self.source, ""
+        if isinstance(source, GistSource):
+            gist = source.gist
+            at = f"@{gist.revision}" if gist.revision else ""
+            fragment = f"#gist_id={gist.id}{at}" + (f"&name={gist.name}" if gist.name else "")
+        address = html.text(page + fragment)
+        display(HTML(f'<p>Next: <a href="{address}">{address}</a></p>'))
+        _say(f"next: {page}, with this in its form: {self.spec}")
 
     def load(self, *, accepted: bool = False) -> Loaded:
         """The model in this process, in which its code runs with all that this process may do.

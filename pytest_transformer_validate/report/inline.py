@@ -28,10 +28,10 @@ def page(records: Sequence[Record], verdict: str, tests: Sequence[tuple[str, str
     parts = [f"<p><strong>{html.text(verdict)}</strong></p>"]
     if len(records):
         summary = "\n".join(line.text for line in terminal.summary(records))
-        parts.append(f"<pre>{html.text(summary)}</pre>")
+        parts.append(_text(summary))
     if bad:
         parts.append(rows.table(bad))
-    parts += [_folded(name, f"<pre>{html.text(text)}</pre>") for name, text in tests]
+    parts += [_folded(name, _text(text)) for name, text in tests]
     if rest:
         name = f"{len(rest)} {'other ' * bool(bad)}check{'s'[: len(rest) != 1]}"
         parts.append(_folded(name, rows.table(rest)))
@@ -58,7 +58,7 @@ class _Rows:
     def _row(self, record: Record) -> str:
         texts = (*[record.model] * self.several, record.name, record.status)
         cells = [html.text(text) for text in (*texts, *html.numbers(record))]
-        message = f"<pre>{html.text(record.message)}</pre>" if record.message else ""
+        message = _text(record.message) if record.message else ""
         cells.append(message + self._figures(record))
         columns = "".join(f'<td style="{_LEFT}">{cell}</td>' for cell in cells)
         return f"<tr>{columns}</tr>"
@@ -70,6 +70,10 @@ class _Rows:
             return ""
         self.size += len(shown)
         return shown
+
+
+def _text(given: str) -> str:
+    return f'<pre style="white-space:pre-wrap">{html.text(given)}</pre>'
 
 
 def _folded(summary: str, content: str) -> str:

@@ -37,28 +37,27 @@ def missing(files: Iterable[Path]) -> list[str]:
     """
     files = list(files)
     beside = {path.stem for path in files} | {path.parent.name for path in files}
-    names = dict.fromkeys(name for path in files for name in _imported(read_code(path).tree))
+    names = dict.fromkeys(name for path in files for name in _imported([read_code(path).tree]))
     return [name for name in names if name not in beside and not _is_there(name)]
 
 
-def install_line(names: Iterable[str]) -> str:
-    """What installs these modules, in one line."""
-    return f"pip install {' '.join(_INSTALLED_AS.get(name, name) for name in names)}"
+def package_of(name: str) -> str:
+    """What pip is told to install for a module."""
+    return _INSTALLED_AS.get(name, name)
 
 
-def _imported(node: ast.AST) -> Iterator[str]:
+def _imported(nodes: Iterable[ast.AST]) -> Iterator[str]:
     """Top-level names of absolute imports that have to work."""
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.Import):
-            yield from (alias.name.partition(".")[0] for alias in child.names)
-        elif isinstance(child, ast.ImportFrom):
-            if child.level == 0 and child.module:
-                yield child.module.partition(".")[0]
-        elif isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
-            for other in child.orelse:
-                yield from _imported(other)
-        elif not (isinstance(child, ast.Try) and any(map(_is_fallback, child.handlers))):
-            yield from _imported(child)
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            if node.level == 0 and node.module:
+                yield node.module.partition(".")[0]
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            yield from _imported(node.orelse)
+        elif not (isinstance(node, ast.Try) and any(map(_is_fallback, node.handlers))):
+            yield from _imported(ast.iter_child_nodes(node))
 
 
 def _is_fallback(handler: ast.ExceptHandler) -> bool:
