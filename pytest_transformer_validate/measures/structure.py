@@ -42,8 +42,8 @@ def without_residual(group: Sequence[Identity]) -> Identity | None:
 
 def stack_without_residual(groups: Sequence[Sequence[Identity]]) -> Identity | None:
     """The first layer of a list none of whose layers passes its input on, where every layer of
-    every other list does."""
-    lost = [group for group in groups if all(map(_blind, group))]
+    every other list does. A list of branches, ``x + layer(x)``, is none."""
+    lost = [group for group in groups if all(map(_blind, group)) and group[-1].handed]
     kept = [group for group in groups if all(map(_keeps, group))]
     return lost[0][0] if len(lost) == 1 and kept and len(kept) == len(groups) - 1 else None
 

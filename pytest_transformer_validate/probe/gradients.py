@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from pytest_transformer_validate.subject.outputs import Output
 
 
+CUTS = {
+    torch.Tensor.detach, torch.Tensor.detach_, torch.detach, torch.detach_,
+    torch.Tensor.data.__get__,  # type: ignore[attr-defined]
+}  # fmt: skip
 _SPECIAL = 1  # the batch that holds special ids (padding, end)
 _DIRECTIONS = 2  # a batch; six numbers agree by chance about once in 1e12
 
@@ -37,7 +41,8 @@ class Gradients:
     parameters whose gradient held NaN or infinity; ``unregistered`` counts parameters that get
     one and are not the model's. ``sketches`` are projections of the gradients
     on fixed random directions (with moved parameters only): two runs that compute the same
-    gradient have the same sketch, two that round differently do not. ``dead_rows`` marks, for
+    gradient have the same sketch, two that round differently do not. ``cut`` says that a forward
+    took a tensor with a gradient out of it (``detach()``, ``.data``). ``dead_rows`` marks, for
     the weight of each linear layer, the outputs without a gradient, which stand along
     ``output_axis``; ``dead_experts`` marks the slices (along the first axis) without one in
     parameters with three axes.
@@ -54,6 +59,7 @@ class Gradients:
     output_axis: dict[str, int] = field(default_factory=dict)
     dead_rows: dict[str, torch.Tensor] = field(default_factory=dict)
     dead_experts: dict[str, torch.Tensor] = field(default_factory=dict)
+    cut: bool = False
     not_finite: list[str] = field(default_factory=list)
 
 
@@ -97,6 +103,7 @@ def _gradients(
                 output = subject(batch)
             _backward(probe, output, results, found)
             found.unregistered = max(found.unregistered, reads.take_unregistered())
+            found.cut |= reads.cut
             if thorough:
                 _sketch(probe, number, found)
     return found
@@ -154,7 +161,7 @@ def _backward(
 ) -> None:
     model = probe.subject.model
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    _differentiate(probe, model, [output.logits])
+    differentiate(probe, model, [output.logits])
     for name, parameter in named.items():
         norm = _norm(parameter)
         if norm is None:
@@ -169,7 +176,7 @@ def _backward(
     unused = [*output.others, *_unused(results)]
     if left and unused:
         gradients = [(p, p.grad) for p in named.values()]
-        _differentiate(probe, model, unused)
+        differentiate(probe, model, unused)
         found.beside.update(name for name, parameter in left.items() if _norm(parameter))
         for parameter, grad in gradients:
             parameter.grad = grad
@@ -231,7 +238,7 @@ def _unused(results: list[list[torch.Tensor]]) -> list[torch.Tensor]:
     return unused
 
 
-def _differentiate(probe: Probe, model: torch.nn.Module, outputs: list[torch.Tensor]) -> None:
+def differentiate(probe: Probe, model: torch.nn.Module, outputs: list[torch.Tensor]) -> None:
     """Put the gradient of a random projection of ``outputs`` into ``.grad``.
 
     By ``backward()``, since ``autograd.grad`` does not see through reversible layers and
@@ -312,6 +319,7 @@ class _Reads(TorchFunctionMode):
         self.names = {id(p): name for name, p in model.named_parameters()}
         self.used = used
         self.unregistered: dict[int, torch.nn.Parameter] = {}
+        self.cut = False
 
     def take_unregistered(self) -> int:
         """How many parameters got a gradient without being the model's; it is taken away."""
@@ -328,6 +336,8 @@ class _Reads(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         result = func(*args, **(kwargs or {}))
+        if func in CUTS and args[0].requires_grad:
+            self.cut = True
         if isinstance(result, torch.Tensor | tuple | list):
             self._note(args)
             self._note((kwargs or {}).values())

@@ -14,6 +14,7 @@ from pytest_transformer_validate.probe.caches import Caches
 from pytest_transformer_validate.probe.checkpointing import Checkpointing
 from pytest_transformer_validate.probe.checkpoints import Checkpoints
 from pytest_transformer_validate.probe.comparison import Comparison
+from pytest_transformer_validate.probe.cuts import Cuts
 from pytest_transformer_validate.probe.draws import Draws
 from pytest_transformer_validate.probe.dropouts import Dropouts
 from pytest_transformer_validate.probe.experts import Experts
@@ -75,6 +76,7 @@ class Groups:
     vector_noise = functools.cached_property(VectorNoise)
     checkpointing = functools.cached_property(Checkpointing)
     comparison = functools.cached_property(Comparison)
+    cuts = functools.cached_property(Cuts)
     draws = functools.cached_property(Draws)
     dropouts = functools.cached_property(Dropouts)
     states = functools.cached_property(States)

@@ -292,3 +292,22 @@ def test_a_list_without_residuals_beside_one_that_has_them():
     with pytest.raises(CheckFailed, match="and of every layer in its list") as caught:
         layers(model)
     assert caught.value.where == "later.0"
+
+
+class Crossed(models.Decoder):
+    """Attention in a list of its own, added outside: branches, and no stack."""
+
+    def __init__(self):
+        super().__init__()
+        self.cross = nn.ModuleList(models.Attention(32, 4) for _ in range(2))
+
+    def hidden(self, ids):
+        x = self.tokens(ids) + self.positions(torch.arange(ids.size(1)))
+        for block, cross in zip(self.blocks, self.cross, strict=True):
+            x = block(x)
+            x = x + cross(x)
+        return self.norm(x)
+
+
+def test_branches_that_are_added_outside_need_no_residual():
+    assert layers(Crossed()).layers

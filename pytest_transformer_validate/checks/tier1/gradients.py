@@ -78,6 +78,7 @@ def gradient_flow(probe: Probe, *, floor: float = 1e-7, ceiling: float = 1e6) ->
         raise CheckFailed(_text(found, measured, failing, where), measured, where=where)
     _judge_experts(probe, measured)
     _judge_blocks(probe, found, measured)
+    _judge_cuts(probe, found, measured)
     if measured.at_output and measured.largest > ceiling * measured.at_output:
         name = max(found.norms, key=lambda n: found.norms[n] or 0.0)
         raise CheckFailed(
@@ -90,6 +91,26 @@ def gradient_flow(probe: Probe, *, floor: float = 1e-7, ceiling: float = 1e6) ->
             where=_owner(name),
         )
     return measured
+
+
+def _judge_cuts(probe: Probe, found: Gradients, measured: GradientFlow) -> None:
+    """Fail where ``detach()`` or ``.data`` keeps a part of a gradient back."""
+    cut = probe.cuts.harmful() if found.cut else None
+    if cut is None:
+        return
+    more = f" and {len(cut.parameters) - 1} more" if len(cut.parameters) > 1 else ""
+    raise CheckFailed(
+        f"{RULE}\n"
+        f"a cut keeps a part of the gradient back: with it passed on, that of "
+        f"{cut.parameters[0]}{more} changes by {cut.moved:.0%}\n"
+        f"module: {cut.module}\n"
+        f"at: {cut.line}\n"
+        "likely: detach() or .data on the way to the logits; a weight is read by .data where it "
+        "is used again\n"
+        'on purpose? declare it: "expect_fail" in config.json, or tb_expect_fail',
+        measured,
+        where=cut.module,
+    )
 
 
 def _judge_experts(probe: Probe, measured: GradientFlow) -> None:

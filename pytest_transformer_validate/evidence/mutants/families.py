@@ -46,6 +46,7 @@ FAMILIES: dict[str, str] = {
     "causal_mask_in_the_encoder": "the encoder is masked like the decoder",
     # gradient_flow
     "graph_cut": "detach, no_grad or .data between a weight and the loss",
+    "graph_cut_in_part": "a cut that leaves another way, so that gradients are there and wrong",
     "hard_decision": "a step without a gradient where a smooth one was meant",
     "layer_skipped": "a layer is never called",
     "result_lost": "a result that nobody uses",

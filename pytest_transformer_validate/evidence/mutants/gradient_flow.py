@@ -402,4 +402,41 @@ MUTANTS = (
             ),
         ),
     ),
+    _dead(
+        name="tied_head_by_data",
+        family="graph_cut_in_part",
+        parent="rotary_tied",
+        where=("(model)", "head"),
+        why="the head reads the tied weight by .data: it learns from the embedding alone",
+        edits=(
+            (
+                "return self.head(self.norm(x))",
+                "return F.linear(self.norm(x), self.head.weight.data)",
+            ),
+        ),
+    ),
+    _dead(
+        name="experts_on_detached_tokens",
+        family="graph_cut_in_part",
+        parent="moe",
+        where=("layers.*.moe",),
+        why="tokens are detached for the experts, and learn by the residual path alone",
+        edits=(("expert(tokens[rows])", "expert(tokens[rows].detach())"),),
+    ),
+    _dead(
+        name="mixer_on_detached_tokens",
+        family="graph_cut_in_part",
+        parent="recurrent",
+        where=("(model)", "mixer"),
+        why="detach left over where the mixer was trained alone",
+        edits=(("x = x + self.mixer(x)", "x = x + self.mixer(x.detach())"),),
+    ),
+    _dead(
+        name="mlp_on_detached_states",
+        family="graph_cut_in_part",
+        parent="vit",
+        where=("blocks.*",),
+        why="detach saves memory and cuts every layer off those before it",
+        edits=(("self.mlp(self.norm2(x))", "self.mlp(self.norm2(x.detach()))"),),
+    ),
 )
