@@ -223,7 +223,8 @@ class Exported(Passes):
     def _read(self, raw: Any) -> torch.Tensor:
         """The tensor of logits, as the model lays it out."""
         column = self.probe.subject.facts.layout == "column"
-        return read_output(raw, column=column).logits
+        per_token = self.probe.subject.per_token
+        return read_output(raw, column=column, per_token=per_token).logits
 
     def _export(self, wrapper: nn.Module) -> Program:
         program = self._export_of(wrapper)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import linecache
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,7 @@ class LeftBehind(Passes):
             model = light_copy(subject.model)
         except Exception as error:  # noqa: BLE001 - a model need not support being copied
             return None, f"it cannot be copied: {error_line(error, 160)}"
+        _told_at_start(model)
         held = dict(self.held(model))
         twin = twin_of(subject, model)
         twin.device = PRETENDED
@@ -87,6 +89,16 @@ class LeftBehind(Passes):
                 if not is_lazy(tensor) and storage_of(tensor) not in own and tensor.numel():
                     found.append((path, tensor))
         return found
+
+
+def _told_at_start(model: torch.nn.Module) -> None:
+    """Tell a copy of a model whose constructor asks for its device that it is the pretended one:
+    such a model is built for its device, and its parts remember it."""
+    if "device" not in inspect.signature(type(model).__init__).parameters:
+        return
+    for module in model.modules():
+        if isinstance(vars(module).get("device"), str | torch.device):
+            vars(module)["device"] = PRETENDED
 
 
 @contextlib.contextmanager

@@ -76,7 +76,11 @@ def look(subject: Subject) -> Facts:
             if multiple == 1:
                 continue
             return replace(_look(subject, min(5, subject.most_rows), multiple), multiple=multiple)
-        if first is not None and not facts.limits and length > 1:
+        if first is not None and length == declared_size(subject.config, LENGTH):
+            # The declared length alone: nothing shorter runs.
+            alone = not _runs(subject, length - 1) and not _runs(subject, length // 2)
+            facts = replace(facts, multiple=length if alone else 1)
+        elif first is not None and not facts.limits and length > 1:
             shorter, _ = _read(subject, _first_batch(subject, rows, length // 2), length // 2)
             facts = replace(facts, limits=tuple(shorter.limits))
         return facts
@@ -117,7 +121,7 @@ def _look(subject: Subject, rows: int, length: int) -> Facts:
     subject.time_major = _reads_time_first(subject, batch, reader)
     if subject.time_major:
         reader, raw = _read(subject, batch, length)
-    output = read_output(raw, column=subject.one_number)
+    output = read_output(raw, column=subject.one_number, per_token=subject.per_token)
     if _classifies_columns(subject, reader, output, rows, length):
         subject.time_major = True
         reader, raw = _read(subject, batch, length)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -42,7 +43,8 @@ class Output:
 
 
 def floating(value: Any) -> list[torch.Tensor]:
-    """Every floating point tensor in a nest of tuples, lists, mappings and dataclasses."""
+    """Every floating point tensor in a nest of tuples, lists, mappings, dataclasses and
+    namespaces."""
     return [t for t in tensors_in(value) if t.is_floating_point()]
 
 
@@ -57,15 +59,17 @@ def tensors_in(value: Any) -> list[torch.Tensor]:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         names = (f.name for f in dataclasses.fields(value))
         return [t for name in names for t in tensors_in(getattr(value, name, None))]
+    if isinstance(value, types.SimpleNamespace):
+        return tensors_in(vars(value))
     return []
 
 
-def read_output(raw: Any, *, column: bool = False) -> Output:
-    """The Output in a tensor, tuple, list, mapping, ModelOutput or dataclass.
+def read_output(raw: Any, *, column: bool = False, per_token: bool = False) -> Output:
+    """The Output in a tensor, tuple, list, mapping, ModelOutput, dataclass or namespace.
 
     ``logits`` first, then ``last_hidden_state``, then the first floating point tensor with two
-    axes; with ``column``, one (B,) will do. Raises SubjectError where there is none, with what
-    was returned.
+    axes: with ``per_token``, one of three axes goes first; with ``column``, one (B,) will do.
+    Raises SubjectError where there is none, with what was returned.
     """
     found = dict(_fields(raw))
     plain = {name: _plain(value) for name, value in found.items() if _is_tensor(value)}
@@ -75,7 +79,8 @@ def read_output(raw: Any, *, column: bool = False) -> Output:
         if value.is_floating_point() and not value.is_nested
     }
     wide = {name: value for name, value in tensors.items() if value.dim() >= 2 - column}
-    for name in (*_MAIN, *_HIDDEN, *wide):
+    deep = [name for name, value in wide.items() if per_token and value.dim() > 2]
+    for name in (*_MAIN, *_HIDDEN, *deep, *wide):
         if name in wide:
             loss = tensors.get("loss")
             if loss is None and not isinstance(raw, Mapping):
@@ -164,3 +169,5 @@ def _fields(raw: Any) -> Iterator[tuple[str, Any]]:
         yield from raw._asdict().items()
     elif isinstance(raw, Sequence) and not isinstance(raw, str):
         yield from ((str(index), value) for index, value in enumerate(raw))
+    elif isinstance(raw, types.SimpleNamespace) or "logits" in getattr(raw, "__dict__", ()):
+        yield from vars(raw).items()

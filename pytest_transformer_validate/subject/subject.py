@@ -92,6 +92,14 @@ class Subject:
     # Facts that need no forward...
 
     @functools.cached_property
+    def quantised(self) -> str | None:
+        """What torch has quantised, and what that means for most checks."""
+        for name, module in self.model.named_modules():
+            if type(module).__module__.startswith("torch.ao.nn.quantized"):
+                return _QUANTISED.format(name or type(module).__name__)
+        return None
+
+    @functools.cached_property
     def device(self) -> torch.device:
         """Where the first parameter lives (``cpu`` without parameters)."""
         return next((p.device for p in self.model.parameters()), torch.device("cpu"))
@@ -453,6 +461,3 @@ def _refuse_programs(model: torch.nn.Module) -> None:
         raise NotApplicable(_SCRIPTED)
     if isinstance(model, torch.fx.GraphModule) and "eval" in vars(model):  # it refuses to
         raise NotApplicable(_EXPORTED)
-    for name, module in model.named_modules():
-        if type(module).__module__.startswith("torch.ao.nn.quantized"):
-            raise NotApplicable(_QUANTISED.format(name or type(module).__name__))

@@ -23,7 +23,8 @@ _LOOKUPS = {
     _aten._embedding_bag.default: (0, 1),
     _aten._embedding_bag_forward_only.default: (0, 1),
 }
-_COMPARISONS = {_aten.eq.Scalar, _aten.ne.Scalar}
+# Padding is the smallest id where ids are compared by size: ``ids > 0``.
+_COMPARISONS = {_aten.eq.Scalar, _aten.ne.Scalar, _aten.gt.Scalar, _aten.le.Scalar}
 # What a one-hot encoding is made of.
 _SCATTERS = {_aten.scatter.value, _aten.scatter_.value}
 # Tokens that a model may put in front of, or behind, those that it is given.

@@ -33,9 +33,22 @@ class Fails(models.Decoder):
         return super().forward(input_ids.view(len(input_ids), -1, 8).flatten(1))
 
 
+class Alone(models.Decoder):
+    """Tokens are mixed by a matrix: one length alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.mix = torch.nn.Linear(12, 12)
+
+    def hidden(self, ids):
+        return self.mix(super().hidden(ids).mT).mT
+
+
 @pytest.mark.parametrize(
     ("model", "config", "multiple", "length"),
     [
+        (Alone, {"max_seq_len": 12}, 12, 12),
+        (models.Decoder, {"max_seq_len": 12}, 1, 11),
         (Asserts, None, 8, 16),
         (Asserts, {"max_seq_len": 44}, 8, 16),
         (Asserts, {"max_seq_len": 8}, 8, 8),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ LOGITS, HIDDEN, LOSS = torch.rand(2, 3, 7), torch.rand(2, 3, 4), torch.tensor(1.
         ),
         (Scores(LOGITS, None), "scores"),
         (Result(LOGITS, HIDDEN), "logits"),
+        (SimpleNamespace(hidden=HIDDEN, logits=LOGITS), "logits"),
     ],
 )
 def test_logits_are_found(raw, field):
@@ -80,3 +82,17 @@ def test_a_tensor_of_the_models_own_class_is_read_as_a_tensor():
 def test_a_tensor_that_is_nothing_but_its_class_is_refused():
     with pytest.raises(SubjectError, match="one of class Does, which does itself what torch"):
         read_output(LOGITS.as_subclass(Does))
+
+
+def test_an_output_a_token_goes_first_where_the_task_has_one():
+    pair = torch.rand(2, 2), LOGITS
+    assert read_output(pair).logits is pair[0]
+    assert read_output(pair, per_token=True).logits is LOGITS
+    assert read_output(pair[:1], per_token=True).logits is pair[0]
+
+
+def test_a_namespace_holds_a_cache_and_others():
+    output = read_output(SimpleNamespace(logits=LOGITS, past_key_values=[HIDDEN], loss=LOSS))
+    assert output.cache == [HIDDEN]
+    assert output.loss is LOSS
+    assert len(output.others) == 2

@@ -83,6 +83,7 @@ def test_a_prompt_of_the_models_own_is_no_run_of_positions():
 
 def test_ids_that_the_forward_knows():
     assert read(lambda m: (IDS == 4) | (IDS != 9) | (torch.arange(5) == 3)).compared == {4, 9}
+    assert read(lambda m: (IDS > 0) & ~(IDS <= 2)).compared == {0, 2}
 
 
 def test_what_is_computed_in_the_forward_bounds_nothing():
