@@ -41,7 +41,7 @@ def row(record: Record | None) -> list[str]:
 def details(record: Record, rule: str = "") -> str:
     """Under a row: what has to hold (``rule``), the message, then figures and numbers, folded."""
     parts = [f"<p>{text(rule)}</p>"] if rule and not record.failure else []
-    if record.failure or "\n" in record.message:
+    if _says_more(record):
         parts.append(f"<pre>{text(record.message)}</pre>")
     parts.append(folded(record))
     inside = "".join(parts)
@@ -73,21 +73,21 @@ def summary(records: Sequence[Record], sources: Mapping[str, str]) -> str:
 def _model(model: str, records: Sequence[Record], tiers: Sequence[int], source: str) -> str:
     context = context_of(records)
     parameters = context.get("parameters")
-    cells = [f"<th>{text(model)}</th>"]
+    cells = [f"<th class=tb-long>{text(model)}</th>"]
     cells += (_verdict([r.status for r in records if r.tier == tier]) for tier in tiers)
-    told = (
-        context.get("task", "not loaded"),
-        "" if parameters is None else count(parameters),
-        "; ".join([*[source] * bool(source), *_told(context, weights="weights {}", given=_GIVEN)]),
-        ", ".join(_told(context, device="{}", dtype="{}", seed="seed {}")),
-    )
-    cells += (f"<td>{text(str(cell))}</td>" for cell in told)
+    told = {
+        "tb-task": context.get("task", "not loaded"),
+        "tb-parameters": "" if parameters is None else count(parameters),
+        "tb-long": "; ".join(
+            [*[source] * bool(source), *_told(context, weights="weights {}", given=_GIVEN)]
+        ),
+        "tb-run": ", ".join(_told(context, device="{}", dtype="{}", seed="seed {}")),
+    }
+    cells += (f"<td class={kind}>{text(str(cell))}</td>" for kind, cell in told.items())
     fails = [record for record in records if record.failure]
-    named = ", ".join(_named(record) for record in fails[:_MOST_NAMED])
-    more = f" and {len(fails) - _MOST_NAMED} more" if len(fails) > _MOST_NAMED else ""
     listed = (
         f'<tr class="tb-fails"><td></td><td colspan="{len(cells) - 1}">'
-        f"{text(f'fails: {named}{more}')}</td></tr>"
+        f"{text(f'fails: {_named(fails)}')}</td></tr>"
     )
     return f"<tbody><tr>{''.join(cells)}</tr>{listed if fails else ''}</tbody>"
 
@@ -113,8 +113,20 @@ def _told(context: Mapping[str, Any], **wordings: str) -> list[str]:
     return [words.format(context[key]) for key, words in wordings.items() if key in context]
 
 
-def _named(record: Record) -> str:
-    return f"{record.name} at {record.where}" if record.where else record.name
+def _named(fails: Sequence[Record]) -> str:
+    """The first failures and where they are; what another one blocks is only counted."""
+    own = [record for record in fails if record.status != "blocked"] or fails
+    names = [f"{r.name} at {r.where}" if r.where else r.name for r in own[:_MOST_NAMED]]
+    left = len(fails) - len(names)
+    return ", ".join(names) + f" and {left} more" * bool(left)
+
+
+def _says_more(record: Record) -> bool:
+    """Whether the message has more than the line that stands in the row."""
+    lines = len(record.message.splitlines())
+    if record.status == "blocked":
+        return lines > 2  # the reason and the command are no more
+    return lines > (0 if record.failure else 1)
 
 
 def _reason(record: Record) -> str:

@@ -72,6 +72,9 @@ def test_details_have_the_rule_of_what_holds_and_the_message_of_what_does_not() 
     bad = guest.details(record(message="one\n<two>"), "Rows.")
     assert bad == "<div class=tb-details><pre>one\n&lt;two&gt;</pre></div>"
     assert guest.details(record("passed")) == ""
+    assert guest.details(record("skipped", message="no cache")) == ""
+    assert guest.details(record("blocked", message="by load\n  again: x")) == ""
+    assert "by load" in guest.details(record("blocked", message="by load\n  why\n  again: x"))
 
 
 def test_the_models_that_failed_come_first() -> None:
@@ -94,6 +97,11 @@ def test_of_many_failures_some_are_named() -> None:
     text = guest.summary([record(check=f"c{n}") for n in range(20)], {})
     assert "c7 and 12 more<" in text
     assert "c8" not in text
+
+
+def test_what_another_failure_blocks_is_counted() -> None:
+    text = guest.summary([record("broken", "load"), record("blocked"), record("blocked")], {})
+    assert "fails: load and 2 more<" in text
 
 
 def test_captions_name_checks_and_fields_that_are_there() -> None:
