@@ -185,12 +185,19 @@ class ModelRun:
             raise loud from error.__cause__
 
     def _call(self, check: Check, case: str | None, probe: Probe) -> Measurement | None:
+        if probe.subject.quantised and not check.quantised:
+            raise NotApplicable(probe.subject.quantised)
         if check.tasks is not None and probe.subject.task.task_type not in check.tasks:
             task = probe.subject.task.task_type
             raise NotApplicable(f"{check.name} promises nothing about task {task}")
         arguments = [probe] if case is None else [probe, case]
-        with probe.threads():
-            measured = check.function(*arguments, **self.limits.get(check.name, {}))
+        try:
+            with probe.threads():
+                measured = check.function(*arguments, **self.limits.get(check.name, {}))
+        except MissingDependency as error:
+            if _by_model(error):
+                raise
+            raise NotApplicable(str(error)) from error
         if not isinstance(measured, Measurement | None):
             raise TypeError(
                 f"a check returns a Measurement or None; {check.name} returned "

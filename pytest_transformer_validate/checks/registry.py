@@ -57,7 +57,8 @@ class Check:
     **limits)``. It returns a Measurement, or raises CheckFailed or NotApplicable. ``limits``
     holds the keyword-only parameters with their defaults; ini ``tb_limits`` overrides them. A
     ``slow`` check runs where it is asked for: by its id, its name, or the mark ``slow``.
-    ``budgets`` are numbers that ``tb_limits`` may hold against a baseline.
+    ``budgets`` are numbers that ``tb_limits`` may hold against a baseline; ``quantised`` says that
+    it judges models of which torch has quantised parts, too.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Check:
     limits: Mapping[str, Any] = field(default_factory=dict)
     slow: bool = False
     budgets: tuple[Budget, ...] = ()
+    quantised: bool = False
 
     @property
     def summary(self) -> str:
@@ -90,13 +92,15 @@ def check(
     cases: Iterable[str] = (),
     slow: bool = False,
     budgets: Iterable[Budget] = (),
+    quantised: bool = False,
 ) -> Callable[[CheckFunction], CheckFunction]:
     """Register a function as a check under its own name.
 
     ``tier`` is 1 (structure), 2 (behaviour) or 3 (training); ``tasks`` the tasks that it applies
     to (default: all); ``cases`` words that become ``name[case]``; ``slow`` whether it runs only
-    where it is asked for; ``budgets`` numbers that may be held against a baseline. Raises
-    SpecError for a taken name, an unknown task or a tier other than 1 to 3.
+    where it is asked for; ``budgets`` numbers that may be held against a baseline; ``quantised``
+    whether it judges models of which torch has quantised parts, too. Raises SpecError for a taken
+    name, an unknown task or a tier other than 1 to 3.
     """
 
     def register(function: CheckFunction) -> CheckFunction:
@@ -116,6 +120,7 @@ def check(
             limits={p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY},
             slow=slow,
             budgets=tuple(budgets),
+            quantised=quantised,
         )
         return function
 

@@ -49,7 +49,7 @@ class Lens:
 
 
 @dataclass
-class _Seen:
+class Seen:
     """What a layer was given and gave, in the order in which layers were called."""
 
     modules: list[str] = field(default_factory=list)
@@ -80,10 +80,15 @@ class Layers(Passes):
         return found
 
     @remembered
+    def seen(self, condition: str) -> Seen:
+        """One forward, with what every layer is given and gives where both have one shape."""
+        with self.probe.under(condition):
+            return self._seen()
+
+    @remembered
     def effects(self, condition: str) -> list[Layer]:
         """What every layer does that gives what it is given the shape of."""
-        with self.probe.under(condition):
-            seen = self._seen()
+        seen = self.seen(condition)
         layers: list[Layer] = []
         first: dict[str, float] = {}
         for name, given, gave in zip(seen.modules, seen.given, seen.gave, strict=True):
@@ -114,8 +119,8 @@ class Layers(Passes):
         where nothing was added to it.
         """
         found = {}
+        seen = self.seen(condition)
         with self.probe.under(condition):
-            seen = self._seen()
             for name, given, gave in zip(seen.modules, seen.given, seen.gave, strict=True):
                 if name in found or not (weights := self._weights(name)):
                     continue
@@ -149,7 +154,7 @@ class Layers(Passes):
     def lens(self) -> Lens:
         """The last stack cut short: its last layer gives what an earlier one gave. Raises
         NotApplicable where there is none of two layers, or they cannot be exchanged."""
-        seen = self._seen()
+        seen = self.seen("eval")
         last = seen.modules[-1].rpartition(".")[0] if seen.modules else ""
         own = [i for i, name in enumerate(seen.modules) if name.rpartition(".")[0] == last]
         shapes = {seen.gave[i].shape for i in own}
@@ -166,10 +171,9 @@ class Layers(Passes):
             divergence=[_divergence(final, x) for x in logits],
         )
 
-    def _seen(self, until: str = "") -> _Seen:
-        """One forward, with what every layer is given and gives where both have one shape; no
-        further than the first result of the layer ``until``."""
-        names, seen = set(self.names()), _Seen()
+    def _seen(self, until: str = "") -> Seen:
+        """As ``seen``, no further than the first result of the layer ``until``."""
+        names, seen = set(self.names()), Seen()
         open_calls: list[torch.Tensor | None] = []
 
         def enter(name: str, inputs: list[torch.Tensor]) -> None:

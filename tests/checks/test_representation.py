@@ -129,6 +129,6 @@ def test_a_lens_is_the_model_without_its_last_layers():
     model = Decoder()
     probe = probe_of(model)
     batch = probe.layers._batch()
-    cut = probe.layers._cut("blocks.1", probe.layers._seen().gave[0])
+    cut = probe.layers._cut("blocks.1", probe.layers.seen("eval").gave[0])
     model.blocks = model.blocks[:1]
     torch.testing.assert_close(cut.float(), model.eval()(batch["input_ids"]).detach())

@@ -9,7 +9,13 @@ from typing import Any
 import pytest
 
 from pytest_transformer_validate.checks.registry import Check
-from pytest_transformer_validate.errors import Blocked, CheckFailed, NotApplicable, SubjectError
+from pytest_transformer_validate.errors import (
+    Blocked,
+    CheckFailed,
+    MissingDependency,
+    NotApplicable,
+    SubjectError,
+)
 from pytest_transformer_validate.measures.measurement import Measurement
 from pytest_transformer_validate.runner import ModelRun
 from pytest_transformer_validate.task import TaskSpec
@@ -17,7 +23,7 @@ from pytest_transformer_validate.task import TaskSpec
 PROBE: Any = SimpleNamespace(
     context=lambda: {"device": "cpu"},
     threads=contextlib.nullcontext,
-    subject=SimpleNamespace(task=TaskSpec("causal_lm")),
+    subject=SimpleNamespace(task=TaskSpec("causal_lm"), quantised=None),
     where_raised=lambda error: None,
 )
 
@@ -62,6 +68,20 @@ def test_an_interruption_is_not_caught() -> None:
 
 def test_limits_reach_the_function() -> None:
     assert judge(ModelRun("m", limits={"rule": {"floor": 3.0}}), make()).numbers["value"] == 3.0
+
+
+def test_a_package_that_is_missing_is_a_skip_with_the_line_that_installs_it() -> None:
+    line = "x is not installed; install it with: y"
+    record = judge(ModelRun("m"), make(MissingDependency(line)))
+    assert (record.status, record.message) == ("skipped", line)
+
+
+def test_quantised_models_are_for_checks_that_say_so() -> None:
+    subject = SimpleNamespace(task=TaskSpec("causal_lm"), quantised="head has whole numbers")
+    probe: Any = SimpleNamespace(**{**vars(PROBE), "subject": subject})
+    for quantised, status in ((False, "skipped"), (True, "passed")):
+        record = ModelRun("m").judge(make(quantised=quantised), None, lambda: probe).record
+        assert record.status == status
 
 
 def test_a_check_of_another_task_is_skipped() -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 RULE = "the model must say what its reference says"
 
 
-@check(tier=2)
+@check(tier=2, quantised=True)
 def reference(probe: Probe, *, factor: float = 64.0, kl: float = 0.05) -> Agreement:
     """The logits are those of the model that ``--tb-reference`` names.
 
