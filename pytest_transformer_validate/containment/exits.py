@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import atexit
 import functools
 import os
@@ -52,6 +53,11 @@ class Exits:
                     self._replace(module, name, self._refusing)
         if hasattr(os, "fork"):
             self._replace(os, "fork", self._forking)
+        for owner, name in ((os, "kill"), (native, "kill"), (os, "killpg"), (native, "killpg")):
+            if hasattr(owner, name):
+                self._replace(owner, name, self._signalling)
+        self._replace(signal, "raise_signal", self._signalling)
+        self._replace(_thread, "interrupt_main", self._signalling)
         self._replace(threading.Thread, "start", self._starting)
         self._replace(atexit, "register", self._registering)
 
@@ -68,7 +74,11 @@ class Exits:
     def end_if_child(self) -> None:
         """End a child that a model forked and that goes on with the run."""
         if self._home and os.getpid() != self._home:
-            self._real.get((os, "_exit"), os._exit)(1)
+            self.end(1)
+
+    def end(self, code: int) -> None:
+        """End this process now; nobody's handlers run."""
+        self._real.get((os, "_exit"), os._exit)(code)
 
     def _end_children(self) -> None:
         children, self._children = self._children, []
@@ -94,6 +104,18 @@ class Exits:
             raise LeftProcess(f"the model called {what} to end the process")
 
         return leave
+
+    def _signalling(self, name: str, real: Any) -> Any:
+        """A signal by which a person ends the run is none that a model may send to it."""
+
+        def send(*args: Any) -> Any:
+            if self.running and _ends_run(args) and os.getpid() == self._home:
+                what = f"{name}({', '.join(map(repr, args))})"
+                self.attempts.append(f"called {what} to end the run{_place()}")
+                raise LeftProcess(f"the model called {what} to end the run")
+            return real(*args)
+
+        return send
 
     def _may_leave(self) -> bool:
         main = threading.current_thread() is threading.main_thread()
@@ -154,6 +176,15 @@ class _AtExit:
             sys.stderr.write(f"ignored in a handler of atexit of a model: {error}\n")
         finally:
             self._exits.uninstall()
+
+
+def _ends_run(args: tuple[Any, ...]) -> bool:
+    """Whether a call that sends a signal interrupts this process or the one that controls it."""
+    *to, number = args or (signal.SIGINT,)
+    own = {0, -1, os.getpid(), os.getppid()}
+    if hasattr(os, "getpgrp"):
+        own |= {os.getpgrp(), -os.getpgrp()}
+    return number in (signal.SIGINT, signal.SIGTERM) and (not to or to[0] in own)
 
 
 def _is_trusted(caller: FrameType) -> bool:

@@ -10,6 +10,7 @@ import os
 import random
 import signal
 import sys
+import sysconfig
 import threading
 import warnings
 from importlib.abc import Loader, MetaPathFinder
@@ -27,6 +28,8 @@ _HOOKS = (
 )
 _OWN_PACKAGE = __name__.partition(".")[0]
 _NEEDED = frozenset({"torch", "numpy", "pytest", "_pytest", "pluggy", "xdist", "execnet"})
+_INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")})
+_MASKS = hasattr(signal, "pthread_sigmask")
 _SIGNALS = tuple(
     getattr(signal, name)
     for name in ("SIGINT", "SIGTERM", "SIGALRM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGPIPE")
@@ -38,7 +41,7 @@ _SIGNALS = tuple(
 def kept() -> Iterator[None]:
     """What only pytest and this package use comes back as it was: hooks of the interpreter and
     streams, handlers of signals, filters of warnings, locale, garbage collection, trace functions,
-    Python's random state."""
+    Python's random state, what finds modules."""
     hooks = [(owner, name, getattr(owner, name)) for owner, names in _HOOKS for name in names]
     main = threading.current_thread() is threading.main_thread()
     handlers = [(number, signal.getsignal(number)) for number in _SIGNALS] if main else []
@@ -46,6 +49,10 @@ def kept() -> Iterator[None]:
     collects = gc.isenabled()
     trace, profile, interval = sys.gettrace(), sys.getprofile(), sys.getswitchinterval()
     state = random.getstate()
+    finders, path_hooks = list(sys.meta_path), list(sys.path_hooks)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ()) if _MASKS else set()
+    mask = os.umask(0o077)
+    os.umask(mask)
     try:
         with warnings.catch_warnings():
             yield
@@ -66,6 +73,19 @@ def kept() -> Iterator[None]:
             sys.setprofile(profile)
         sys.setswitchinterval(interval)
         random.setstate(state)
+        sys.meta_path[:] = finders + [f for f in sys.meta_path if f not in finders and _stays(f)]
+        sys.path_hooks[:] = path_hooks
+        if _MASKS:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        os.umask(mask)
+
+
+def _stays(finder: object) -> bool:
+    """Whether something that finds modules belongs to an installed package, which believes it to
+    be there from its first import on, or to this one."""
+    name = getattr(finder if isinstance(finder, type) else type(finder), "__module__", "")
+    file = getattr(sys.modules.get(name), "__file__", None) or ""
+    return name.partition(".")[0] == _OWN_PACKAGE or file.startswith(_INSTALLED)
 
 
 class Modules(MetaPathFinder, Loader):

@@ -33,6 +33,11 @@ class House:
         """What functions were before any model ran."""
         return Functions()
 
+    @property
+    def entered(self) -> bool:
+        """Whether code of a model has run in this process."""
+        return self._open
+
     def open(self) -> None:
         """Take the ways out of the process; done once."""
         if not self._open:

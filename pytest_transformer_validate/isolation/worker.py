@@ -12,12 +12,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from pytest_transformer_validate.containment.limits import of_a_worker
+from pytest_transformer_validate.errors import error_line
 from pytest_transformer_validate.isolation.lost import Lost
 
 if TYPE_CHECKING:
-    import pytest
-
     from pytest_transformer_validate.models import Run
 
 INPUT = "tb_folder"
@@ -38,6 +39,7 @@ class Worker:
         folder = Path(given.get(INPUT, ""))
         self._lost = Lost(folder) if INPUT in given and folder.is_dir() else None
         self._stack: Any = None
+        self._test: str | None = None
 
     def pytest_sessionstart(self) -> None:
         if hasattr(os, "setpgid") and os.getpgrp() != os.getpid():
@@ -54,6 +56,22 @@ class Worker:
             model.lost = functools.partial(self._lost.why, index)
         self._stack = self._lost.crash_file(self._name).open("w", encoding="utf-8")
         faulthandler.enable(file=self._stack)
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self._test = nodeid
+
+    def pytest_runtest_logfinish(self) -> None:
+        self._test = None
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_internalerror(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        """What breaks pytest in the midst of a test, where a model's code has run, is a failure of
+        that test. pytest-xdist would end the whole run for it with exit 3."""
+        if self._test is None or self._stack is None or not self._run.house.entered:
+            return
+        self._stack.write(f"pytest itself broke: {error_line(excinfo.value)}\n")
+        self._stack.flush()
+        self._run.house.exits.end(pytest.ExitCode.INTERNAL_ERROR)
 
     def pytest_unconfigure(self) -> None:
         if self._stack is not None:

@@ -41,6 +41,7 @@ def seen():
         torch.get_float32_matmul_precision(), torch.get_default_device(),
         (torch.tensor(1e-310, dtype=torch.float64) * 1).item(),
         sys.modules["torch"] is torch, torch.equal is EQUAL,
+        len(sys.path_hooks), signal.pthread_sigmask(signal.SIG_BLOCK, ()),
     )
 
 HOOK, EQUAL = sys.excepthook, torch.equal
@@ -125,6 +126,13 @@ POLLUTING: Mapping[str, tuple[str, str]] = {
     "recursion": ("body", "sys.setrecursionlimit(5000)"),
     "excepthook": ("top", "sys.excepthook = threading.excepthook = lambda *_: os.abort()"),
     "signals": ("start", "signal.signal(signal.SIGUSR1, signal.SIG_IGN)"),
+    "blocked_signals": ("body", "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])"),
+    "mask_of_files": ("top", "os.umask(0o777)"),
+    "finders": (
+        "top",
+        "class Finder:\n    def find_spec(*_): sys.exit()\nsys.meta_path.insert(0, Finder())",
+    ),
+    "hooks_of_paths": ("body", "sys.path_hooks.clear(); sys.path_importer_cache.clear()"),
     "alarm": ("body", "signal.signal(signal.SIGALRM, lambda *_: os.abort())"),
     "atexit": ("top", "atexit.register(os.abort) and None; atexit.unregister(os.abort)"),
     "streams": ("start", "sys.stdout = sys.stderr = sys.stdin = None"),
