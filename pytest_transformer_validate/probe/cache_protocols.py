@@ -14,13 +14,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pytest_transformer_validate.errors import NotApplicable, error_line
-from pytest_transformer_validate.probe.decoding import Plan, Protocol, call_on, kept, text_of
+from pytest_transformer_validate.probe.decoding import (
+    Plan,
+    Protocol,
+    call_on,
+    kept,
+    set_up,
+    text_of,
+)
 from pytest_transformer_validate.subject.outputs import (
     field_of,
     floating,
     named_caches,
     possible_caches,
 )
+from pytest_transformer_validate.subject.setup import method_of
 
 if TYPE_CHECKING:
     from pytest_transformer_validate.probe.probe import Probe
@@ -59,7 +67,18 @@ def handed_over(probe: Probe) -> Protocol:
 
 
 def kept_inside(probe: Probe) -> Protocol:
-    """A cache that the model keeps: something in it is another after a call."""
+    """A cache that the model keeps: something in it is another after a call. Where nothing is, a
+    method that sets caches up is called first."""
+    method = method_of(probe.subject)
+    try:
+        return _kept_inside(probe, None)
+    except NotApplicable:
+        if method is None:
+            raise
+    return _kept_inside(probe, method)
+
+
+def _kept_inside(probe: Probe, method: str | None) -> Protocol:
     subject = probe.subject
     signature = subject.signature
     role = next(r for r in ("start", "input_pos", "use_cache") if signature.takes(r))
@@ -68,8 +87,13 @@ def kept_inside(probe: Probe) -> Protocol:
     length = max(2, subject.sizes[1] // 2)
     plan = Plan(2 if subject.most_rows > 1 else 1, (length,))
     text = text_of(probe, plan, "protocol")
-    protocol = Protocol(f"{name}, kept inside the model", None, reset)
-    with probe.running("protocol") as running, kept(running.model):
+    words = f"{name}, kept inside the model" + (f", made by {method}" if method else "")
+    protocol = Protocol(words, None, None if method else reset, method)
+    with (
+        probe.running("protocol") as running,
+        kept(running.model),
+        set_up(running, protocol, plan),
+    ):
         before = _contents(running.model)
         _first_call(running, text, length, protocol)
         if _contents(running.model) == before:

@@ -16,6 +16,7 @@ from pytest_transformer_validate.probe.real_tokens import real_positions
 from pytest_transformer_validate.probe.trace import traced
 from pytest_transformer_validate.subject.batch import Batch
 from pytest_transformer_validate.subject.outputs import field_of
+from pytest_transformer_validate.subject.setup import Setup
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,12 +33,14 @@ class Protocol:
     """How a cache travels.
 
     ``field`` is the result that is handed back in (``None``: the model keeps it inside, and
-    ``reset`` names the method that empties it, where there is one).
+    ``reset`` names the method that empties it, where there is one; ``setup`` the one that makes
+    it, where forward runs without).
     """
 
     text: str
     field: str | None
     reset: str | None = None
+    setup: str | None = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,33 @@ def feed(
 ) -> Iterator[Any]:
     """The logits (B, n, V) of piece after piece; for the piece ``watched`` the calls of every
     module. ``caches`` collects copies of the cache."""
+    with set_up(subject, protocol, plan):
+        yield from _feed(probe, subject, protocol, plan, text, watched, caches)
+
+
+@contextlib.contextmanager
+def set_up(subject: Subject, protocol: Protocol, plan: Plan) -> Iterator[None]:
+    """Room for a text in caches that have to be made, while inside."""
+    if protocol.setup is None:
+        yield
+        return
+    setup = Setup(protocol.setup)
+    setup.run(subject, plan.rows, plan.length)
+    try:
+        yield
+    finally:
+        setup.undo()
+
+
+def _feed(
+    probe: Probe,
+    subject: Subject,
+    protocol: Protocol,
+    plan: Plan,
+    text: Batch,
+    watched: int | None,
+    caches: list[Any] | None,
+) -> Iterator[Any]:
     done, cache, encoded = 0, None, None
     if protocol.reset is not None:
         getattr(subject.model, protocol.reset)()

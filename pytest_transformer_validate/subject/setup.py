@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
     from pytest_transformer_validate.subject.subject import Subject
 
-_METHODS = ("setup_caches", "setup_cache", "init_caches", "init_cache", "build_caches")
+_METHODS = (
+    "setup_caches", "setup_cache", "init_caches", "init_cache", "build_caches", "set_kv_cache",
+    "set_kv_caches", "setup_kv_cache", "setup_kv_caches", "init_kv_cache", "init_kv_caches",
+)  # fmt: skip
 _ROOM = 64
 _MISSING = object()
 

@@ -69,3 +69,40 @@ def test_a_method_that_asks_for_more_is_not_called():
 
     with pytest.raises(AssertionError, match="Caches must be initialized first"):
         _ = Subject(Asks().eval()).facts
+
+
+class Optional(models.Decoder):
+    """A cache that is made where it is wanted, as in litgpt; without, texts are read at once."""
+
+    behind = 0  # how far positions are off behind a cache
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(32, 96)
+        self.cache = None
+
+    def set_kv_cache(self, batch_size, max_seq_length=None, dtype=None):
+        self.cache = torch.zeros(2, batch_size, max_seq_length or 48, 32, dtype=dtype)
+
+    def forward(self, idx, input_pos=None):
+        steps = torch.arange(idx.size(1)) if input_pos is None else input_pos
+        if input_pos is not None and self.cache is None:
+            raise TypeError("You need to call set_kv_cache()")
+        x = self.tokens(idx) + self.positions(steps - self.behind * int(steps[0] > 0))
+        q, k, v = self.qkv(x).chunk(3, -1)
+        if input_pos is not None:
+            self.cache[0, :, steps], self.cache[1, :, steps] = k, v
+            k, v = self.cache
+        seen = torch.arange(k.size(1)) <= steps[:, None]
+        return self.head(x + (q @ k.mT).masked_fill(~seen, float("-inf")).softmax(-1) @ v)
+
+
+def test_an_optional_cache_is_made_where_caches_are_judged():
+    model = Optional()
+    config = {"block_size": 48}
+    judged = {r.case: r.status for r in validate(model, config, checks=["kv_cache"])}
+    assert [judged[case] for case in ("steps", "chunks", "long")] == ["passed"] * 3
+    assert model.cache is None
+    model.behind = 1
+    judged = {r.case: r.status for r in validate(model, config, checks=["kv_cache"])}
+    assert [judged[case] for case in ("steps", "chunks", "long")] == ["failed"] * 3
