@@ -167,9 +167,25 @@ class Shared(Attention):
         return scores.mean(1, keepdim=True).softmax(-1)
 
 
+class Latent(Attention):
+    """Keys and values from one narrow vector, with a part of the keys that all heads share."""
+
+    def __init__(self, width, heads):
+        super().__init__(width, heads)
+        self.narrow = nn.Linear(width, 12)
+        self.wide = nn.Linear(12, 2 * width)
+        self.query, self.key = nn.Linear(width, 4 * heads), nn.Linear(width, 4)
+
+    def project(self, x):
+        q = torch.cat([self.split(self.qkv(x).chunk(3, -1)[0]), self.split(self.query(x))], -1)
+        k, v = (self.split(part) for part in self.wide(self.narrow(x)).chunk(2, -1))
+        shared = self.key(x)[:, None].expand(-1, self.heads, -1, -1)
+        return q, torch.cat([k, shared], -1), v
+
+
 IDIOMS = [
     Sink, Capped, Talking, Sigmoid, Differential, OffByOne, Linear, Normalised, SmallQueries,
-    ZeroQueries, Shared,
+    ZeroQueries, Shared, Latent,
 ]  # fmt: skip
 
 
@@ -442,6 +458,23 @@ def test_patterns_are_information():
     assert all(0.9 < e <= 1 for e in first.entropy)
     assert 0 < first.diversity < 0.3
     assert first.length == len(measured.pictures[first.module]) > 16
+
+
+class Sharp(Attention):
+    """Every query sees itself and nothing else."""
+
+    def score(self, q, k):
+        return torch.eye(k.size(-2)) * 100 + super().score(q, k)
+
+
+def test_rows_with_one_visible_key_are_no_collapse():
+    measured = attention_patterns(probe(Sharp, weights="model.safetensors"))
+    assert measured.value < 0.01  # normalised by the keys that a row may see
+    assert measured.collapsed == ()
+
+
+def test_latent_keys_and_values_are_seen_in_full():
+    assert attention_scale(probe(Latent)).value == pytest.approx(1.0, abs=1e-3)
 
 
 def test_a_collapse_of_trained_weights():

@@ -301,3 +301,26 @@ def test_a_translation_that_shifts_its_labels_reads_its_source_in_both_direction
 
     measured = attribution(probe_of(FromLabels(), task="seq2seq"))
     assert "later tokens" not in measured.forbidden
+
+
+class PaddingMoves(Decoder):
+    """Positions count tokens that are no padding, and padding is a row of zeros."""
+
+    def __init__(self):
+        super().__init__()
+        self.tokens = nn.Embedding(101, 32, padding_idx=1)
+
+    def hidden(self, ids):
+        real = (ids != 1).long()
+        x = self.tokens(ids) + self.positions(real.cumsum(1) * real + 1)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+
+def test_the_baseline_is_no_padding():
+    probe = probe_of(PaddingMoves(), {"pad_token_id": 1})
+    measured = attribution(probe)
+    assert measured.value <= measured.limit.value
+    assert measured.baseline != "id 1 everywhere"
+    assert 1 not in probe.attributions.path("eval").reader.batch["input_ids"]

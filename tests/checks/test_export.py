@@ -99,6 +99,18 @@ def test_the_model_is_left_alone() -> None:
     assert attributes == {name: set(vars(module)) for name, module in model.named_modules()}
 
 
+class Stopping(models.Decoder):
+    def forward(self, input_ids):
+        logits = super().forward(input_ids)
+        return logits + logits.sum().item() * 0
+
+
+def test_graph_breaks_are_counted_with_their_reasons() -> None:
+    count, reasons = probe_of(Stopping()).exported.breaks()
+    assert count == 1
+    assert "item" in reasons[0]
+
+
 def test_compilers_are_asked_for_only(monkeypatch) -> None:
     slow = {check.name for check in all_checks() if check.slow}
     assert {"compile_equivalence", "aot_equivalence"} <= slow

@@ -241,3 +241,19 @@ def test_weights_that_transformers_returns():
     assert [site.normal for site in returned] == ["unknown", "unknown"]
     for one, other in zip(returned, seen, strict=True):
         torch.testing.assert_close(one.weights, other.weights)
+
+
+def test_a_transformers_model_of_today_returns_nothing_and_is_seen():
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "vocab_size": 90}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    config = transformers.LlamaConfig(**sizes, **heads, max_position_embeddings=32)
+    model = transformers.LlamaForCausalLM(config).eval()
+    ids = torch.arange(LENGTH)[None]
+    with torch.no_grad():
+        assert not any(model(ids, output_attentions=True).attentions or ())  # its default: sdpa
+        with captured(model, {LENGTH}) as capture:
+            model(ids)
+        model.set_attn_implementation("eager")
+        expected = model(ids, output_attentions=True).attentions
+    torch.testing.assert_close(capture.sites[0].weights, expected[0][0])
