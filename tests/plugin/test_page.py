@@ -79,6 +79,7 @@ def browser() -> Iterator[Any]:
         "--disable-sync", "--disable-quic", "--window-size=1280,900",
     ):  # fmt: skip
         options.add_argument(word)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(service))
     yield driver
     driver.quit()
@@ -140,15 +141,17 @@ def test_the_head_says_what_each_model_is_and_what_became_of_it(
     assert rows[2].strip() == "fails: cased[bad] at head"
 
 
-def test_nothing_of_a_model_runs(project: pytest.Pytester, seen: Any) -> None:
+def test_nothing_of_a_model_runs(project: pytest.Pytester, seen: Any, browser: Any) -> None:
     conftest = project.path / "conftest.py"
     conftest.write_text(conftest.read_text(encoding="utf-8") + HOSTILE, encoding="utf-8")
     project.runpytest_inprocess("--tb-model=model.py", "--html=out.html", "--self-contained-html")
+    browser.get_log("browser")
     run = seen(project.path / "out.html")
     run('document.getElementById("show_all_details").click()')
     run('document.querySelectorAll("details").forEach(e => { e.open = true })')
     time.sleep(0.2)  # an image that is not there says so a little later
     assert run("window.owned") is None
+    assert browser.get_log("browser") == []
     assert run('document.querySelectorAll("[onerror], td script, .tb-details img").length') == 0
     shown = run('document.getElementById("results-table").innerText')
     assert shown.count('<img src=x onerror="window.owned=1">') > 10, "it is there, as text"

@@ -15,7 +15,7 @@ def failure(check: str, message: str = HOSTILE, model: str = "m.py") -> Record:
 
 def test_an_annotation_is_one_line() -> None:
     (command,) = github.commands([failure("a,b:c", model="m::n")], {"m::n": ("d,e.py", 3)})
-    head = "::error file=d%2Ce.py,line=3,title=m%3A%3An%3A a%2Cb%3Ac (tier 1)::a%0A::set-env"
+    head = "::error file=d%2Ce.py,line=3,title=m%3A%3An%3A a%2Cb%3Ac (tier 1)::a%0A\\x3a:set-env"
     assert command.startswith(head)
     assert len(command.splitlines()) == 1
     assert "\x1b" not in command
