@@ -42,7 +42,8 @@ class Gradients:
     one and are not the model's. ``sketches`` are projections of the gradients
     on fixed random directions (with moved parameters only): two runs that compute the same
     gradient have the same sketch, two that round differently do not. ``cut`` says that a forward
-    took a tensor with a gradient out of it (``detach()``, ``.data``). ``dead_rows`` marks, for
+    took a tensor with a gradient out of it (``detach()``, ``.data``), ``inference`` that it ran
+    in inference mode, as its own code says. ``dead_rows`` marks, for
     the weight of each linear layer, the outputs without a gradient, which stand along
     ``output_axis``; ``dead_experts`` marks the slices (along the first axis) without one in
     parameters with three axes.
@@ -60,6 +61,7 @@ class Gradients:
     dead_rows: dict[str, torch.Tensor] = field(default_factory=dict)
     dead_experts: dict[str, torch.Tensor] = field(default_factory=dict)
     cut: bool = False
+    inference: bool = False
     not_finite: list[str] = field(default_factory=list)
 
 
@@ -104,6 +106,7 @@ def _gradients(
             _backward(probe, output, results, found)
             found.unregistered = max(found.unregistered, reads.take_unregistered())
             found.cut |= reads.cut
+            found.inference |= output.logits.is_inference()
             if thorough:
                 _sketch(probe, number, found)
     return found

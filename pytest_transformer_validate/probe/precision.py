@@ -390,7 +390,8 @@ def _rounding(model: torch.nn.Module, dtype: torch.dtype) -> Iterator[list[float
                 size = float(finite.abs().max())
                 sizes.append(size if size < 1e30 else 0.0)
                 if all(tensor.stride()) or tensor.numel() == 1:
-                    tensor.copy_(tensor.to(dtype))
+                    with torch.inference_mode(tensor.is_inference()):
+                        tensor.copy_(tensor.to(dtype))
 
     handles = [
         module.register_forward_hook(leave)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import inspect
+import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -21,6 +23,13 @@ from pytest_transformer_validate.subject.tables import TableReader
 
 if TYPE_CHECKING:
     from pytest_transformer_validate.subject.subject import Subject
+
+
+# qlen, bsz = data.size(); or "[seq_len, batch_size]" in a description
+_TIME_FIRST = re.compile(
+    r"\b(\w*len\w*|seq\w*|time\w*|T|L), *(b|bs|bsz|batch\w*|B|N)\b *(, *\w+ *)?"
+    r"(= *\w+\.(size\(\)|shape\b)|[\])])"
+)
 
 
 @dataclass(frozen=True)
@@ -184,7 +193,34 @@ def _reads_time_first(subject: Subject, batch: Batch, reader: TableReader) -> bo
     if reader.limits or tells:
         return False
     by_rows, _ = _read(subject, batch, batch.rows)
-    return bool(by_rows.limits)
+    return bool(by_rows.limits) or (_says_time_first(subject) and _down_columns(subject, batch))
+
+
+def _says_time_first(subject: Subject) -> bool:
+    """Whether the code of forward unpacks sizes as (length, batch), or describes them so."""
+    try:
+        source = inspect.getsource(type(subject.model).forward)
+    except (OSError, TypeError):
+        return False
+    return bool(_TIME_FIRST.search(source))
+
+
+def _down_columns(subject: Subject, batch: Batch) -> bool:
+    """Whether an id in the middle matters to its own column alone, and to nothing above it."""
+    row, column = batch.rows // 2, batch.main.shape[1] // 2
+    ids = batch.main.clone()
+    ids[row, column] = ids[row, column - 1] + (ids[row, column] == ids[row, column - 1])
+    one, other = (
+        read_output(subject.call(b, {})).logits for b in (batch, batch.with_(input_ids=ids))
+    )
+    if one.dim() != 3 or one.shape[:2] != ids.shape:
+        return False
+    moved = (one != other).any(-1)
+    beside = moved.clone()
+    beside[:, column] = False
+    return bool(moved[row + 1 :, column].any()) and not bool(
+        beside.any() or moved[:row, column].any()
+    )
 
 
 def _classifies_columns(

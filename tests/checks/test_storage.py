@@ -182,6 +182,25 @@ def test_a_plain_tensor_stays_behind():
         CHECKS["registered_tensors"](probe_of(Table()))
 
 
+def test_a_device_that_is_given_to_the_constructor_is_where_the_model_is_built():
+    class Told(models.Decoder):
+        def __init__(self, device="cpu"):
+            super().__init__()
+            self.device = device
+
+        def hidden(self, ids):
+            steps = torch.arange(ids.size(1)).to(self.device)
+            return self.norm(self.blocks[0](self.tokens(ids) + self.positions(steps)))
+
+    class Fixed(Told):
+        def __init__(self):
+            super().__init__("cpu")
+
+    CHECKS["registered_tensors"](probe_of(Told()))
+    with pytest.raises(CheckFailed, match="the forward makes on the CPU"):
+        CHECKS["registered_tensors"](probe_of(Fixed()))
+
+
 def test_a_plain_tensor_that_is_moved_by_the_model_does_not():
     class Moves(Table):
         def hidden(self, ids):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pytest_transformer_validate.checks.tier1.gradients import gradient_flow
-from pytest_transformer_validate.errors import CheckFailed
+from pytest_transformer_validate.errors import CheckFailed, NotApplicable
 from tests import models
 from tests.models import probe_of
 
@@ -123,3 +123,12 @@ def test_nothing_is_run_without_a_cut(monkeypatch):
     monkeypatch.setattr(type(probe.cuts), "harmful", lambda *_: pytest.fail("no cut was seen"))
     assert not probe.gradients().cut
     gradient_flow(probe)
+
+
+class Served(models.Decoder):
+    forward = torch.inference_mode()(models.Decoder.forward)
+
+
+def test_a_forward_for_inference_alone_is_not_judged():
+    with pytest.raises(NotApplicable, match="not for training"):
+        gradient_flow(probe_of(Served()))

@@ -319,3 +319,22 @@ def test_a_mask_with_which_nothing_runs_is_asked_for():
 
     with pytest.raises(SubjectError, match=r"requires block_mask(.|\n)*no form(.|\n)*raised"):
         _ = Subject(plain(forward)).facts
+
+
+class ByColumns(torch.nn.Module):
+    """Sees all ids above in its column; ``down`` says which axis that is."""
+
+    def __init__(self, axis):
+        super().__init__()
+        self.axis, self.table, self.head = axis, torch.nn.Embedding(41, 8), torch.nn.Linear(8, 41)
+
+    def forward(self, data):
+        qlen, bsz = data.size()
+        assert qlen * bsz
+        return self.head(self.table(data).cumsum(self.axis))
+
+
+@pytest.mark.parametrize(("axis", "time_major"), [(0, True), (1, False)])
+def test_an_order_that_code_names_is_believed_where_it_is_seen(axis, time_major):
+    subject = Subject(ByColumns(axis).eval())
+    assert subject.facts.time_major is time_major

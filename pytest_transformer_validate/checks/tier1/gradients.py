@@ -39,6 +39,8 @@ def gradient_flow(probe: Probe, *, floor: float = 1e-7, ceiling: float = 1e6) ->
     if probe.subject.sizes[1] < 2:
         raise NotApplicable("the longest text is one token: attention has nothing to choose from")
     found = probe.gradients()
+    if found.inference:
+        raise NotApplicable("forward runs under torch.inference_mode(): it is not for training")
     if not found.norms:
         raise CheckFailed(
             f"{RULE}\nno parameter asks for a gradient (requires_grad=False everywhere)"
