@@ -51,8 +51,8 @@ def test_names_are_unique_and_checks_exist() -> None:
     assert len(listed) == len(set(listed)) == len(MUTANTS)
 
 
-TIER1 = {check.name for check in all_checks() if check.tier == 1}
-FOUND = sorted({m.family for m in MUTANTS.values() if m.check in TIER1})
+JUDGED = {check.name for check in all_checks() if check.tier < 3}
+FOUND = sorted({m.family for m in MUTANTS.values() if m.check in JUDGED})
 
 
 @pytest.mark.parametrize("family", FOUND)

@@ -78,4 +78,20 @@ MUTANTS = (
             ),
         ),
     ),
+    _mask(
+        name="edge_of_the_window_in_front",
+        family="mask_with_a_wrong_edge",
+        parent="sliding_window",
+        where=("layers.*.attn",),
+        why="the token behind is let in with the window's own edge",
+        edits=(("(back >= 0) & (back", "(back >= -1) & (back"),),
+    ),
+    _mask(
+        name="edge_by_distance",
+        family="mask_with_a_wrong_edge",
+        parent="alibi",
+        where=("blocks.*.attention",),
+        why="a distance of one is taken for the token itself",
+        edits=(("bias.masked_fill(distance > 0,", "bias.masked_fill(distance > 1,"),),
+    ),
 )

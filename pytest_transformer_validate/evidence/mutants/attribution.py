@@ -163,4 +163,20 @@ MUTANTS = (
             ("self.mlp(self.norm2(x))", "self.mlp(OwnNorm.apply(x) * self.norm2.weight)"),
         ),
     ),
+    _wrong(
+        name="attribution_of_the_next_token",
+        family="hidden_token_gets_an_attribution",
+        parent="rotary_tied",
+        where=("blocks.*.attention",),
+        why="triu(2): the next token may be seen",
+        edits=((".triu(1)\n        scores", ".triu(2)\n        scores"),),
+    ),
+    _wrong(
+        name="attribution_of_the_token_behind_a_mask",
+        family="hidden_token_gets_an_attribution",
+        parent="nanogpt",
+        where=("transformer.h.*.attn",),
+        why="the buffer is made with its diagonal one too far",
+        edits=(("torch.tril(torch.ones(size, size))", "torch.tril(torch.ones(size, size), 1)"),),
+    ),
 )
