@@ -91,12 +91,13 @@ def tb_tokenizer(request: pytest.FixtureRequest, _tb_entry: RunModel | None) -> 
 
 
 @pytest.fixture
-def tb_device(pytestconfig: pytest.Config) -> torch.device:
+def tb_device(request: pytest.FixtureRequest) -> torch.device:
     """The device of --tb-device (torch.device)."""
     from pytest_transformer_validate import options
     from pytest_transformer_validate.models import pick_device
 
-    return pick_device(options.Settings.from_config(pytestconfig).device)
+    # not by the fixture pytestconfig, which remembers every use of it until the run ends
+    return pick_device(options.Settings.from_config(request.config).device)
 
 
 @pytest.fixture
@@ -138,7 +139,7 @@ def tb_trainer(
     tb_model: torch.nn.Module,
     tb_subject: Subject,
     tb_tokenizer: Any,
-    pytestconfig: pytest.Config,
+    request: pytest.FixtureRequest,
 ) -> Callable[..., Trainer]:
     """Makes a Trainer of the model: ``tb_trainer(epochs=1, learning_rate=1e-3)``.
 
@@ -150,7 +151,7 @@ def tb_trainer(
     from pytest_transformer_validate.training.config import TrainingConfig
     from pytest_transformer_validate.training.trainer import DeviceTrainer
 
-    said = Settings.from_config(pytestconfig)
+    said = Settings.from_config(request.config)
     defaults = {"random_seed": said.seed, "epochs": said.epochs, "precision": "32-true"}
     defaults |= {"checkpoint_dir": None, "console": False}
 

@@ -143,6 +143,7 @@ class Room:
             self._held.close()
             if self._modules is not None:
                 self._modules.leave()
+                self._modules = None
             self.house.exits.running -= 1
 
     def _put_judges_back(self) -> list[Change]:

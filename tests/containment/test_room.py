@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from pytest_transformer_validate.containment.process import Modules
 from pytest_transformer_validate.containment.room import House, Room
 from pytest_transformer_validate.containment.stops import LeftProcess
 
@@ -57,6 +58,13 @@ def test_its_own_settings_come_back_with_it(
         assert nn.Linear.forward is not layer
         assert mine.objections() == []
     assert nn.Linear.forward is layer
+
+
+def test_a_room_that_is_left_keeps_no_module(house: House) -> None:
+    room = Room(house)
+    with room:
+        assert any(isinstance(finder, Modules) for finder in sys.meta_path)
+    assert not any(isinstance(value, Modules) for value in [*vars(room).values(), *sys.meta_path])
 
 
 def test_what_changed_outside_is_not_the_models(
