@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_transformer_validate.checks.registry import all_checks
 from pytest_transformer_validate.evidence.mutants import MUTANTS
 from pytest_transformer_validate.evidence.words import LIMITS, Words
 from pytest_transformer_validate.evidence.zoo import ZOO
+from pytest_transformer_validate.probe.fitting import Fitting
 from pytest_transformer_validate.probe.probe import Probe
 from pytest_transformer_validate.probe.reference import Reference
 from pytest_transformer_validate.runner import ModelRun
 from pytest_transformer_validate.sources.base import LoadOptions
 from pytest_transformer_validate.sources.live import LiveSource
 from pytest_transformer_validate.subject.subject import Subject
+from pytest_transformer_validate.task import TaskSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -98,13 +101,18 @@ def judge(
     declared: Mapping[str, str] | None = None,
     reference: Healthy | None = None,
     tokenizer: Any = None,
+    fitting: Fitting | None = None,
 ) -> tuple[Record, ...]:
     """The records of ``checks`` on the model that ``build(seed)`` gives.
 
     ``config`` is the model's configuration, ``declared`` the deviations that are known;
     ``reference`` is what the model is compared with, built from another seed; with a
-    ``tokenizer`` predictions have to stay at the declared rate.
+    ``tokenizer`` predictions have to stay at the declared rate; ``fitting`` is what copies of it
+    are trained on, character by character.
     """
+    checks = list(checks)
+    if all(check.tier == 3 for check in checks):
+        tokenizer = None
     run = ModelRun(name, limits=LIMITS if tokenizer else {}, declared=dict(declared or {}))
 
     @functools.cache
@@ -116,7 +124,14 @@ def judge(
             source = LiveSource(reference.name, reference.build(seed + 1), reference.config)
             compared = Reference(source, LoadOptions(seed=seed))
         weights = f"random (seed {seed})"
-        return Probe(subject, seed=seed, weights=weights, rebuild=build, reference=compared)
+        return Probe(
+            subject,
+            seed=seed,
+            weights=weights,
+            rebuild=build,
+            reference=compared,
+            fitting=fitting,
+        )
 
     return tuple(
         run.judge(check, case, probe).record
@@ -153,6 +168,7 @@ def mutant_row(name: str, seed: int = 0) -> MutantRow:
         seed,
         reference=healthy,
         tokenizer=mutant.tokenizer,
+        fitting=fitting_of(healthy),
     )
     return MutantRow(mutant, _parent_status(mutant.parent, mutant.check, seed), records)
 
@@ -161,9 +177,24 @@ def mutant_row(name: str, seed: int = 0) -> MutantRow:
 def _parent_status(parent: str, check: str, seed: int) -> str:
     named, healthy = [c for c in all_checks() if c.name == check], ZOO[parent]
     records = judge(
-        parent, healthy.build, healthy.config, named, seed, reference=healthy, tokenizer=Words()
+        parent,
+        healthy.build,
+        healthy.config,
+        named,
+        seed,
+        reference=healthy,
+        tokenizer=Words(),
+        fitting=fitting_of(healthy),
     )
     return worst(records)
+
+
+def fitting_of(healthy: Healthy) -> Fitting:
+    """Short texts with a target and a label each, for a model that reads tokens."""
+    reads_tokens = TaskSpec(healthy.task).reads_tokens
+    return Fitting(
+        str(Path(__file__).with_name("texts.jsonl")) if reads_tokens else None, epochs=6
+    )
 
 
 _COLUMNS = ("passed", "failed", "declared", "does not apply", "no answer")

@@ -48,8 +48,12 @@ class Stepper:
         self.model = subject.model
         self.task = task
         _ = subject.facts  # found once, before the model is wrapped
-        start = declared(subject.config, ("decoder_start_token_id", "bos_token_id"))
-        self.start = start if isinstance(start, int) else subject.pad_id
+        found = (
+            declared(subject.config, ("decoder_start_token_id", "bos_token_id")),
+            getattr(subject.tokenizer, "bos_token_id", None),
+            subject.pad_id,
+        )
+        self.start = next((start for start in found if isinstance(start, int)), None)
 
     def count(self, batch: Mapping[str, torch.Tensor]) -> int:
         """How many targets of a batch count."""

@@ -7,6 +7,7 @@ model's device and in its dtype, and saves nothing.
 from __future__ import annotations
 
 import copy
+import math
 import time
 import warnings
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from pytest_transformer_validate.probe.passes import Passes, remembered
 from pytest_transformer_validate.subject.subject import Subject
 from pytest_transformer_validate.training.config import ConfigWarning, TrainingConfig
 from pytest_transformer_validate.training.copied import kept_gradients, without_dropout
+from pytest_transformer_validate.training.data.files import read_file
+from pytest_transformer_validate.training.data.tokens import CharacterTokenizer, text_field
 from pytest_transformer_validate.training.hooks import TrainingHooks
 from pytest_transformer_validate.training.mixing import find_mixing
 from pytest_transformer_validate.training.steps import Stepper
@@ -120,7 +123,7 @@ class Trials(Passes):
             "fine_tuning",
             given,
             dropout=True,
-            tokenizer=_tokenizer(subject.tokenizer, fitting.data, subject.vocab_size),
+            tokenizer=self._tokenizer(),
         )
 
     @property
@@ -232,6 +235,17 @@ class Trials(Passes):
         kept = state if weights else None
         return Training(tuple(watch.losses), stopped, grads, kept, tuple(val), seconds)
 
+    def _tokenizer(self) -> Any:
+        """The model's own, else one made of the characters of the data, if it reads texts."""
+        subject, path = self.probe.subject, self.probe.fitting.data
+        if subject.tokenizer is not None or path is None or subject.vision:
+            return subject.tokenizer
+        rows = read_file(path)
+        texts = (row[name] for row in rows if (name := text_field(row)) is not None)
+        masks = self.task.task_type == "masked_lm"
+        size = min(subject.vocab_size, subject.target_vocab_size if subject.decodes else math.inf)
+        return CharacterTokenizer(texts, int(size), pad=subject.pad_id or 0, masks=masks)
+
     def _copied(self) -> torch.nn.Module:
         """A copy of the model, or the model built once more where it cannot be copied."""
         probe = self.probe
@@ -265,15 +279,3 @@ class _Watch(TrainingHooks):
             raise _Enough("done")
         if self.budget and time.monotonic() - self.start > self.budget:
             raise _Enough(f"out of time: {self.budget:g} s")
-
-
-def _tokenizer(tokenizer: Any, path: str | None, vocabulary: int) -> Any:
-    """The model's own, else one made of the characters of the data."""
-    if tokenizer is not None or path is None:
-        return tokenizer
-    from pytest_transformer_validate.training.data.files import read_file
-    from pytest_transformer_validate.training.data.tokens import CharacterTokenizer, text_field
-
-    rows = read_file(path)
-    texts = (row[name] for row in rows if (name := text_field(row)) is not None)
-    return CharacterTokenizer(texts, vocabulary)

@@ -160,6 +160,16 @@ class TestFineTuning:
         with pytest.raises(CheckFailed, match="the validation loss is .* after 7 steps"):
             fine_tuning(probe, rate=0.3)
 
+    def test_what_evaluation_alone_does_is_the_likely_cause(self, tmp_path: Path) -> None:
+        class Cold(models.Decoder):
+            def forward(self, input_ids):
+                return super().forward(input_ids) * (1 if self.training else -1)
+
+        probe = probe_of(Cold())
+        probe.fitting = self.data(tmp_path)
+        with pytest.raises(CheckFailed, match="likely: it computes something else in evaluation"):
+            fine_tuning(probe, rate=1e-2)
+
     def test_without_data_it_says_how_to_give_some(self) -> None:
         with pytest.raises(NotApplicable, match="--tb-data=PATH"):
             fine_tuning(probe_of(models.Decoder()))

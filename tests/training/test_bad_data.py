@@ -75,6 +75,29 @@ def test_a_tokenizer_of_a_larger_vocabulary_is_found_by_its_ids():
         Trainer(tiny_lm(), None, config, None, large).train(["uvwxyz", "stuvwxyz"])
 
 
+def test_the_first_id_of_a_decoder_is_declared_or_the_tokenizers():
+    class Pairs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Embedding(VOCABULARY, 8)
+            self.head = nn.Linear(8, VOCABULARY)
+            self.first: list[int] = []
+
+        def forward(
+            self, input_ids: torch.Tensor, decoder_input_ids: torch.Tensor
+        ) -> torch.Tensor:
+            self.first += decoder_input_ids[:, 0].tolist() if self.training else []
+            return self.head(self.embed(decoder_input_ids) + self.embed(input_ids).mean(1, True))
+
+    data = [{"text": text, "target": text[::-1]} for text in TEXTS]
+    settings = {"epochs": 1, "checkpoint_dir": None, "console": False, "precision": "32-true"}
+    for config, first in ((None, TOKENIZER.bos_token_id), ({"decoder_start_token_id": 5}, 5)):
+        model = Pairs()
+        task = TaskSpec("seq2seq")
+        Trainer(model, config, TrainingConfig(**settings), task, TOKENIZER).train(data)
+        assert set(model.first) == {first}
+
+
 @pytest.mark.parametrize("wrong", [2, -1])
 def test_a_label_outside_of_the_classes_is_named(wrong):
     data = [{"input_ids": [3, 4], "label": n % 2} for n in range(5)]

@@ -14,6 +14,7 @@ from pytest_transformer_validate.errors import TrainingError
 from pytest_transformer_validate.task import TaskSpec
 from pytest_transformer_validate.training.config import ConfigWarning, TrainingConfig
 from pytest_transformer_validate.training.data import choose
+from pytest_transformer_validate.training.data.collators import LanguageModelingDataCollator
 from pytest_transformer_validate.training.data.files import read_file
 from pytest_transformer_validate.training.data.loaders import make_loaders
 from pytest_transformer_validate.training.data.module import UniversalDataModule
@@ -123,6 +124,11 @@ def test_labels_of_texts_are_kept():
     assert sorted(batch["labels"].tolist()) == [0, 1]
 
 
+def test_a_label_beside_a_text_is_nothing_to_a_language_model():
+    data = [{"text": text, "label": 1} for text in TEXTS]
+    assert seen(module(data).train_dataloader()) == seen(module(TEXTS).train_dataloader())
+
+
 class TestCollators:
     def test_a_text_task_without_tokenizer_says_both_ways_out(self) -> None:
         with pytest.raises(ValueError, match="tokenizer=.*data_collator="):
@@ -144,6 +150,18 @@ class TestTokenizers:
     def test_characters_survive(self) -> None:
         assert TOKENIZER.decode(TOKENIZER.encode("abcd")) == "abcd"
         assert TOKENIZER.encode("aX") == [TOKENIZER.encode("a")[0], 2, 1]
+
+    @pytest.mark.parametrize("pad", [0, 1, 15])
+    def test_the_models_padding_id_pads_and_nothing_else(self, pad) -> None:
+        tokenizer = CharacterTokenizer("abc", VOCABULARY, pad=pad, masks=True)
+        ids = tokenizer.encode("abcX")
+        assert tokenizer.pad_token_id == pad
+        assert pad not in ids
+        assert tokenizer.mask_token_id not in ids
+        assert len({*tokenizer.all_special_ids, *ids[:3]}) == 7
+        assert max(*tokenizer.all_special_ids, *ids) < VOCABULARY
+        assert tokenizer.decode(ids) == "abc"
+        assert LanguageModelingDataCollator(tokenizer, mlm=True)([ids])["labels"].shape == (1, 5)
 
     def test_a_vocabulary_without_room_is_refused(self) -> None:
         with pytest.raises(ValueError, match="given 3"):

@@ -58,10 +58,17 @@ def _fail(training: Training, measured: FineTuned) -> None:
         f"the {what} is {measured.value:.4g} after {measured.steps} steps, at the start the loss "
         f"was {measured.start:.4g}"
     )
+    learned = mean(measured.losses[-5:]) < measured.start
+    likely = (
+        "it computes something else in evaluation than in training (see dropout), or the rows are "
+        "so few that it learned them by heart"
+        if measured.val and learned
+        else "too few rows, a learning rate that does not fit (ini tb_limits: "
+        "fine_tuning.rate = 1e-4), or what one_batch_overfit says"
+    )
     raise CheckFailed(
         "training on the data must make the model better on data it has not seen\n"
         f"{said}\n"
-        "likely: too few rows, a learning rate that does not fit (ini tb_limits: "
-        "fine_tuning.rate = 1e-4), or what one_batch_overfit says",
+        f"likely: {likely}",
         measured,
     )

@@ -186,6 +186,8 @@ FAMILIES: dict[str, str] = {
     # loss_curve
     "loss_far_from_a_guess": "outputs so large that training starts with being wrong for sure",
     "loss_leaps": "something that happens in some steps of a training only",
+    # fine_tuning
+    "used_in_another_way_than_trained": "evaluation computes something that was not trained",
     # accumulation_equivalence
     "rows_mixed_in_training": "statistics over the rows, in training mode only",
     "rows_mixed_in_backward": "gradients changed by hand, by numbers of the whole batch",

@@ -107,8 +107,7 @@ class UniversalDataModule:
             raise ValueError(f"the {what} data has no example")
         if self.tokenizer is None or self.task.modality != "text":
             return data
-        pairs = self.task.task_type == "seq2seq"
-        return Tokenized(data, self.tokenizer, self.max_length, pairs=pairs)
+        return Tokenized(data, self.tokenizer, self.max_length, self.task.task_type)
 
     def _split(self, examples: Any, part: float) -> tuple[Any, Any]:
         count = int(len(examples) * part)

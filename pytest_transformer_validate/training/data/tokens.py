@@ -10,33 +10,37 @@ if TYPE_CHECKING:
 
 TEXT_FIELDS = ("text", "content", "sentence", "document")
 TARGET_FIELDS = ("target", "summary", "translation", "target_text")
-_SPECIAL = ("<pad>", "<eos>", "<unk>")
-
 
 class CharacterTokenizer:
-    """One id a character: 0 pads, 1 ends, 2 stands for characters that are not known.
+    """One id a character, and ids that pad, that end (and begin), and that stand for characters
+    that are not known; with ``masks`` one for those that are hidden.
 
-    ``vocab_size`` is the model's; the most frequent characters of ``texts`` get the ids from 3
-    on, as many as there is room for. Raises ValueError for a vocabulary with no room for any.
+    ``vocab_size`` is the model's, ``pad`` the id that it takes for padding; the others are the
+    smallest that are left. The most frequent characters of ``texts`` get the ids after these, as
+    many as there is room for. Raises ValueError for a vocabulary with no room for any.
     """
 
-    pad_token_id, eos_token_id, unk_token_id = range(len(_SPECIAL))
-    mask_token_id = None
-    all_special_ids = tuple(range(len(_SPECIAL)))
-
-    def __init__(self, texts: Iterable[str], vocab_size: int) -> None:
-        if vocab_size <= len(_SPECIAL):
+    def __init__(
+        self, texts: Iterable[str], vocab_size: int, *, pad: int = 0, masks: bool = False
+    ) -> None:
+        names = ["<pad>", "<eos>", "<unk>", *["<mask>"] * masks]
+        if vocab_size <= len(names):
             raise ValueError(
-                f"a character tokenizer needs a vocabulary of more than {len(_SPECIAL)}, "
+                f"a character tokenizer needs a vocabulary of more than {len(names)}, "
                 f"given {vocab_size}"
             )
+        ids = [pad, *(at for at in range(vocab_size) if at != pad)]
+        self.all_special_ids = tuple(ids[: len(names)])
+        self.pad_token_id, self.eos_token_id, self.unk_token_id = ids[:3]
+        self.bos_token_id = self.eos_token_id
+        self.mask_token_id = ids[3] if masks else None
         counts: dict[str, int] = {}
         for text in texts:
             for character in text:
                 counts[character] = counts.get(character, 0) + 1
-        known = sorted(counts, key=lambda c: (-counts[c], c))[: vocab_size - len(_SPECIAL)]
-        self._ids = {c: at for at, c in enumerate(known, start=len(_SPECIAL))}
-        self._characters = [*_SPECIAL, *known]
+        known = sorted(counts, key=lambda c: (-counts[c], c))
+        self._ids = dict(zip(known, ids[len(names) :], strict=False))
+        self._characters = {at: c for c, at in self._ids.items()}
         self.vocab_size = vocab_size
 
     def __len__(self) -> int:
@@ -48,7 +52,7 @@ class CharacterTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, without special ones."""
-        return "".join(self._characters[i] for i in ids if i >= len(_SPECIAL))
+        return "".join(self._characters.get(i, "") for i in ids)
 
 
 def encode(tokenizer: Any, text: str, longest: int | None = None) -> list[int]:
@@ -70,13 +74,14 @@ def encode(tokenizer: Any, text: str, longest: int | None = None) -> list[int]:
 class Tokenized:
     """Examples with texts, as examples with ids; each is tokenized when it is asked for.
 
-    Examples that hold ``input_ids`` pass through. ``target_field`` is tokenized too where it is a
-    text, which becomes ``labels``.
+    Examples that hold ``input_ids`` pass through. Of ``seq2seq`` the target is tokenized too,
+    which becomes ``labels``; of ``classification`` the label is kept; of other tasks the text is
+    all there is to learn.
     """
 
-    def __init__(self, data: Any, tokenizer: Any, longest: int | None, *, pairs: bool) -> None:
+    def __init__(self, data: Any, tokenizer: Any, longest: int | None, task_type: str) -> None:
         self.data, self.tokenizer, self.longest = data, tokenizer, longest
-        self.pairs = pairs
+        self.pairs, self.labelled = task_type == "seq2seq", task_type == "classification"
 
     def __len__(self) -> int:
         return len(self.data)
@@ -101,7 +106,7 @@ class Tokenized:
             text = isinstance(value, str)
             found["labels"] = encode(self.tokenizer, value, self.longest) if text else value
         for label in ("label", "labels"):
-            if label in example and not self.pairs:
+            if label in example and self.labelled:
                 found["labels"] = example[label]
         return found
 
