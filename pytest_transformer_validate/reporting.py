@@ -212,7 +212,8 @@ class HtmlRows:
                 model.id: ", ".join(filter(None, (model.source.spec, model.source.provenance())))
                 for model in self.results.run.models
             }
-            prefix.append(guest.summary(self.results.in_order(), sources))
+            results = self.results
+            prefix.append(guest.summary(results.in_order(), sources, results.remarks))
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_html_results_table_header(self, cells: list[str]) -> None:

@@ -48,9 +48,11 @@ def details(record: Record, rule: str = "") -> str:
     return f"<div class=tb-details>{inside}</div>" if inside else ""
 
 
-def summary(records: Sequence[Record], sources: Mapping[str, str]) -> str:
-    """The verdict, and a table of the models and their tiers, those that failed first. A model of
-    which all was skipped did not pass.
+def summary(
+    records: Sequence[Record], sources: Mapping[str, str], remarks: Sequence[str] = ()
+) -> str:
+    """The verdict, remarks on the run, and a table of the models and their tiers, those that
+    failed first. A model of which all was skipped did not pass.
 
     ``sources`` says by model id where a model came from.
     """
@@ -63,9 +65,10 @@ def summary(records: Sequence[Record], sources: Mapping[str, str]) -> str:
     head = "".join(f"<th>{name}</th>" for name in names)
     order = sorted(groups, key=lambda model: not any(r.failure for r in groups[model]))
     rows = "".join(_model(model, groups[model], tiers, sources.get(model, "")) for model in order)
+    said = "".join(f"<li>{text(remark)}</li>" for remark in remarks)
     return (
         f"<style>{STYLE.read_text(encoding='utf-8')}</style>"
-        f'<p class="tb-verdict {tone}">{verdict}</p>'
+        f'<p class="tb-verdict {tone}">{verdict}</p>{f"<ul>{said}</ul>" if said else ""}'
         f'<table class="tb-models"><thead><tr>{head}</tr></thead>{rows}</table>'
     )
 
@@ -73,17 +76,15 @@ def summary(records: Sequence[Record], sources: Mapping[str, str]) -> str:
 def _model(model: str, records: Sequence[Record], tiers: Sequence[int], source: str) -> str:
     context = context_of(records)
     parameters = context.get("parameters")
-    cells = [f"<th class=tb-long>{text(model)}</th>"]
-    cells += (_verdict([r.status for r in records if r.tier == tier]) for tier in tiers)
-    told = {
-        "tb-task": context.get("task", "not loaded"),
-        "tb-parameters": "" if parameters is None else count(parameters),
-        "tb-long": "; ".join(
-            [*[source] * bool(source), *_told(context, weights="weights {}", given=_GIVEN)]
-        ),
-        "tb-run": ", ".join(_told(context, device="{}", dtype="{}", seed="seed {}")),
-    }
-    cells += (f"<td class={kind}>{text(str(cell))}</td>" for kind, cell in told.items())
+    came = [*[source] * bool(source), *_told(context, weights="weights {}", given=_GIVEN)]
+    cells = [
+        f"<th class=tb-long>{text(model)}</th>",
+        *(_verdict([r.status for r in records if r.tier == tier]) for tier in tiers),
+        f"<td>{text(str(context.get('task', 'not loaded')))}</td>",
+        f"<td>{'' if parameters is None else count(parameters)}</td>",
+        f"<td class=tb-long>{text('; '.join(came))}</td>",
+        f"<td>{text(', '.join(_told(context, device='{}', dtype='{}', seed='seed {}')))}</td>",
+    ]
     fails = [record for record in records if record.failure]
     listed = (
         f'<tr class="tb-fails"><td></td><td colspan="{len(cells) - 1}">'

@@ -93,6 +93,11 @@ def test_a_model_that_was_not_judged_did_not_pass() -> None:
     assert ">1 of 2 models passed</p>" in text
 
 
+def test_remarks_on_the_run_stand_under_the_verdict() -> None:
+    text = guest.summary([record()], {}, ["slower <than> before"])
+    assert "passed</p><ul><li>slower &lt;than&gt; before</li></ul><table" in text
+
+
 def test_of_many_failures_some_are_named() -> None:
     text = guest.summary([record(check=f"c{n}") for n in range(20)], {})
     assert "c7 and 12 more<" in text
