@@ -119,6 +119,14 @@ def test_labels_that_are_all_ignored_are_no_loss_of_zero():
         trained([batch])
 
 
+def test_a_batch_of_padding_alone_is_no_nan():
+    empty = padded(rows(2))
+    empty["labels"].fill_(-100)
+    empty["attention_mask"].fill_(0)
+    result = trained([empty, padded(rows(2))])
+    assert result["final_loss"] == pytest.approx(trained([padded(rows(2))])["final_loss"])
+
+
 def test_another_ignored_label_is_ignored_everywhere():
     task = TaskSpec("causal_lm", ignore_index=-7)
     config = TrainingConfig(epochs=1, checkpoint_dir=None, console=False, precision="32-true")

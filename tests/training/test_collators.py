@@ -45,6 +45,14 @@ def test_real_tokens_equal_to_the_padding_id_are_trained(side, mask):
         assert (batch["labels"][row][~real] == -100).all()
 
 
+@pytest.mark.parametrize(("eos", "filler"), [(7, 7), (None, 0)])
+def test_without_a_padding_id_another_fills_up(eos, filler):
+    tokenizer = Tokenizer(pad_token_id=None, eos_token_id=eos)
+    batch = LanguageModelingDataCollator(tokenizer)([{"input_ids": [5, 6]}, {"input_ids": [8]}])
+    assert batch["input_ids"].tolist() == [[5, 6], [8, filler]]
+    assert batch["labels"].tolist() == [[5, 6], [8, -100]]
+
+
 def test_lists_tensors_and_mappings_are_the_same():
     collate = LanguageModelingDataCollator(Tokenizer())
     ids = [text["input_ids"] for text in TEXTS]

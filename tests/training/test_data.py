@@ -174,6 +174,13 @@ class TestTokenizers:
     def test_any_kind_is_taken(self, tokenizer) -> None:
         assert encode(tokenizer, "ab") == TOKENIZER.encode("ab")
 
+    def test_one_in_python_is_taken(self) -> None:
+        transformers = pytest.importorskip("transformers")
+        tokenizer = transformers.ByT5Tokenizer()
+        assert not tokenizer.is_fast
+        loader = module(["ab", "c"], tokenizer=tokenizer).train_dataloader()
+        assert sorted(seen(loader)) == [[100, 101, 1], [102, 1]]
+
     def test_what_is_none_is_refused(self) -> None:
         with pytest.raises(ValueError, match="int has neither"):
             encode(3, "ab")
@@ -207,6 +214,12 @@ class TestFiles:
             ("a.txt", b"a\n\0b\n", "line 2: holds a NUL"),
             ("a.txt", b"\x1f\x8b\x08", "compressed with gzip"),
             ("a.jsonl", b'{"text": "a"}\n{"text":\n', "line 2: no JSON"),
+            ("a.jsonl", b'{"text": "a"}\n[1]\n', "line 2: an example is an object"),
+            ("a.jsonl", b'{"text": "a"}\n{"txt": "b"}\n', "line 2: no field 'text'; it has txt"),
+            ("a.jsonl", b'{"text": "a", "n": 1}\n{"text": "b", "n": "2"}\n', "'n' is str"),
+            ("a.jsonl", b'{"text": "a"}\n' + b"{\n" * 5, "line 2.*\n.*line 3.*\n.*line 4.*[^5]$"),
+            ("a.txt", b"a" * (1 << 24) + b"b\n", "line 1: 16 MB in one line"),
+            ("a.md", b"a\r\nb\xe9\r\n", "line 2: not UTF-8"),
             ("a.csv", b"text\n", "holds no row"),
             ("a.parquet", b"PAR1", "cannot be read as parquet"),
             ("a.pdf", b"x", "data files end in"),
@@ -218,6 +231,16 @@ class TestFiles:
             (tmp_path / name).write_bytes(content)
         with pytest.raises(TrainingError, match=said):
             read_file(tmp_path / name)
+
+    @pytest.mark.parametrize("kind", ["txt", "csv", "jsonl"])
+    def test_lines_of_windows_and_a_single_row(self, tmp_path: Path, kind: str) -> None:
+        pytest.importorskip("datasets")
+        header, row = ("text\r\n", "ab") if kind == "csv" else ("", "ab")
+        row = '{"text": "ab", "more": null}' if kind == "jsonl" else row
+        for count in (1, 3):
+            path = tmp_path / f"{count}.{kind}"
+            path.write_bytes((header + f"{row}\r\n" * count).encode())
+            assert list(read_file(path)["text"]) == ["ab"] * count
 
     def test_a_folder_is_no_file(self, tmp_path: Path) -> None:
         with pytest.raises(TrainingError, match="is a folder"):

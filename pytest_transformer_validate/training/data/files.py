@@ -8,10 +8,13 @@ from typing import Any
 
 from pytest_transformer_validate.errors import TrainingError, error_line
 from pytest_transformer_validate.optional import require
+from pytest_transformer_validate.training.data.tokens import text_field
 
 _KINDS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 _KINDS |= {".txt": "text", ".text": "text", ".md": "text"}
 _GZIP = b"\x1f\x8b"
+LONGEST_LINE = 1 << 24  # bytes
+MOST_FAULTS = 3
 
 
 def read_file(path: str | Path) -> Any:
@@ -64,23 +67,62 @@ def _look(place: Path) -> None:
 
 
 def _check_lines(place: Path) -> None:
-    lines = place.suffix.lower() == ".jsonl"
-    filled = 0
+    """Raise TrainingError with the number of the first line that is no text, or too long for one;
+    of JSON lines also with what is wrong in the first three that are no examples."""
+    kind = place.suffix.lower()
+    filled, rows = 0, JsonLines() if kind == ".jsonl" else None
     with place.open("rb") as file:
         for number, raw in enumerate(file, start=1):
+            if len(raw) > LONGEST_LINE and kind != ".json":
+                raise TrainingError(
+                    f"{place}, line {number}: {len(raw) / 2**20:.0f} MB in one line; a file holds "
+                    "one example a line"
+                )
             try:
                 text = raw.decode("utf-8")
-                if lines and text.strip():
-                    json.loads(text)
             except UnicodeDecodeError as error:
                 around = raw[max(error.start - 8, 0) : error.start + 8]
                 raise TrainingError(f"{place}, line {number}: not UTF-8: {around!r}") from error
-            except json.JSONDecodeError as error:
-                raise TrainingError(f"{place}, line {number}: no JSON: {error}") from error
             if "\0" in text:
                 raise TrainingError(f"{place}, line {number}: holds a NUL character")
             filled += bool(text.strip())
+            if rows is not None and text.strip():
+                rows.see(number, text)
+    if rows is not None and rows.faults:
+        raise TrainingError("\n".join(f"{place}, {fault}" for fault in rows.faults))
     if not filled:
         raise TrainingError(f"{place}: every line is blank")
-    if filled == 1 and _KINDS[place.suffix.lower()] == "csv":
+    if filled == 1 and _KINDS[kind] == "csv":
         raise TrainingError(f"{place} holds no row: its only line is the header")
+
+
+class JsonLines:
+    """Looks at JSON lines one after the other; ``faults`` are the first three."""
+
+    def __init__(self) -> None:
+        self.faults: list[str] = []
+        self._types: dict[str, type] = {}
+        self._text: str | None = None
+
+    def see(self, number: int, line: str) -> None:
+        """One line that is not blank."""
+        found = None if len(self.faults) == MOST_FAULTS else self._wrong(line)
+        if found is not None:
+            self.faults.append(f"line {number}: {found}")
+
+    def _wrong(self, line: str) -> str | None:
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            return f"no JSON: {error}"
+        if not isinstance(row, dict):
+            return f"an example is an object {{...}}, given {type(row).__name__}"
+        self._text = self._text or text_field(row)
+        if self._text is not None and row.get(self._text) is None:
+            return f"no field {self._text!r}; it has {', '.join(row) or 'nothing'}"
+        for name, value in row.items():
+            kind = float if isinstance(value, int) and not isinstance(value, bool) else type(value)
+            if value is not None and self._types.setdefault(name, kind) is not kind:
+                before = self._types[name].__name__
+                return f"field {name!r} is {type(value).__name__}, in lines before {before}"
+        return None
