@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pytest_transformer_validate.errors import NotApplicable, SubjectError
+from pytest_transformer_validate.errors import NotApplicable, SubjectError, error_line
 from pytest_transformer_validate.probe.compare import difference
 from pytest_transformer_validate.probe.passes import Passes, remembered
 from pytest_transformer_validate.probe.trace import ROOT, traced
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from pytest_transformer_validate.probe.probe import Probe
     from pytest_transformer_validate.subject.batch import Batch
+    from pytest_transformer_validate.subject.outputs import Output
 
 IGNORE = -100
 
@@ -45,6 +46,18 @@ class Answer:
     eps: float
     differentiable: bool
     named: bool
+
+
+@dataclass(frozen=True)
+class Made:
+    """A decoder's input that is made from labels: how far outputs up to a label move when it
+    changes (``before``), how far later ones do (``after``), the logits, and whether the caller's
+    labels were ``rewritten``."""
+
+    before: float
+    after: float
+    logits: torch.Tensor
+    rewritten: bool
 
 
 class Losses(Passes):
@@ -139,21 +152,35 @@ class Losses(Passes):
         return not torch.equal(*logits)
 
     @remembered
-    def leak(self) -> tuple[float, float, torch.Tensor]:
-        """A decoder whose input is made from labels: how far outputs up to a label move when it
-        changes, how far later ones do, and the logits."""
-        probe = self.probe
-        batch, labels = self.batch(), self.labels()
-        only = batch.with_()
-        del only.inputs["decoder_input_ids"]
+    def made(self) -> Made:
+        """A decoder whose input is made from labels."""
+        labels = self.labels()
+        given = labels.clone()
         middle = labels.shape[1] // 2
         other = labels.clone()
         other[:, middle] = labels.roll(1, 0)[:, middle]
-        with _config_kept(probe):
-            first = probe.forward(only.with_(labels=labels)).logits
-            second = probe.forward(only.with_(labels=other)).logits
+        first, second = (self._from_labels(tensor).logits for tensor in (given, other))
         moved = difference(first, second).flatten(2).amax((0, 2))
-        return float(moved[: middle + 1].max()), float(moved[middle + 1 :].max()), first
+        return Made(
+            before=float(moved[: middle + 1].max()),
+            after=float(moved[middle + 1 :].max()),
+            logits=first,
+            rewritten=not torch.equal(given, labels),
+        )
+
+    def refused(self) -> str | None:
+        """What is raised where some labels of which a decoder's input is made are ignored."""
+        try:
+            self._from_labels(self.labels().masked_fill(~self.counted(), IGNORE))
+        except Exception as error:  # noqa: BLE001 - the check says what raising means
+            return error_line(error, 100)
+        return None
+
+    def _from_labels(self, labels: torch.Tensor) -> Output:
+        only = self.batch()
+        only.inputs.pop("decoder_input_ids", None)
+        with _config_kept(self.probe):
+            return self.probe.forward(only.with_(labels=labels))
 
     def where(self) -> str:
         """The module that gives the loss: the innermost one that returns it."""

@@ -304,3 +304,41 @@ def test_inputs_that_are_corrupted_at_random_to_train():
             return super().forward(input_ids, labels)
 
     assert "with labels, the forward draws random numbers" in judge(Corrupts()).notes
+
+
+class FromLabels(models.Translator):
+    """Makes its decoder's input from labels, as BART does."""
+
+    def shifted(self, labels):
+        return labels.roll(1, 1).masked_fill(labels.roll(1, 1) == -100, 0).index_fill(1, ONE, 2)
+
+    def forward(self, input_ids, decoder_input_ids=None, labels=None):
+        if decoder_input_ids is None:
+            decoder_input_ids = self.shifted(labels)
+        logits = super().forward(input_ids, decoder_input_ids)
+        if labels is None:
+            return {"logits": logits}
+        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        return {"loss": loss, "logits": logits}
+
+
+ONE = torch.tensor([0])
+
+
+class InPlace(FromLabels):
+    def shifted(self, labels):
+        return labels.copy_(super().shifted(labels))
+
+
+class KeepsIgnored(FromLabels):
+    def shifted(self, labels):
+        return labels.roll(1, 1).index_fill(1, ONE, 2)
+
+
+def test_a_decoder_whose_input_is_made_from_labels():
+    assert judge(FromLabels()).ignored == -100
+    with pytest.raises(CheckFailed, match="the labels of the caller are other ones"):
+        judge(InPlace())
+    with pytest.raises(CheckFailed, match="labels of -100 are not taken") as caught:
+        judge(KeepsIgnored())
+    assert "replace it by the padding id" in caught.value.message

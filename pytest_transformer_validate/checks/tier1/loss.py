@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pytest_transformer_validate.probe.losses import Answer
     from pytest_transformer_validate.probe.probe import Probe
 
+_IGNORED = -100
 _OTHER_PROBLEMS = ("regression", "multi_label_classification")
 
 
@@ -52,7 +53,7 @@ def loss_alignment(probe: Probe, *, factor: float = 64.0) -> LossAlignment:
         measured = _by_gradient(probe, full, notes)
     else:
         measured = _by_value(probe, full, notes)
-    _judge_made_input(probe)
+    _judge_made_input(probe, measured)
     return dataclasses.replace(measured, notes=tuple(notes))
 
 
@@ -203,19 +204,38 @@ def _is_mean(answer: Answer, labels: torch.Tensor, shift: int) -> bool:
     return off <= ROUNDING * answer.eps * max(1.0, abs(answer.loss))
 
 
-def _judge_made_input(probe: Probe) -> None:
-    """A decoder input that is made from labels holds none that it has to predict."""
+def _judge_made_input(probe: Probe, measured: LossAlignment) -> None:
+    """A decoder input that is made from labels holds none that it has to predict, nor labels that
+    are ignored, and the labels stay as they were."""
     subject = probe.subject
     if not subject.decodes or "decoder_input_ids" in subject.signature.required:
         return
     if subject.sizes[1] < 4:
         return
     try:
-        before, after, logits = probe.losses.leak()
+        made = probe.losses.made()
     except Exception:  # noqa: BLE001 - a model need not make its own decoder input
         return
-    limit = two_shapes_limit(logits, probe.noise())
-    if before > limit.value and after > limit.value:
+    if made.rewritten:
+        fail(
+            probe,
+            "without decoder_input_ids, the labels of the caller are other ones after the call: "
+            "the loss compares with what the decoder was given",
+            "labels are shifted in place: clone() them first",
+        )
+    refused = None
+    if measured.ignored == _IGNORED and probe.subject.device.type == "cpu":
+        refused = probe.losses.refused()
+    if refused is not None:
+        fail(
+            probe,
+            f"without decoder_input_ids, labels of {_IGNORED} are not taken ({refused})",
+            f"the decoder's input is made from labels and keeps {_IGNORED} as an id: replace it by "
+            "the padding id",
+        )
+    limit = two_shapes_limit(made.logits, probe.noise())
+    before = made.before
+    if before > limit.value and made.after > limit.value:
         fail(
             probe,
             f"without decoder_input_ids, outputs up to a label move by {before:.2g} (limit "

@@ -92,6 +92,31 @@ MUTANTS = (
         ),
     ),
     _loss(
+        name="labels_shifted_in_place",
+        family="labels_shifted_wrongly",
+        parent="seq2seq",
+        why="the labels themselves are shifted, and the loss compares with the decoder's input",
+        edits=(
+            (
+                "        shifted[:, 0] = self.start\n        return shifted",
+                "        labels.copy_(shifted)\n        labels[:, 0] = self.start\n"
+                "        return labels",
+            ),
+        ),
+    ),
+    _loss(
+        name="ignored_labels_kept_as_ids",
+        family="ignored_labels_counted",
+        parent="cached_seq2seq",
+        why="the decoder's input is made from labels, and -100 is an id in it",
+        edits=(
+            (
+                "decoder_input_ids.masked_fill(decoder_input_ids == -100, self.pad)",
+                "decoder_input_ids.contiguous()",
+            ),
+        ),
+    ),
+    _loss(
         name="rolled_over_the_batch",
         family="loss_of_a_wrong_layout",
         parent="nanogpt",
