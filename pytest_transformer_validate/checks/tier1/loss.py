@@ -230,8 +230,8 @@ def _judge_made_input(probe: Probe, measured: LossAlignment) -> None:
         fail(
             probe,
             f"without decoder_input_ids, labels of {_IGNORED} are not taken ({refused})",
-            f"the decoder's input is made from labels and keeps {_IGNORED} as an id: replace it by "
-            "the padding id",
+            f"the decoder's input is made from labels and keeps {_IGNORED} as an id: replace it "
+            "by the padding id",
         )
     limit = two_shapes_limit(made.logits, probe.noise())
     before = made.before
