@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import html
 import json
 import re
@@ -189,22 +188,11 @@ def test_no_item_keeps_its_record_until_the_run_ends(healthy: pytest.Pytester) -
     assert not any(watch.kept)
 
 
-def test_more_models_keep_no_more_requests(healthy: pytest.Pytester) -> None:
-    class Watch:
-        alive = 0
-
-        def pytest_sessionfinish(self) -> None:
-            gc.collect()
-            requests = [o for o in gc.get_objects() if isinstance(o, pytest.FixtureRequest)]
-            self.alive = sum(request.fixturename is not None for request in requests)
-
-    text = (healthy.path / "model.py").read_text(encoding="utf-8")
-    alive = []
-    for count in (1, 3):
-        names = [f"m{number}.py" for number in range(count)]
-        for name in names:
-            (healthy.path / name).write_text(text, encoding="utf-8")
-        watch = Watch()
-        healthy.inline_run(*(f"--tb-model={name}" for name in names), plugins=[watch])
-        alive.append(watch.alive)
-    assert alive[0] == alive[1]
+def test_no_fixture_is_remembered_until_the_run_ends(healthy: pytest.Pytester) -> None:
+    healthy.makepyfile("""
+        def test_names(tb_batch, tb_probe, tb_trainer, request):
+            # pytest keeps every user of this one, whose scope is the run
+            assert "pytestconfig" not in request.fixturenames
+    """)
+    result = healthy.runpytest_inprocess(MODEL, "-k", "test_names")
+    assert result.parseoutcomes()["passed"] == 1
