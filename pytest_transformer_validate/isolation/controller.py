@@ -30,9 +30,11 @@ if TYPE_CHECKING:
     from pytest_transformer_validate.models import Run, RunModel
 
 _EVERY = 0.25
+_INTERRUPTED = int(pytest.ExitCode.INTERRUPTED)
 _AFTER_INTERRUPT = 1.5
 _STACK_LINES = 24
 _MOST_NAMES = 30
+_EARLY = "ended before its work was done"
 
 
 @dataclass
@@ -89,6 +91,8 @@ class Workers:
                 self._running[worker] = _Running(said["nodeid"], time.monotonic())
             elif name == "runtest_protocol_complete":
                 self._running.pop(worker, None)
+            elif name == "workerfinished" and _is_early(said["node"]):
+                event = "errordown", {"node": said["node"], "error": _EARLY}
             putevent(event)
 
         return put
@@ -97,10 +101,11 @@ class Workers:
 
     @pytest.hookimpl(optionalhook=True, tryfirst=True)
     def pytest_testnodedown(self, node: Any, error: object | None) -> None:
-        if not error or getattr(node, "workeroutput", None) is not None:
+        if not error or (getattr(node, "workeroutput", None) is not None and error != _EARLY):
             return
         name = node.gateway.id
         running = self._running.pop(name, None)
+        node.between_tests = running is None
         how = _how_it_ended(node) if running is None or not running.killed else self._stuck()
         stack = self._stack(name)
         _end_group(node)
@@ -216,6 +221,14 @@ class Workers:
     def _end_all(self) -> None:
         for node in self._nodes.values():
             _end_group(node)
+
+
+def _is_early(node: Any) -> bool:
+    """Whether a worker says that it is done and nobody told it to stop: it hears no more, because
+    of something that a model did to it. pytest-xdist takes that for an error of its own."""
+    said = node.workeroutput
+    asked = said["shouldfail"] or said["shouldstop"] or said["exitstatus"] == _INTERRUPTED
+    return not (asked or node._shutdown_sent)
 
 
 def _how_it_ended(node: Any) -> str:

@@ -17,16 +17,15 @@ def whole_models(config: pytest.Config, log: Any) -> Any:
             workload = self.assigned_work.pop(node)
             units = list(workload.values())
             waiting = (name for unit in units for name, done in unit.items() if not done)
-            crashed = next(waiting, None)
+            crashed = None if getattr(node, "between_tests", False) else next(waiting, None)
             for unit in units:
                 if crashed in unit:
                     unit[crashed] = True
             for scope, unit in workload.items():
                 if not all(unit.values()):
                     self.workqueue[scope] = unit
-            if crashed is not None:
-                for other in self.assigned_work:
-                    self._reschedule(other)
+            for other in self.assigned_work:
+                self._reschedule(other)
             return crashed
 
         def _reschedule(self, node: Any) -> None:

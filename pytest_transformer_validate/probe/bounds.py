@@ -359,8 +359,8 @@ def _last_effect(probe: Probe, role: str, batch: Batch) -> float:
     where the model takes no other one there."""
     ids = batch[role].clone()
     place = -2 if probe.subject.ends else -1
-    others = [i for i in range(probe.subject.vocab_size) if i not in probe.subject.text_ids]
-    ids[:, place] = next((i for i in others if i != int(ids[0, place])), 0)
+    taken = {*probe.subject.text_ids, int(ids[0, place])}
+    ids[:, place] = next((i for i in range(probe.subject.vocab_size) if i not in taken), 0)
     before = probe.forward(batch).logits
     try:
         after = probe.forward(batch.with_(**{role: ids})).logits

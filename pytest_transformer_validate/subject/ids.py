@@ -16,6 +16,8 @@ from pytest_transformer_validate.subject.declared import (
 if TYPE_CHECKING:
     from pytest_transformer_validate.subject.subject import Subject
 
+_MOST = 2**20  # vocabularies have less; a configuration may say anything
+
 
 def few_ids(
     subject: Subject, rows: int, source: int, target: int, generator: torch.Generator
@@ -34,7 +36,8 @@ def few_ids(
     lengths = {"input_ids": source, "decoder_input_ids": target}
     inputs = {}
     for role in ("input_ids", "decoder_input_ids")[: 1 + subject.decodes]:
-        allowed = torch.tensor([i for i in range(tops[role]) if i not in special] or [0])
+        most = min(tops[role], _MOST)
+        allowed = torch.tensor([i for i in range(most) if i not in special] or [0])
         picks = torch.randint(len(allowed), (rows, lengths[role]), generator=generator)
         inputs[role] = allowed[picks]
         if subject.end_id is not None and subject.end_id < tops[role]:

@@ -109,7 +109,8 @@ CASES = [
             "config.json": '{"vocab_size": 8, "widht": 3, "max_seq_len": 16, "heads": 3}',
         },
         warned=(
-            "model.py, class Net takes no 'widht' (did you mean width? The default is in force), 'heads'",
+            "model.py, class Net takes no 'widht' (did you mean width? The default is in force), "
+            "'heads'",
         ),
     ),
     Case(51, "missing", {"model.py": GOOD}, ("has no config.json; found: model.py",), spec=""),
@@ -154,6 +155,15 @@ CASES = [
         "parameters and buffers take 61,0",
         "of memory are free",
         "the largest numbers in row55-memory/config.json: vocab_size 2000000000, width 4096",
+    ),
+    config(
+        55,
+        "unused",
+        '{"vocab_size": 2000000000}',
+        "index out of range",
+        code=GOOD.replace("vocab_size=16, width=4, **rest", "")
+        .replace("vocab_size", "16")
+        .replace("width", "4"),
     ),
     config(55, "text", '{"vocab_size": "abc"}', "key vocab_size", "'abc'"),
     config(56, "heads", '{"hidden": 6, "heads": 4}', "no multiple of heads 4", code=HEAD + HEADS),

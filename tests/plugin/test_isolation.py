@@ -35,6 +35,21 @@ CRASHES = {
 }
 
 
+# The first worker ends after its first test.
+ENDS = """
+import os
+
+def pytest_sessionstart(session):
+    global xdist
+    xdist = next((p for p in session.config.pluginmanager.get_plugins() if hasattr(p, "torun")), 0)
+
+def pytest_runtest_protocol(item, nextitem):
+    if os.environ.get("PYTEST_XDIST_WORKER") == "gw0" and "m1" in item.nodeid:
+        stop = type(xdist).run_one_test.__globals__["Marker"].SHUTDOWN
+        {end}
+"""
+
+
 @pytest.fixture
 def fetched(healthy: pytest.Pytester) -> Iterator[pytest.Pytester]:
     """A project whose model files count as fetched."""
@@ -137,6 +152,20 @@ class TestWorkersThatEnd:
         crash = next(r["message"] for r in found if r["model"] == "segfault.py")
         assert "Segmentation fault" in crash
         assert f"segfault.py::tier1::{crash.partition('[')[0].partition(' ')[0]}" in crash
+
+    @pytest.mark.parametrize("end", ["xdist.torun.put(stop)", "os.abort()"])
+    def test_between_tests_fail_none(self, healthy: pytest.Pytester, end: str) -> None:
+        """One hears no more, which pytest-xdist takes for an error of its own; one is gone."""
+        conftest = healthy.path / "conftest.py"
+        conftest.write_text(conftest.read_text() + ENDS.format(end=end))
+        text = (healthy.path / "model.py").read_text()
+        for number in range(5):
+            (healthy.path / f"m{number}.py").write_text(text)
+        models = [f"--tb-model=m{number}.py" for number in range(5)]
+        result = healthy.runpytest_subprocess(*models, "-n1", "-k", "load or sound", timeout=120)
+        result.assert_outcomes(passed=10)
+        assert result.ret == pytest.ExitCode.OK
+        result.stdout.fnmatch_lines(["*replacing crashed worker gw0*"])
 
     def test_what_never_ran_is_named(self, crashing: pytest.Pytester) -> None:
         models = ("--tb-model=segfault.py", "--tb-model=model.py")
