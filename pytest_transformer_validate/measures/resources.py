@@ -46,8 +46,8 @@ class Speed(Measurement):
     ``trials`` after warm-up, the other times are in ms too. Ratios compare doubled sizes with
     it: ``*_batch_ratio`` twice the rows, ``*_length_ratio`` twice the tokens; times are medians,
     ``operations`` (torch operations) and ``multiplications`` (in products of matrices) are
-    counted, ``products`` are those between activations. ``by_length`` has the median times of
-    ``rows`` by length.
+    counted, ``products`` are those between activations. ``by_length`` has the shortest
+    times of ``rows`` by length.
     """
 
     rows: int

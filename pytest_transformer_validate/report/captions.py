@@ -16,7 +16,7 @@ CAPTIONS: dict[str, dict[str, str]] = {
         "by_length": "bytes kept for a backward, by length",
     },
     "inference_speed": {
-        "by_length": "ms of a forward, by length",
+        "by_length": "ms of the fastest forward, by length",
     },
     "prefix_consistency": {"moved": "how far outputs move in a prefix, by its length"},
     "batch_size_invariance": {"moved": "how far outputs move in a batch, by its rows"},

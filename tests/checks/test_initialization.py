@@ -37,6 +37,8 @@ def test_the_table_holds_every_parameter():
     model = models.Decoder()
     measured = judge(model)
     assert 0.9 < measured.value < 1.3
+    cost, guess = measured.initial_loss.values()
+    assert cost / guess == pytest.approx(measured.value)
     assert [row["parameter"] for row in measured.parameters] == [
         name for name, _ in model.named_parameters()
     ]

@@ -38,6 +38,7 @@ def test_bytes_are_those_that_autograd_keeps():
     found = memory_footprint(probe_of(Linear()))
     # The ids (int64) for the table, and the vectors (float32) for the product.
     assert found.activations == {"2x8": 16 * (8 + 64), "4x8": 32 * (8 + 64), "2x16": 32 * (8 + 64)}
+    assert found.by_length == {8: 16 * (8 + 64), 16: 32 * (8 + 64), 32: 64 * (8 + 64)}
     assert found.parameter_bytes == 2 * 16 * VOCAB * 4
     assert (found.value, found.per_token, found.length_growth) == (2.0, 72.0, "linear")
 
@@ -81,7 +82,23 @@ def test_images_have_no_length():
     found = memory_footprint(probe_of(Patches()))
     assert list(found.activations) == ["2x1", "4x1"]
     assert (found.length_growth, found.per_token) == (None, None)
+    assert list(found.by_length) == [1]
     assert inference_speed(probe_of(Patches())).tokens_per_second is None
+
+
+class Short(Linear):
+    """Which takes 16 tokens and no more."""
+
+    def forward(self, input_ids):
+        if input_ids.shape[1] > 16:
+            raise ValueError("too long")
+        return super().forward(input_ids)
+
+
+def test_what_is_drawn_over_length_is_no_promise():
+    probe = probe_of(Short())
+    assert list(memory_footprint(probe).by_length) == [8, 16]
+    assert list(inference_speed(probe).by_length) == [8, 16]
 
 
 @pytest.mark.parametrize("most", [1, 2, 3])

@@ -27,7 +27,7 @@ FIGURES = {
     "gradient_flow": "gradient norm of each block, first to last",
     "causality": "how far each position (across) moves when a token (down) is replaced",
     "memory_footprint": "bytes kept for a backward, by length",
-    "inference_speed": "ms of a forward, by length",
+    "inference_speed": "ms of the fastest forward, by length",
     "layer_effect": "activation scale after each layer, over that before the first",
     "token_perturbation": "how far the output moves when a token is changed, by position",
     "attribution": "attribution of the output to each token",
