@@ -32,7 +32,8 @@ class TokenEffects(Measurement):
 class Smoothness(Measurement):
     """``gains`` holds, for each of ``scales``, how far the output moves over how far the vectors
     do, both as parts of their sizes: the median of a few directions. ``value`` is the largest
-    over the smallest gain; ``decides`` names operations that choose or round."""
+    over the smallest gain, among those above rounding; ``decides`` names operations that choose or
+    round."""
 
     scales: list[float] = field(default_factory=list)
     gains: list[float] = field(default_factory=list)
@@ -61,6 +62,13 @@ def gains(found: Response) -> list[float]:
         statistics.median(float(x) for x in row) / scale
         for scale, row in zip(found.scales, found.moved, strict=True)
     ]
+
+
+def told(found: Response) -> list[float]:
+    """The gains at scales at which the output moves by more than rounding does."""
+    medians = [statistics.median(float(x) for x in row) for row in found.moved]
+    pairs = zip(gains(found), medians, strict=True)
+    return [gain for gain, median in pairs if median > found.rounding]
 
 
 def spearman(one: Sequence[float], other: Sequence[float]) -> float | None:

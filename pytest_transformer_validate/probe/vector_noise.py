@@ -36,11 +36,13 @@ _DECIDES = {
 @dataclass(frozen=True)
 class Response:
     """How far the output moves under noise on the vectors, both as parts of their sizes, for each
-    scale and direction (S, N); ``decides`` names operations that choose or round."""
+    scale and direction (S, N); ``decides`` names operations that choose or round. What is below
+    ``rounding`` (16 u, on the same scale) says nothing."""
 
     scales: tuple[float, ...]
     moved: torch.Tensor
     decides: tuple[str, ...]
+    rounding: float
 
 
 @dataclass(frozen=True)
@@ -57,13 +59,18 @@ class VectorNoise(Passes):
     """Passes with noise on what tokens are looked up as."""
 
     @remembered
-    def response(self) -> Response:
+    def response(self, condition: str = "eval") -> Response:
         """The output under noise of several scales on the vectors of one text, in a few random
-        directions. Raises NotApplicable where no lookup by the ids is seen."""
+        directions, under a condition of ``Probe.under``. Raises NotApplicable where no lookup by
+        the ids is seen."""
         probe = self.probe
         batch = self._text()
         generator = torch.Generator().manual_seed(probe.seed_for("smoothness"))
-        with probe.running("perturbation") as subject, _Decisions() as seen:
+        with (
+            probe.under(condition),
+            probe.running("perturbation") as subject,
+            _Decisions() as seen,
+        ):
             found = read(subject, batch)
             roles = tuple(role for role, tensors in found.items() for _ in tensors)
             vectors = [t for tensors in found.values() for t in tensors]
@@ -78,7 +85,8 @@ class VectorNoise(Passes):
                 ]
                 logits = self._in_parts(reader, subject, rows)
                 moved[:, number] = _part(logits, clean)
-        return Response(SCALES, moved, tuple(sorted(seen.names)))
+        rounding = 16 * probe.eps * _largest(clean) / _spread(clean)
+        return Response(SCALES, moved, tuple(sorted(seen.names)), rounding)
 
     @remembered
     def predictions(self, samples: int, level: float) -> Predictions:
@@ -101,12 +109,12 @@ class VectorNoise(Passes):
             likeness=float(likeness.mean()),
         )
 
-    def first_jumping(self, jump: float) -> str | None:
+    def first_jumping(self, jump: float, condition: str = "eval") -> str | None:
         """The first module, in the order in which calls end, that moves more than ``jump`` times
         as far over the smallest noise as over the largest, while its inputs follow theirs."""
         probe, batch = self.probe, self._text()
         generator = torch.Generator().manual_seed(probe.seed_for("smoothness"))
-        with probe.running("perturbation") as subject:
+        with probe.under(condition), probe.running("perturbation") as subject:
             found = read(subject, batch)
             roles = tuple(role for role, tensors in found.items() for _ in tensors)
             vectors = [t for tensors in found.values() for t in tensors]
@@ -193,6 +201,14 @@ def _part(logits: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
     """How far each row is from the clean one, as a part of its spread."""
     both = (logits - clean).isfinite()
     off = torch.where(both, logits - clean, 0).double().flatten(1).square().mean(1).sqrt()
+    return torch.div(off, _spread(clean)).cpu()
+
+
+def _spread(clean: torch.Tensor) -> float:
+    """Standard deviation of the finite logits."""
     numbers = clean[clean.isfinite()].double()
-    spread = max(float((numbers - numbers.mean()).square().mean().sqrt()), 1e-300)
-    return torch.div(off, spread).cpu()
+    return max(float((numbers - numbers.mean()).square().mean().sqrt()), 1e-300)
+
+
+def _largest(clean: torch.Tensor) -> float:
+    return float(clean.nan_to_num(0, 0, 0).abs().max())

@@ -102,6 +102,21 @@ def test_without_a_backward_there_is_nothing_to_repeat() -> None:
         checkpointing_equivalence(probe_of(Frozen()))
 
 
+def test_a_checkpoint_that_runs_nothing_backwards() -> None:
+    class Cut(Checkpointed):
+        def hidden(self, ids):
+            x = self.tokens(ids)
+            for block in self.blocks:
+                if self.grad_checkpointing:
+                    x = checkpoint(block, x.detach(), use_reentrant=True)
+                else:
+                    x = block(x)
+            return self.norm(x)
+
+    with pytest.raises(CheckFailed, match="is not there in one of the two"):
+        checkpointing_equivalence(probe_of(Cut(use_reentrant=True)))
+
+
 class Fixed(Checkpointed):
     """Trains on texts of one length only, as axial positions do."""
 

@@ -112,6 +112,22 @@ def test_half_precision_has_no_digits_for_small_noise():
         embedding_smoothness(probe_of(Decoder().to(torch.bfloat16)))
 
 
+class Starting(Decoder):
+    """Reads the text through a branch that starts at ``start``, beside a constant."""
+
+    def __init__(self, start):
+        super().__init__()
+        self.gate = nn.Parameter(torch.tensor(start))
+
+    def hidden(self, ids):
+        return self.positions.weight[: ids.size(1)] + self.gate * super().hidden(ids)
+
+
+@pytest.mark.parametrize("start", [0.0, 1e-6, 3e-5])
+def test_rounding_is_no_jump(start):
+    assert embedding_smoothness(probe_of(Starting(start))).value < 100
+
+
 def test_noise_that_moves_nothing_does_not_apply():
     class Constant(Decoder):
         def hidden(self, ids):

@@ -29,8 +29,6 @@ def checkpointing_equivalence(probe: Probe, *, factor: float = 64.0) -> Checkpoi
     way = checkpointing.way()
     plain, again = checkpointing.plain(), checkpointing.again()
     other, parts = checkpointing.checkpointed(), checkpointing.parts()
-    if not parts:
-        raise NotApplicable(f"{way} is on and nothing is computed again: no memory is saved")
     far = far_gradients(plain, again, other, factor)
     loss = Limit(value=factor * probe.eps * _scale(plain.loss), rule=f"{factor:g} u")
     apart = abs(plain.loss - other.loss)
@@ -45,6 +43,8 @@ def checkpointing_equivalence(probe: Probe, *, factor: float = 64.0) -> Checkpoi
         worst=worst if value > 1 else None,
         notes=_notes(way, value),
     )
+    if value <= 1 and not parts:
+        raise NotApplicable(f"{way} is on and nothing is computed again: no memory is saved")
     if value <= 1 or way == OUTSIDE:
         return measured
     if abs(plain.loss - again.loss) > loss.value:

@@ -49,19 +49,20 @@ def embedding_smoothness(probe: Probe, *, jump: float = 100.0) -> Smoothness:
     """The output follows small noise on the token vectors, or the pixels.
 
     Noise of 1e-4 to 1e-1 of the vectors. How far the output moves over how far they do (the gain)
-    may differ by ``jump`` between scales: an output that moves as far under the smallest noise as
-    under the largest follows nothing. Not judged where the model chooses or rounds on the way
-    (top-k routing, an argmax, quantised vectors).
+    may differ by ``jump`` between scales, as far as it is more than rounding: an output that moves
+    as far under the smallest noise as under the largest follows nothing. Not judged where the
+    model chooses or rounds on the way (top-k routing, an argmax, quantised vectors).
     """
     if probe.eps > _DIGITS:
         raise NotApplicable("half precision rounds small noise away")
-    found = probe.vector_noise.response()
-    gains = numbers.gains(found)
-    largest, smallest = max(gains), min(gains)
-    if not largest:
+    condition, found = "eval", probe.vector_noise.response()
+    if not numbers.told(found):  # branches that start at zero
+        condition, found = "noised", probe.vector_noise.response("noised")
+    told, gains = numbers.told(found), numbers.gains(found)
+    if not told:
         raise NotApplicable("noise does not move the output: see output_stability")
     measured = Smoothness(
-        value=largest / smallest if smallest else float("inf"),
+        value=max(told) / min(told),
         limit=Limit(value=jump, rule="the largest gain over the smallest"),
         scales=list(found.scales),
         gains=gains,
@@ -75,7 +76,7 @@ def embedding_smoothness(probe: Probe, *, jump: float = 100.0) -> Smoothness:
             measured,
         )
     said = ", ".join(f"{g:.3g} at {s:g}" for s, g in zip(found.scales, gains, strict=True))
-    where = probe.vector_noise.first_jumping(jump)
+    where = probe.vector_noise.first_jumping(jump, condition)
     raise CheckFailed(
         "the output must follow small noise on its input\n"
         f"moved over noise: {said}; they differ {measured.value:.3g} times (limit {jump:g})\n"
