@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pytest_transformer_validate.interactive.run_plugin import Test
     from pytest_transformer_validate.report.record import Record
 
-_WORDS = {
+_WORDS: dict[int, str] = {
     pytest.ExitCode.OK: "passed",
     pytest.ExitCode.TESTS_FAILED: "failed",
     pytest.ExitCode.INTERRUPTED: "interrupted",
@@ -58,20 +58,18 @@ class RunResult(Result):
         return f"<RunResult: {self._verdict()}>"
 
     def _verdict(self) -> str:
-        word = _WORDS.get(pytest.ExitCode(self.exit_code), "") if self._known() else "ended"
-        counts = (
-            f"{f'{len(bad)} of ' if bad else ''}{len(every)} {noun}{'s'[: len(every) != 1]}"
-            for every, bad, noun in (
-                (self.records, self.failures, "check"),
-                (self.tests, self.failed_tests, "test"),
-            )
-            if every
-        )
-        return f"{word} (exit {int(self.exit_code)}): {', '.join(counts)}".rstrip(": ")
-
-    def _known(self) -> bool:
-        return self.exit_code in set(pytest.ExitCode)
+        word = _WORDS.get(self.exit_code, "ended")
+        checks = _counted("check", len(self), len(self.failures))
+        tests = _counted("test", len(self.tests), len(self.failed_tests))
+        counts = ", ".join(filter(None, (checks, tests)))
+        return f"{word} (exit {int(self.exit_code)})" + (f": {counts}" if counts else "")
 
     def _repr_html_(self) -> str:
         bad = [(test.id, test.message) for test in self.failed_tests]
         return inline.page(self, self._verdict(), bad)
+
+
+def _counted(noun: str, every: int, bad: int) -> str:
+    """``3 checks``, ``1 of 3 checks``, or nothing where there is none."""
+    text = f"{every} {noun}{'s'[: every != 1]}"
+    return f"{bad} of {text}" if bad else text if every else ""

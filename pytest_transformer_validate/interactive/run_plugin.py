@@ -72,14 +72,16 @@ class Notebook:
         """What of the run no other process has."""
         if self.cell is not None:
             yield "the tests of the cell are in this process"
-        for spec in [*(config.getoption("tb_model") or []), config.getoption("tb_reference")]:
+        named = config.getoption("tb_model", None) or []
+        for spec in [*named, config.getoption("tb_reference", None)]:
             if callable(self.variables.get(spec)):
                 yield f"{spec} is a variable of this process"
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_configure(self, config: pytest.Config) -> None:
         self.config = config
-        for what in self.kept_here(config) if distributes(config) else ():
+        elsewhere = config.pluginmanager.hasplugin("xdist") and distributes(config)
+        for what in self.kept_here(config) if elsewhere else ():
             raise pytest.UsageError(f"{what}, and no worker of pytest-xdist has it: give -n 0")
         if self.cell is not None and config.args_source is not pytest.Config.ArgsSource.ARGS:
             config.args[:] = []

@@ -55,7 +55,7 @@ def left_over(probe):
 
 @pytest.fixture(scope="module", autouse=True)
 def loaded(kernel: Kernel) -> None:
-    said = kernel("%load_ext pytest_transformer_validate")
+    said = kernel("import xdist\n%load_ext pytest_transformer_validate")
     assert (said.error, said.stdout, said.stderr) == ("", "", "")
 
 
@@ -231,6 +231,13 @@ def test_a_check_that_is_defined_again_replaces_the_first(kernel: Kernel) -> Non
         assert not said.error
         kernel(f"r = %pytest {QUIET} -k of_cell --tb-model=net")
         assert kernel.value("r[0].numbers['value']") == number
+
+
+def test_plugins_may_be_off(kernel: Kernel) -> None:
+    run = f"%pytest {QUIET} -k load --tb-model=net"
+    assert "1 passed" in kernel(f"{run} -p no:xdist -p no:html").stdout
+    off = f"%%pytest {QUIET} -p no:transformer_validate -p no:cacheprovider"
+    assert "1 passed" in kernel(f"{off}\ndef test_a():\n    assert net\n").stdout
 
 
 def test_the_extension_can_be_loaded_again(kernel: Kernel) -> None:
