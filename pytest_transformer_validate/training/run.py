@@ -49,7 +49,7 @@ class Run:
         self.leads = strategy.rank == 0
         self.hooks = (trainer.hooks if self.leads else None) or TrainingHooks()
         self.precision = Precision(config.effective_precision, strategy.device)
-        self.model = self.precision.prepare(trainer.model.to(strategy.device))
+        self.model = self.precision.prepare(trainer.model)
         task = trainer.task_spec
         subject = Subject(
             self.model,
@@ -67,6 +67,7 @@ class Run:
             trainer.data_collator,
             None if subject.vision else subject.max_length,
         )
+        self.model.to(strategy.device)  # now that the data was looked at
         self.stepper = Stepper(subject, self.task)
         self.optimizer = make_optimizer(self.model, config.optim)
         self.steps_an_epoch = math.ceil(

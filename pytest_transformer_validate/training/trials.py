@@ -21,6 +21,7 @@ from pytest_transformer_validate.subject.subject import Subject
 from pytest_transformer_validate.training.config import ConfigWarning, TrainingConfig
 from pytest_transformer_validate.training.copied import kept_gradients, without_dropout
 from pytest_transformer_validate.training.data.files import read_file
+from pytest_transformer_validate.training.data.quality import QualityWarning
 from pytest_transformer_validate.training.data.tokens import CharacterTokenizer, text_field
 from pytest_transformer_validate.training.hooks import TrainingHooks
 from pytest_transformer_validate.training.mixing import find_mixing
@@ -224,6 +225,7 @@ class Trials(Passes):
         stopped, val = "", []
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConfigWarning)
+            warnings.simplefilter("ignore", QualityWarning)
             try:
                 val = trainer.train(data)["val_loss_history"]
             except _Enough as reason:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from pytest_transformer_validate.errors import TrainingError
 from pytest_transformer_validate.task import TaskSpec
@@ -119,12 +120,39 @@ def test_labels_that_are_all_ignored_are_no_loss_of_zero():
         trained([batch])
 
 
-def test_a_batch_of_padding_alone_is_no_nan():
-    empty = padded(rows(2))
+def test_a_batch_of_padding_alone_is_refused_and_later_no_nan():
+    good, empty = padded(rows(2)), padded(rows(2))
     empty["labels"].fill_(-100)
     empty["attention_mask"].fill_(0)
-    result = trained([empty, padded(rows(2))])
-    assert result["final_loss"] == pytest.approx(trained([padded(rows(2))])["final_loss"])
+    with pytest.raises(ValueError, match="2 of the first 4 sequences have fewer than 2 tokens"):
+        trained([empty, good])
+    late = trained([good] * 10 + [empty], learning_rate=1e-30)
+    assert late["final_loss"] == pytest.approx(trained([good], learning_rate=1e-30)["final_loss"])
+
+
+def test_batches_of_ones_own_are_looked_at_and_no_shuffling_is_lost():
+    ids = torch.randint(1, VOCABULARY, (8, 6))
+    short = [{"input_ids": ids[:, :1], "labels": ids[:, :1]}]
+    with pytest.raises(ValueError, match="8 of the first 8 sequences have fewer than 2 tokens"):
+        trained(short)
+    with pytest.raises(ValueError, match="a sequence has 12 tokens and the model takes 8"):
+        trained([{"input_ids": torch.ones(1, 12, dtype=torch.long)}], Positions())
+    orders: list[list[int]] = [[], []]
+    for order in orders:
+        data = [(at, row) for at, row in enumerate(ids)]
+
+        def collate(examples: Any, order: list[int] = order) -> Any:
+            order.extend(at for at, _ in examples)
+            found = torch.stack([row for _, row in examples])
+            return {"input_ids": found, "labels": found}
+
+        loader = DataLoader(data, batch_size=2, shuffle=True, collate_fn=collate)
+        if order is orders[0]:
+            trained(loader)
+        else:
+            torch.manual_seed(42)  # a bare loop's order for the seed of the run
+            list(loader)
+    assert orders[0][8:] == orders[1]
 
 
 def test_another_ignored_label_is_ignored_everywhere():

@@ -323,9 +323,32 @@ class TestTrainer:
 
     def test_two_runs_are_equal_and_epochs_differ_in_order(self, tmp_path: Path) -> None:
         models = tiny_lm(), tiny_lm()
-        for model in models:
-            Trainer(model, None, self.config(tmp_path), None, TOKENIZER).train(TEXTS)
+        seen: list[list[int]] = [[], []]
+        for model, ids in zip(models, seen, strict=True):
+            hook = model.embed.register_forward_hook(
+                lambda m, given, _, ids=ids: ids.extend(given[0][:, 0].tolist())
+            )
+            config = self.config(tmp_path, validation_split=0.0, batch_size=5)
+            Trainer(model, None, config, None, TOKENIZER).train(TEXTS)
+            hook.remove()
         assert all(map(torch.equal, models[0].parameters(), models[1].parameters()))
+        assert seen[0] == seen[1]
+        first, second = seen[0][-20:-10], seen[0][-10:]
+        assert first != second
+        assert sorted(first) == sorted(second)
+
+    def test_samplers_of_ones_own_are_told_the_epoch(self, tmp_path: Path) -> None:
+        told: list[int] = []
+
+        class Sampler(torch.utils.data.SequentialSampler):
+            def set_epoch(self, epoch: int) -> None:
+                told.append(epoch)
+
+        ids = torch.randint(1, VOCABULARY, (4, 5))
+        data = TensorDataset(ids)
+        loader = DataLoader(data, batch_size=2, sampler=Sampler(data))
+        Trainer(tiny_lm(), None, self.config(tmp_path)).train(loader)
+        assert told == [0, 1]
 
     def test_samples_are_counted(self, tmp_path: Path) -> None:
         config = self.config(tmp_path, max_train_samples=4, validation_split=0.0)

@@ -173,6 +173,8 @@ class TestWandb:
 
     def test_offline_everything_is_in_its_folder(self, tmp_path, monkeypatch) -> None:
         monkeypatch.setenv("WANDB_MODE", "offline")
+        patience = {"deadline": 120.0}  # a busy machine takes longer than a run would wait
+        monkeypatch.setattr(WandbSink.__init__, "__kwdefaults__", patience)
         trained(config(tmp_path, use_wandb=True, wandb_project="p"))
         (kept,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
         names = {b"train/loss", b"val/loss", b"learning_rate", b"gradient_accumulation_steps"}

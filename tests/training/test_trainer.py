@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import re
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,8 @@ from pytest_transformer_validate.training.checkpoints import checkpoints
 from pytest_transformer_validate.training.config import ConfigWarning, TrainingConfig
 from pytest_transformer_validate.training.hooks import TrainingHooks
 from pytest_transformer_validate.training.losses import loss_sum, target_count
-from pytest_transformer_validate.training.optim import warmup_cosine
+from pytest_transformer_validate.training.optim import gradient_norm, warmup_cosine
+from pytest_transformer_validate.training.precision import Precision
 from pytest_transformer_validate.training.trainer import Trainer
 from tests.training.models import TinyLM, padded, rows, tiny_lm
 
@@ -193,6 +196,30 @@ def test_amp_is_within_the_error_of_its_dtype(settings, precision):
     assert {p.dtype for p in low.parameters()} == {torch.float32}
 
 
+def test_gradients_are_clipped_after_they_were_unscaled(settings):
+    """The scaler's factor of 65536 is in no norm, and what clips by that norm steps as without."""
+    settings |= {"gradient_clip_norm": 1e-3}
+    full, scaled = tiny_lm(), tiny_lm()
+    exact = trained(full, [padded(rows(4))], **settings)
+    found = trained(scaled, [padded(rows(4))], **settings | {"precision": "16-mixed"})
+    norm = "gradient_norm"
+    assert exact["metrics_summary"][norm][0] > 0.1
+    assert found["metrics_summary"][norm][0] == pytest.approx(
+        exact["metrics_summary"][norm][0], rel=8 * torch.finfo(torch.float16).eps
+    )
+
+
+def test_what_is_left_of_a_scaled_gradient_has_the_norm_that_was_asked_for():
+    model, batch = tiny_lm(), padded(rows(2))
+    precision = Precision("16-mixed", torch.device("cpu"))
+    logits = model(batch["input_ids"], batch["attention_mask"])
+    precision.backward(loss_sum(logits, batch["labels"], TaskSpec("causal_lm")))
+    assert gradient_norm(model.parameters()) > 1e4  # scaled
+    norm = precision.step(torch.optim.SGD(model.parameters(), lr=1.0), 1e-3)
+    assert norm < 1e3
+    assert gradient_norm(model.parameters()).item() == pytest.approx(1e-3, rel=1e-3)
+
+
 def test_a_bigram_source_is_learned_to_its_entropy(settings):
     """The next id follows the last by a known table, so the best loss is the table's entropy."""
     generator = torch.Generator().manual_seed(0)
@@ -348,6 +375,14 @@ class TestData:
     def test_a_batch_without_labels_names_what_it_has(self, settings) -> None:
         with pytest.raises(ValueError, match="needs 'labels' for causal_lm; it has input_ids"):
             trained(tiny_lm(), [{"input_ids": torch.ones(1, 3, dtype=torch.long)}], **settings)
+
+
+def test_the_bar_shows_loss_speed_and_the_time_left(settings, capsys, monkeypatch):
+    pytest.importorskip("tqdm")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    trained(tiny_lm(), [padded(rows(2))] * 3, **settings, console=False)
+    shown = capsys.readouterr().err
+    assert re.search(r"epoch 1/1: 100%.*3/3 \[\d\d:\d\d<\d\d:\d\d.*loss=\d.*tokens=\d+/s", shown)
 
 
 def test_hooks_are_called_in_order(settings):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import warnings
@@ -9,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, IterableDataset, Subset
 from torch.utils.data.distributed import DistributedSampler
 
 from pytest_transformer_validate.training.config import DEFAULTS, ConfigWarning
@@ -68,6 +69,8 @@ def make_loaders(
         _warn_of_repeats(train_data, strategy)
         if val_data is not None and val is None:
             val = module(val_data, None, 0.0).ordered_dataloader()
+        with _random_kept():
+            check_first_batches(_again(train_data), task.task_type, longest)
         return train_data, val
     split = config.validation_split if val_data is None else 0.0
     if val_data is not None and val is None:
@@ -76,6 +79,22 @@ def make_loaders(
     train = data.train_dataloader()
     check_first_batches(train, task.task_type, longest)
     return train, data.val_dataloader() if val is None else val
+
+
+def _again(loader: Any) -> Any:
+    """A loader that can be looked into; nothing of one that is read only once."""
+    stream = isinstance(loader, Named) and isinstance(loader.loader.dataset, IterableDataset)
+    return () if stream else loader
+
+
+@contextlib.contextmanager
+def _random_kept() -> Iterator[None]:
+    """Looking into a loader draws an order, which has to be drawn again by the first epoch."""
+    state = torch.get_rng_state()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
 
 
 def gives_batches(data: Any) -> bool:

@@ -212,11 +212,11 @@ def _alike(one: Any, other: Any) -> bool:
 
 
 def _lengths(batch: Mapping[str, Any]) -> list[int]:
-    if "attention_mask" in batch:
-        found: list[int] = batch["attention_mask"].sum(-1).tolist()
+    mask, ids = batch.get("attention_mask"), batch.get("input_ids")
+    if mask is not None and mask.dim() == 2:
+        found: list[int] = mask.sum(-1).tolist()
         return found
-    ids = batch.get("input_ids")
-    return [] if ids is None else [ids.shape[-1]] * len(ids)
+    return [] if ids is None else [ids.shape[1]] * len(ids)
 
 
 def _kept_by_reading(dataset: Any, least: int, name: str) -> list[int]:
