@@ -39,7 +39,8 @@ class MaskEffect(Measurement):
 
     ``value`` is how far masking tokens moves the outputs of the others and ``limit`` what it has
     to exceed; ``ones`` how far a mask of ones is from none and ``ones_limit`` what it was held
-    against (``None`` where forward requires a mask).
+    against (``None`` where forward requires a mask). Where a mask of ones is what fails, ``value``
+    and ``limit`` are those of it.
     """
 
     argument: str | None = None

@@ -21,11 +21,12 @@ MB = 2**20
 class Footprint(Measurement):
     """Bytes that a model needs.
 
-    ``value`` is by how much the activations that a backward needs grow when the batch doubles;
-    ``activations`` are their bytes by batch size and length (``"2x8"``), ``by_length`` those of
-    as few rows by length; ``length_growth`` the power of the length that the fastest growing one
-    follows (``linear``, ``quadratic``); ``cache_per_token`` the bytes of the returned cache for
-    each token of each row; ``kept`` the bytes that each further call leaves alive.
+    ``value`` is by how much the activations that a backward needs grow when the batch doubles, or
+    ``kept`` where that is what fails; ``activations`` are their bytes by batch size and length
+    (``"2x8"``), ``by_length`` those of as few rows by length; ``length_growth`` the power of the
+    length that the fastest growing one follows (``linear``, ``quadratic``); ``cache_per_token``
+    the bytes of the returned cache for each token of each row; ``kept`` the bytes that each
+    further call leaves alive.
     """
 
     parameter_bytes: int = 0

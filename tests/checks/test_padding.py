@@ -491,10 +491,18 @@ def test_a_mask_that_is_ignored():
         padding(Ignored(), "content", ENCODER)
 
 
+def test_the_effect_of_a_mask_is_more_than_its_limit():
+    measured = effect(Masked(), ENCODER)
+    assert measured.value > measured.limit.value > 0
+    assert measured.limit.rule == "at least 256 u"
+
+
 def test_a_mask_of_ones_changes_nothing():
     with pytest.raises(CheckFailed, match="must give what no mask gives") as caught:
         effect(OtherPath(), ENCODER)
     assert caught.value.where == "positions"
+    measured = caught.value.measurement
+    assert measured.value == measured.ones > measured.limit.value == measured.ones_limit
 
 
 class Interface(models.Decoder):

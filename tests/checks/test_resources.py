@@ -41,6 +41,7 @@ def test_bytes_are_those_that_autograd_keeps():
     assert found.by_length == {8: 16 * (8 + 64), 16: 32 * (8 + 64), 32: 64 * (8 + 64)}
     assert found.parameter_bytes == 2 * 16 * VOCAB * 4
     assert (found.value, found.per_token, found.length_growth) == (2.0, 72.0, "linear")
+    assert found.limit.value == pytest.approx(2.2)
 
 
 def test_work_is_counted():
@@ -285,7 +286,8 @@ def test_what_piles_up_is_named():
         memory_footprint(probe_of(Piling()))
     assert failure.value.where == "norm"
     assert "eval mode leaves 2048 bytes in norm.seen" in failure.value.message
-    assert failure.value.measurement.kept == 2048
+    measured = failure.value.measurement
+    assert (measured.kept, measured.value, measured.limit.value) == (2048, 2048, 0)
 
 
 def test_rows_in_pairs_are_a_square():

@@ -13,6 +13,7 @@ from pytest_transformer_validate.checks.tier1.mask_reach import (
     takes_no_mask,
 )
 from pytest_transformer_validate.errors import CheckFailed, NotApplicable
+from pytest_transformer_validate.measures.measurement import Limit
 from pytest_transformer_validate.measures.padding import MaskEffect, content_limit, effect_floor
 from pytest_transformer_validate.measures.tolerance import settle, two_shapes_limit
 
@@ -70,7 +71,9 @@ def _judge_mask(probe: Probe, covers: str, floor: float, two_shapes: float) -> M
     notes += _judge_each(probe, found, floor)
     notes += ones.notes
     notes += _dtype_notes(probe, way, two_shapes)
-    return MaskEffect(**{**vars(ones), "value": found.effect, "notes": tuple(notes)})
+    limit = Limit(value=effect_floor(found.reference, floor), rule=f"at least {floor:g} u")
+    told = {"value": found.effect, "limit": limit, "notes": tuple(notes)}
+    return MaskEffect(**{**vars(ones), **told})
 
 
 def _require_effect(probe: Probe, way: Way, layout: str, floor: float) -> Content:
@@ -104,7 +107,11 @@ def _require_effect(probe: Probe, way: Way, layout: str, floor: float) -> Conten
         f"first module that sees masked tokens: {where or 'none stands out'}\n"
         f"likely: {likely}\n"
         f"{WAY_OUT}",
-        MaskEffect(value=found.effect, argument=way.role),
+        MaskEffect(
+            value=found.effect,
+            limit=Limit(value=limit, rule=f"at least {floor:g} u"),
+            argument=way.role,
+        ),
         where=where,
     )
 
@@ -164,7 +171,7 @@ def _judge_ones(probe: Probe, way: Way, factor: float) -> MaskEffect:
         "likely: the path with a mask has another scale, bias or causal part than the one "
         "without, or the default mask hides something\n"
         f"{WAY_OUT}",
-        measured,
+        MaskEffect(**{**vars(measured), "value": value, "limit": limit}),
         where=where,
     )
 

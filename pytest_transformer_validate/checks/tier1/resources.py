@@ -32,8 +32,8 @@ def memory_footprint(probe: Probe, *, slack: float = 1.1) -> Footprint:
     in eval mode and in training mode. How memory grows with the length is information.
     """
     base = probe.resources.base()
-    measured = _footprint(probe, base)
-    _judge_batch(probe, base, measured, slack)
+    measured = _footprint(probe, base, slack)
+    _judge_batch(probe, base, measured)
     notes = [_judge_growth(probe.resources.growth(mode), measured) for mode in MODES]
     if base.unseen:
         notes.append(f"what a backward keeps cannot be counted here: {base.unseen}")
@@ -59,15 +59,17 @@ def inference_speed(probe: Probe, *, slack: float = 1.1) -> Speed:
     return _speed(probe, base, grown, notes)
 
 
-def _footprint(probe: Probe, base: Counts) -> Footprint:
+def _footprint(probe: Probe, base: Counts, slack: float) -> Footprint:
     model, resources = probe.subject.model, probe.resources
     sizes = resources.sizes
     counted = {name: resources.counted(*size) for name, size in sizes.items()}
     grows = None
     if "long" in counted:
         grows = "quadratic" if resources.squares("base", "long", 1) else "linear"
+    wide = "wide" in counted
     return Footprint(
-        value=ratios(base, counted["wide"]).bytes if "wide" in counted else None,
+        value=ratios(base, counted["wide"]).bytes if wide else None,
+        limit=Limit(value=2 * slack, rule="twice for twice the rows") if wide else None,
         parameter_bytes=sum(p.numel() * p.element_size() for p in model.parameters()),
         buffer_bytes=sum(b.numel() * b.element_size() for b in model.buffers()),
         activations={"x".join(map(str, sizes[n])): c.bytes for n, c in counted.items()},
@@ -78,13 +80,11 @@ def _footprint(probe: Probe, base: Counts) -> Footprint:
     )
 
 
-def _judge_batch(probe: Probe, base: Counts, measured: Footprint, slack: float) -> None:
-    resources = probe.resources
-    if "wide" not in resources.sizes:
+def _judge_batch(probe: Probe, base: Counts, measured: Footprint) -> None:
+    resources, limit = probe.resources, measured.limit
+    if limit is None:
         return
     wide = resources.counted(*resources.sizes["wide"])
-    limit = Limit(value=2 * slack, rule="twice for twice the rows")
-    measured = Footprint(**{**vars(measured), "limit": limit})
     squares = resources.squares("base", "wide", 0)
     if squares:
         worst = max(squares, key=lambda each: each.size)
@@ -140,7 +140,14 @@ def _judge_growth(growth: Growth, measured: Footprint) -> str:
         "likely: a list that collects "
         + ("losses or activations with their graph" if with_graph else "outputs or attention maps")
         + " (keep .item(), or replace what is there), or a cache that is never emptied",
-        Footprint(**{**vars(measured), "kept": growth.bytes}),
+        Footprint(
+            **{
+                **vars(measured),
+                "value": growth.bytes,
+                "limit": Limit(value=0.0, rule="bytes a call"),
+                "kept": growth.bytes,
+            }
+        ),
         where=growth.module,
     )
 
@@ -238,9 +245,7 @@ def _speed(probe: Probe, base: Counts, grown: dict[str, Any], notes: list[str]) 
         tokens_per_second=None if probe.subject.vision else rows * length / median,
         operations=base.work.operations,
         multiplications=base.work.multiplications,
-        by_length={
-            size[1]: 1e3 * min(seconds[size]) for size in resources.lengths()
-        },
+        by_length={size[1]: 1e3 * min(seconds[size]) for size in resources.lengths()},
         notes=tuple(notes),
         **found,
         **grown,
