@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_transformer_validate.errors import SpecError
 from pytest_transformer_validate.optional import import_torch
 from pytest_transformer_validate.options import GIST_VARIABLE
+from pytest_transformer_validate.redaction import redact
 from pytest_transformer_validate.report import html
 from pytest_transformer_validate.report.figures import curves
 from pytest_transformer_validate.report.text import escaped
@@ -143,7 +144,7 @@ class Preview:
         _say("\n".join(filter(None, [self.spec, self.about])))
         for path in self.files:
             _say(f"\n{path.name}")
-            text = escaped(path.read_text(encoding="utf-8", errors="replace"))
+            text = escaped(redact(path.read_text(encoding="utf-8", errors="replace")))
             display(Code(text, language=path.suffix[1:]))
 
     def missing(self) -> list[str]:

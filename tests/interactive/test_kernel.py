@@ -101,6 +101,10 @@ def test_the_result_has_it_all(kernel: Kernel) -> None:
     assert "logits of a causal LM must not change" in page.partition("<details>")[0]
     assert "<svg" in page
     assert "<script" not in page
+    again = re.search("again: (%pytest .*)", said.stdout)
+    assert again is not None
+    assert "1 failed in " in kernel(f"{again[1]} {QUIET}").stdout
+    assert "1 failed, 67" in kernel(f"%pytest {QUIET} --lf --tb-model=Looking").stdout
 
 
 def test_again_gives_the_same(kernel: Kernel) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from gisthost import Host
 
+TOKEN = "ghp_" + "x" * 36
 ONE, TWO, THREE = "a" * 32, "b" * 20, "c" * 32
 
 
@@ -109,6 +110,23 @@ def test_what_a_model_lacks_is_named_without_running_it(
     assert open_model("model.py").options() == "--tb-model=model.py"
     (tmp_path / "a b.py").write_text(MODEL)
     assert open_model("a b.py").options() == "'--tb-model=a b.py'"
+
+
+def test_the_code_is_shown_without_credentials_and_tricks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from IPython import display
+
+    shown: list[Any] = []
+    monkeypatch.setattr(display, "display", shown.append)
+    (tmp_path / "model.py").write_text(f"{MODEL}# {TOKEN} \u202eback\u202c <script>\n")
+    open_model("model.py").show()
+    [code] = shown
+    for text in (code._repr_html_(), code._repr_latex_(), str(code.data)):
+        assert TOKEN not in text
+        assert "\u202e" not in text
+    assert "<script" not in code._repr_html_()
+    assert "Embedding" in code._repr_html_()
 
 
 def test_an_import_path_is_found_without_importing_it(tmp_path: Path) -> None:

@@ -35,6 +35,18 @@ def test_failures_stand_open_and_first() -> None:
     assert "<summary>2 other checks</summary>" in page
 
 
+def test_no_text_brings_credentials_or_markup() -> None:
+    token = "ghp_" + "x" * 36
+    evil = f"<script>{token}</script>\x1b[31m"
+    bad = record(
+        "failed", check=evil, model=evil, message=evil, where=evil, numbers={evil: [evil]}
+    )
+    page = inline.page([bad, record(model="b")], evil, [(evil, evil)])
+    assert token not in page
+    assert "<script" not in page
+    assert "\x1b" not in page
+
+
 def test_figures_are_folded_into_the_row() -> None:
     page = inline.page([CURVE], "passed")
     assert "<summary>1 check</summary>" in page
