@@ -98,6 +98,21 @@ def not_by_distance(scores: torch.Tensor, eps: float) -> float:
     return worst
 
 
+def follows_rows_alone(scores: torch.Tensor, eps: float) -> bool:
+    """Whether scores (H, T, T) of a text that repeats one token are one number in each row, in
+    every head, and not the same one in all: only queries know where they are."""
+    visible = scores.nan_to_num(nan=float("-inf")).softmax(-1) > 0
+    varies = False
+    for head, seen in zip(scores.double(), visible, strict=True):
+        rows = [row[s] for row, s in zip(head, seen, strict=True) if bool(s.any())]
+        rounding = 1e3 * eps * max((float(row.abs().max()) for row in rows), default=0.0)
+        if any(float(row.max() - row.min()) > rounding for row in rows):
+            return False
+        firsts = [float(row[0]) for row in rows]
+        varies |= max(firsts, default=0.0) - min(firsts, default=0.0) > rounding
+    return varies
+
+
 def same_vectors(entering: torch.Tensor) -> tuple[int, int] | None:
     """The first two positions that are given one and the same vector, of (T, D) in which others
     differ; ``None`` where all differ, or all are the same, but for the first few (a convolution

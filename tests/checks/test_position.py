@@ -8,7 +8,11 @@ from torch import nn
 
 from pytest_transformer_validate.checks.tier1.position import position_sensitivity
 from pytest_transformer_validate.errors import CheckFailed, NotApplicable
-from pytest_transformer_validate.measures.invariance import not_by_distance, same_vectors
+from pytest_transformer_validate.measures.invariance import (
+    follows_rows_alone,
+    not_by_distance,
+    same_vectors,
+)
 from tests import models
 from tests.models import probe_of
 
@@ -117,3 +121,44 @@ def test_the_first_vectors_may_differ():
     twice[7] = twice[5]
     assert same_vectors(twice) == (5, 7)
     assert same_vectors(twice.repeat(8, 1) + torch.arange(160.0)[:, None]) is None
+
+
+class Rotated(models.Attention):
+    """A window of four tokens, so that order is seen even where keys do not turn."""
+
+    keys = True
+
+    def rotary(self, x):
+        angles = torch.outer(torch.arange(x.size(-2)), 0.5 ** torch.arange(4))
+        a, b = x.chunk(2, -1)
+        return torch.cat(
+            (a * angles.cos() - b * angles.sin(), b * angles.cos() + a * angles.sin()), -1
+        )
+
+    def forward(self, x, causal=True, mask=None):
+        b, t, d = x.shape
+        q, k, v = (s.view(b, t, self.heads, -1).transpose(1, 2) for s in self.qkv(x).chunk(3, -1))
+        q, k = self.rotary(q), self.rotary(k) if self.keys else k
+        far = torch.arange(t)[:, None] - torch.arange(t)
+        scores = (q @ k.mT).masked_fill((far < 0) | (far > 3), float("-inf"))
+        return self.out((scores.softmax(-1) @ v).transpose(1, 2).reshape(b, t, d))
+
+
+def test_keys_that_are_not_rotated_behind_a_window():
+    model = WithoutPositions()
+    for block in model.blocks:
+        block.attention = Rotated(32, 4)
+    position_sensitivity(probe_of(model))
+    for block in model.blocks:
+        block.attention.keys = False
+    with pytest.raises(CheckFailed, match="follow the position that asks") as caught:
+        position_sensitivity(probe_of(model))
+    assert caught.value.where == "blocks.0.attention"
+
+
+def test_scores_of_rows():
+    rows = torch.arange(6.0)[:, None].expand(2, 6, 6)
+    assert follows_rows_alone(rows, EPS)
+    assert follows_rows_alone(rows.masked_fill(torch.ones(6, 6).triu(1) > 0, float("-inf")), EPS)
+    assert not follows_rows_alone(rows.mT, EPS)
+    assert not follows_rows_alone(torch.ones(2, 6, 6), EPS)

@@ -11,6 +11,7 @@ from pytest_transformer_validate.measures import context
 from pytest_transformer_validate.measures.invariance import (
     PositionSensitivity,
     constant_over_positions,
+    follows_rows_alone,
     not_by_distance,
     same_vectors,
 )
@@ -190,6 +191,7 @@ def _judge_distance(
             worst, where = value, scores.module
     measured = replace(measured, not_by_distance=worst)
     if worst <= _BY_DISTANCE:
+        _judge_keys(probe, constant, measured)
         return measured
     promise = probe.position_promise(rotary=True)
     if promise is None:
@@ -205,6 +207,24 @@ def _judge_distance(
         measured,
         where=where,
     )
+
+
+def _judge_keys(probe: Probe, constant: Constant, measured: PositionSensitivity) -> None:
+    """Where positions turn queries, they turn keys."""
+    sites = [s for s in constant.scores if s.given is not None]
+    if not sites or not all(follows_rows_alone(s.scores, probe.eps) for s in sites):
+        return
+    promise = probe.position_promise(rotary=True)
+    if promise is not None:
+        raise CheckFailed(
+            "scores of equal tokens must follow the distance between them\n"
+            f"with {promise}, the scores of equal tokens follow the position that asks and not "
+            "the one that is looked at, in every attention\n"
+            f"first module to differ: {sites[0].module}\n"
+            "likely: only queries are rotated",
+            measured,
+            where=sites[0].module,
+        )
 
 
 def _shift(probe: Probe, measured: PositionSensitivity) -> PositionSensitivity:
