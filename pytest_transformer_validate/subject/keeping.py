@@ -98,8 +98,9 @@ class Kept:
             for p in self._parameters
         ]
         folded = [(p.data, p.detach().clone()) for p in self._folding if not p.is_meta]
-        for parameter, *_ in parameters:
-            parameter.grad = None  # a backward would add to the one that is there
+        for parameter, *_, grad in parameters:
+            if grad is not None:
+                parameter.grad = None  # a backward would add to the one that is there
         try:
             yield
         finally:
@@ -109,11 +110,8 @@ class Kept:
             if not self.intact:
                 self._registries.give_back()
                 self._attributes.give_back()
-            for parameter, data, requires_grad, grad in parameters:
-                if data is not None and parameter.data_ptr() != data.data_ptr():
-                    parameter.data = data
-                parameter.requires_grad_(requires_grad)
-                parameter.grad = grad
+            for parameter in parameters:
+                _give_parameter_back(*parameter)
             for data, value in folded:
                 if not data.equal(value):
                     data.copy_(value)
@@ -123,6 +121,20 @@ class Kept:
 
 def _facts(parameters: list[torch.Tensor]) -> list[tuple[int, bool, bool]]:
     return [(version_of(p), p.requires_grad, p.grad is None) for p in parameters]
+
+
+def _give_parameter_back(
+    parameter: torch.Tensor,
+    data: torch.Tensor | None,
+    requires_grad: bool,
+    grad: torch.Tensor | None,
+) -> None:
+    if data is not None and parameter.data_ptr() != data.data_ptr():
+        parameter.data = data
+    if parameter.requires_grad is not requires_grad:
+        parameter.requires_grad_(requires_grad)
+    if parameter.grad is not grad:
+        parameter.grad = grad
 
 
 def _written(buffer: Buffer) -> bool:

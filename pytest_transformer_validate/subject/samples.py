@@ -14,6 +14,8 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    Places = tuple[torch.Tensor, tuple[int, ...], tuple[int, ...]]
+
 _EACH = 16
 
 
@@ -21,20 +23,30 @@ class Samples:
     """What stands in about 16 places of each parameter, spread evenly, as bits."""
 
     def __init__(self, parameters: Iterable[torch.Tensor]) -> None:
-        self._parameters = [p for p in parameters if _readable(p)]
+        groups: dict[tuple[torch.dtype, torch.device], list[Places]] = {}
+        for parameter in filter(_readable, parameters):
+            seen = _some(parameter)
+            places = parameter, tuple(seen.shape), seen.stride()
+            groups.setdefault((parameter.dtype, parameter.device), []).append(places)
+        self._groups = list(groups.values())
         self._read = self._look()
 
     def same(self) -> bool:
         """Whether the same stands there now."""
-        now = self._look()
-        return len(now) == len(self._read) and all(map(_equal, now, self._read))
+        try:
+            return all(map(_equal, self._look(), self._read))
+        except RuntimeError:  # what has another size, or lies elsewhere, is not read like this
+            return False
 
     def _look(self) -> list[torch.Tensor]:
         """One tensor of bytes for each dtype and device."""
-        found: dict[tuple[torch.dtype, torch.device], list[torch.Tensor]] = {}
-        for parameter in self._parameters:
-            found.setdefault((parameter.dtype, parameter.device), []).append(_some(parameter))
-        return [torch.cat(parts).view(torch.uint8) for parts in found.values()]
+        with torch.no_grad():
+            return [
+                torch.cat([torch.as_strided(p, size, steps) for p, size, steps in group]).view(
+                    torch.uint8
+                )
+                for group in self._groups
+            ]
 
 
 def _readable(parameter: torch.Tensor) -> bool:
