@@ -52,9 +52,11 @@ def test_it_runs(name: str, pytester: pytest.Pytester, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("name", NAMES)
 def test_the_pair_is_in_step(name: str) -> None:
     jupytext = needed("jupytext")
-    notebook = jupytext.read(FOLDER / f"{name}.ipynb")
+    config = needed("jupytext.config").load_jupytext_config(str(FOLDER))
+    notebook = jupytext.read(FOLDER / f"{name}.ipynb", config=config)
     script = (FOLDER / f"{name}.py").read_text(encoding="utf-8")
-    assert jupytext.writes(notebook, "py:percent") == script, "run: jupytext --sync notebooks/*.py"
+    same = jupytext.writes(notebook, "py:percent", config=config) == script
+    assert same, "run: jupytext --sync notebooks/*.py"
 
 
 @pytest.mark.parametrize("name", NAMES)
