@@ -34,6 +34,9 @@ _PYTEST: tuple[str, ...] = (
     "_pytest.main",
 )
 _PYTEST += ("_pytest.terminal", "_pytest.python", "pluggy._hooks", "pluggy._callers")
+# Of Python's library, what reads files, describes code and makes texts.
+_LIBRARY = ("io", "os", "os.path", "pathlib", "json", "linecache", "traceback", "inspect")
+_LIBRARY += ("importlib", "copy", "functools", "contextlib", "tempfile", "shutil", "subprocess")
 _LAYERS = ("torch.nn", "torch.nn.functional", "torch.nn.init", "torch.autograd", "torch.optim")
 # Follows the default dtype.
 _CHANGES = frozenset({"Storage"})
@@ -213,6 +216,8 @@ def _owners() -> Iterator[_Owner]:
         if name.startswith(f"{_OWN_PACKAGE}.") and not name.startswith(f"{_OWN_PACKAGE}.evidence"):
             yield from _with_classes(module, None)
     nothing: frozenset[str] = frozenset()
+    for name in _LIBRARY:
+        yield from _with_classes(sys.modules.get(name), nothing)
     seen = set(plain)
     for name in _LAYERS:
         for owner in _with_classes(sys.modules[name], nothing, "torch"):

@@ -41,10 +41,10 @@ def seen():
         torch.get_float32_matmul_precision(), torch.get_default_device(),
         (torch.tensor(1e-310, dtype=torch.float64) * 1).item(),
         sys.modules["torch"] is torch, torch.equal is EQUAL,
-        len(sys.path_hooks), signal.pthread_sigmask(signal.SIG_BLOCK, ()),
+        os.path.join is JOIN, len(sys.path_hooks), signal.pthread_sigmask(signal.SIG_BLOCK, ()),
     )
 
-HOOK, EQUAL = sys.excepthook, torch.equal
+HOOK, EQUAL, JOIN = sys.excepthook, torch.equal, os.path.join
 
 @check(tier=1)
 def load(probe):
@@ -139,6 +139,11 @@ POLLUTING: Mapping[str, tuple[str, str]] = {
     "locale": ("top", "locale.setlocale(locale.LC_ALL, 'C')"),
     "garbage": ("body", "gc.disable()"),
     "trace": ("body", "sys.settrace(lambda *_: None)"),
+    "files": ("top", "import io, pathlib; io.open = pathlib.Path.open = os.path.join = None"),
+    "tracebacks": (
+        "top",
+        "import linecache, traceback; linecache.getline = traceback.walk_tb = 0",
+    ),
     "print": ("top", "builtins.print = builtins.len = lambda *_: 0"),
 }
 assert len(POLLUTING) >= 25
