@@ -36,7 +36,7 @@ class RunResult(Result):
 
     @property
     def passed(self) -> bool:
-        """Whether pytest says so: something ran and nothing failed."""
+        """Whether pytest ended with 0."""
         return self.exit_code == pytest.ExitCode.OK
 
     @property
@@ -62,6 +62,8 @@ class RunResult(Result):
         checks = _counted("check", len(self), len(self.failures))
         tests = _counted("test", len(self.tests), len(self.failed_tests))
         counts = ", ".join(filter(None, (checks, tests)))
+        if not counts and self.passed:
+            return "nothing was to run (exit 0)"
         return f"{word} (exit {int(self.exit_code)})" + (f": {counts}" if counts else "")
 
     def _repr_html_(self) -> str:

@@ -237,6 +237,15 @@ def test_a_check_that_is_defined_again_replaces_the_first(kernel: Kernel) -> Non
         assert kernel.value("r[0].numbers['value']") == number
 
 
+def test_checks_are_listed_and_compared(kernel: Kernel) -> None:
+    said = kernel(f"%pytest {QUIET} --co -k load --tb-model=net")
+    assert "net::tier1::load" in said.stdout
+    assert "nothing was to run (exit 0)" in said.html
+    kernel("import copy; old = copy.deepcopy(net)")
+    said = kernel(f"%pytest {QUIET} -k reference --tb-model=net --tb-reference=old")
+    assert "1 passed" in said.stdout
+
+
 def test_plugins_may_be_off(kernel: Kernel) -> None:
     run = f"%pytest {QUIET} -k load --tb-model=net"
     assert "1 passed" in kernel(f"{run} -p no:xdist -p no:html").stdout
