@@ -20,9 +20,10 @@ def _of(*groups: str) -> frozenset[str]:
 _DATASET = frozenset({"dataset_name", "dataset_split", "dataset_subset", "eval_dataset_id"})
 _SCHEDULE = frozenset({"warmup_ratio"})
 _REPRODUCIBILITY = frozenset({"random_seed", "deterministic"})
+# A setting that belongs to two subjects is taken by the steps of both.
 _SUBJECTS = {
-    "model": _of("about") - _DATASET - {"created_at"},
-    "training": _of("loop") - _REPRODUCIBILITY | {"learning_rate"},
+    "model": _of("about") - _DATASET - {"created_at"} | {"max_seq_len"},
+    "training": _of("loop", "optim") - _REPRODUCIBILITY | {"validation_split"},
     "optimizer": _of("optim") - _SCHEDULE,
     "scheduler": _SCHEDULE,
     "hardware": _of("hardware"),

@@ -26,6 +26,14 @@ PREDECESSOR |= {"strategy": "auto", "devices": "auto", "num_nodes": 1, "use_wand
 PREDECESSOR |= {"checkpoint_dir": "./checkpoints", "save_every_n_epochs": 5}
 PREDECESSOR |= {"keep_best_only": False, "export_bundle": False, "export_dir": "exports"}
 PREDECESSOR |= {"task_name": "lm_tiny", "resume_from_checkpoint": None, "run_name": None}
+PREDECESSOR |= {"wandb_project": None, "wandb_entity": None, "notes": "", "config_version": "5.0"}
+PREDECESSOR |= {"max_train_samples": None, "max_val_samples": None}
+PREDECESSOR |= {"export_formats": ("onnx", "torchscript")}
+# What a saved config of the predecessor holds beside: facts about its model and data.
+FACTS = {"model_name": "Gpt", "model_type": "gpt", "vocab_size": 50257, "max_seq_len": 128}
+FACTS |= {"d_model": 64, "num_layers": 2, "num_heads": 4, "d_ff": 256, "dropout": 0.1}
+FACTS |= {"dataset_name": "wikitext", "dataset_split": "train", "dataset_subset": "raw"}
+FACTS |= {"eval_dataset_id": "a", "created_at": "2025-11-22T06:54:55"}
 
 
 @pytest.mark.parametrize(("name", "value"), PREDECESSOR.items())
@@ -168,6 +176,14 @@ class TestFiles:
             50257,
         )
 
+    def test_every_field_of_the_predecessor_is_loaded(self, tmp_path: Path) -> None:
+        old = {**PREDECESSOR, **FACTS, "config_version": "3.4.0", "wandb_entity": "me"}
+        (tmp_path / "c.json").write_text(json.dumps(old))
+        config = load_config(tmp_path / "c.json")
+        assert {name: getattr(config, name) for name in FACTS} == FACTS
+        assert config.export_formats == ("onnx", "torchscript")
+        assert config.validate() is True
+
     @pytest.mark.parametrize(
         ("text", "said"),
         [
@@ -206,6 +222,31 @@ class TestBuilder:
         )
         assert (config.epochs, config.batch_size, config.save_every_n_epochs) == (2, 8, 1)
         assert start.build().batch_size == 4
+
+    def test_every_step_of_the_predecessor_takes_its_settings(self) -> None:
+        steps = {
+            "with_model": {"model_name": "Gpt", "vocab_size": 7, "max_seq_len": 8},
+            "with_training": {"epochs": 3, "batch_size": 2, "validation_split": 0.2},
+            "with_optimizer": {"learning_rate": 1e-3, "max_grad_norm": 0.5},
+            "with_scheduler": {"warmup_ratio": 0.2},
+            "with_hardware": {"precision": "32", "strategy": "ddp", "devices": 2},
+            "with_logging": {"use_wandb": True, "wandb_project": "p", "run_name": "r"},
+            "with_checkpointing": {"checkpoint_dir": "c", "save_every_n_epochs": 2},
+            "with_export": {"export_bundle": True, "export_formats": ["onnx"]},
+            "with_reproducibility": {"random_seed": 7, "deterministic": True},
+            "with_dataset": {"dataset_name": "d", "max_train_samples": 9},
+        }
+        builder = TrainingConfigBuilder()
+        for step, settings in steps.items():
+            builder = getattr(builder, step)(**settings)
+        config = builder.build()
+        given = {name: value for settings in steps.values() for name, value in settings.items()}
+        assert config == TrainingConfig(**given, created_at=config.created_at)
+        for start in ("quick_prototype", "baseline", "production", "distributed", "low_memory"):
+            assert getattr(TrainingConfigBuilder, start)().with_training(epochs=1).build()
+        assert TrainingConfigBuilder.from_config(config).quality().build().epochs == 3
+        with pytest.raises(AttributeError, match="has no step 'with_luck'"):
+            TrainingConfigBuilder().with_luck()
 
     def test_a_setting_of_another_subject_is_refused(self) -> None:
         with pytest.raises(ConfigError, match="with_model takes"):
