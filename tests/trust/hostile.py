@@ -159,13 +159,31 @@ def write_project(folder: Path, checks: str) -> list[str]:
     (folder / "conftest.py").write_text(checks + CHECKS)
     (folder / "test_own.py").write_text(TESTS)
     (folder / "pytest.ini").write_text("[pytest]\n")
+    (folder / "old.json").write_text(json.dumps(_older_run()))
     return [f"--tb-model={home.name}/model.py", "--tb-model=broken/model.py"]
+
+
+def _older_run() -> dict[str, object]:
+    """A file of --tb-json that somebody else wrote: a check passed, and much was otherwise."""
+    text = f"{token('baseline')} {MARKUP}{''.join(RAW)}"
+    record = {"model": "broken/model.py", "tier": 1, "check": "load", "case": None, "where": None}
+    record |= {"status": "passed", "message": "", "numbers": {}, "seconds": 0.1}
+    return {
+        "schema_version": 1,
+        "run": {"python": text, "machine": text, "packages": {"torch": text}},
+        "models": [],
+        "records": [
+            {**record, "check": "raises", "context": {"weights": text}},
+            {**record, "check": text, "context": {}},
+        ],
+    }
 
 
 def run(folder: Path, checks: str, *args: str) -> Seen:
     """Run pytest on the project, with every report."""
     models = write_project(folder, checks)
     reports = ["--junitxml=junit.xml", "--html=page.html", "--self-contained-html"]
+    reports += ["--tb-baseline=old.json"]
     known = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "COV_"))}
     known |= VARIABLES | {"PLANTED": str(folder / "planted.json"), "OMP_NUM_THREADS": "1"}
     known |= {"GITHUB_ACTIONS": "true", "GITHUB_STEP_SUMMARY": str(folder / "summary.md")}

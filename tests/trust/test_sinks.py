@@ -44,6 +44,8 @@ def test_the_run_is_one_that_shows_texts(seen: Seen) -> None:
     for sink in ("junit.xml", "records.json", "summary.md", "merged.md", *PAGES):
         assert "[redacted]" in seen.sinks[sink], sink
     assert "warnings summary" in shown
+    assert "baseline old.json: 1 thing got worse" in shown
+    assert "changed since: torch [redacted]" in shown
 
 
 @pytest.mark.parametrize("sink", TEXTS + PAGES)
