@@ -124,31 +124,22 @@ class Layers(Passes):
             for name, given, gave in zip(seen.modules, seen.given, seen.gave, strict=True):
                 if name in found or not (weights := self._weights(name)):
                     continue
-                with self._shuffled(weights):
+                with _turned(weights):
                     again = self._seen(until=name)
                 if again.modules and torch.equal(again.given[-1], given):
                     moved = float((again.gave[-1] - gave).norm())
                     found[name] = moved / (float(gave.norm()) or 1.0)
         return found
 
+    def with_other_draws(self) -> Layers:
+        """The same passes, by another seed."""
+        probe = self.probe
+        return type(probe)(probe.subject, seed=probe.seed + 1, weights=probe.weights).layers
+
     def _weights(self, name: str) -> list[torch.Tensor]:
         """The parameters of a layer that are no vectors: what its branches compute with."""
         module = self.probe.subject.model.get_submodule(name)
         return [p for p in module.parameters() if p.dim() > 1 and p.is_floating_point()]
-
-    @contextlib.contextmanager
-    def _shuffled(self, weights: list[torch.Tensor]) -> Iterator[None]:
-        """Each tensor's numbers in another order while inside."""
-        generator = torch.Generator().manual_seed(self.probe.seed_for("shuffled"))
-        originals = [weight.data for weight in weights]
-        try:
-            for weight, data in zip(weights, originals, strict=True):
-                order = torch.randperm(data.numel(), generator=generator).to(data.device)
-                weight.data = data.flatten()[order].view(data.shape)
-            yield
-        finally:
-            for weight, data in zip(weights, originals, strict=True):
-                weight.data = data
 
     @remembered
     def lens(self) -> Lens:
@@ -222,6 +213,19 @@ class Layers(Passes):
             longest = min(_MANY[1], subject.max_length or _MANY[1])
             length = max(longest - longest % subject.multiple, length)
         return self.probe.batch(rows, length, "layers")
+
+
+@contextlib.contextmanager
+def _turned(weights: list[torch.Tensor]) -> Iterator[None]:
+    """Each tensor's numbers in other places while inside: a third further on."""
+    originals = [weight.data for weight in weights]
+    try:
+        for weight, data in zip(weights, originals, strict=True):
+            weight.data = data.flatten().roll(data.numel() // 3 + 1).view(data.shape)
+        yield
+    finally:
+        for weight, data in zip(weights, originals, strict=True):
+            weight.data = data
 
 
 def _is_layer(module: torch.nn.Module) -> bool:

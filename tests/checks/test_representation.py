@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 from torch import nn
@@ -56,6 +58,24 @@ def test_a_layer_that_starts_at_nothing_is_healthy(start):
     model.blocks = nn.ModuleList([Scaled(start), Scaled(start)])
     measured = layer_effect(probe_of(model))
     assert "2 layers change nothing as loaded" in measured.notes[0]
+
+
+def test_a_gate_that_is_drawn_small_is_no_dead_layer(monkeypatch):
+    model = Decoder()
+    model.blocks = nn.ModuleList([Scaled(0.0), Scaled(0.0)])
+    probe = probe_of(model)
+    move = type(probe.moved_weights).at_random
+
+    @contextlib.contextmanager
+    def small(self):
+        with move(self):
+            if self.probe.seed == probe.seed:
+                for block in model.blocks:
+                    block.scale.data = torch.full((32,), 1e-7)
+            yield
+
+    monkeypatch.setattr(type(probe.moved_weights), "at_random", small)
+    assert "start at zero" in layer_effect(probe).notes[0]
 
 
 def test_a_layer_that_changes_nothing_fails():

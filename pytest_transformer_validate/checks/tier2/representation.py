@@ -17,6 +17,9 @@ from pytest_transformer_validate.measures.layers import (
 from pytest_transformer_validate.measures.measurement import Limit
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pytest_transformer_validate.probe.layers import Layer, Layers
     from pytest_transformer_validate.probe.probe import Probe
 
 
@@ -40,8 +43,9 @@ def layer_effect(probe: Probe, *, floor: float = 1e-4) -> LayerEffects:
     still = {layer.module for layer in layers if effect(layer, follows) < floor}
     if not still:
         return measured
-    again, follows = probe.layers.effects("noised"), probe.layers.follows("noised")
-    dead = [n for n in again if n.module in still and effect(n, follows) < floor]
+    dead, follows = _dead(probe.layers, still, floor)
+    if dead:  # a single number that scales a branch may be drawn small, but not twice
+        dead, follows = _dead(probe.layers.with_other_draws(), {n.module for n in dead}, floor)
     if not dead:
         note = f"{len(still)} layers change nothing as loaded: they start at zero, or were pruned"
         return replace(measured, notes=(note,))
@@ -58,6 +62,16 @@ def layer_effect(probe: Probe, *, floor: float = 1e-4) -> LayerEffects:
         replace(measured, value=by),
         where=worst.module,
     )
+
+
+def _dead(
+    layers: Layers, still: set[str], floor: float
+) -> tuple[list[Layer], Mapping[str, float]]:
+    """Those of the layers ``still`` that do next to nothing with all parameters moved, and what
+    follows the weights then."""
+    follows = layers.follows("noised")
+    moved = layers.effects("noised")
+    return [n for n in moved if n.module in still and effect(n, follows) < floor], follows
 
 
 @check(tier=2)
