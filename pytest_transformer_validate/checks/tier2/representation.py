@@ -17,8 +17,6 @@ from pytest_transformer_validate.measures.layers import (
 from pytest_transformer_validate.measures.measurement import Limit
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from pytest_transformer_validate.probe.layers import Layer, Layers
     from pytest_transformer_validate.probe.probe import Probe
 
@@ -64,9 +62,7 @@ def layer_effect(probe: Probe, *, floor: float = 1e-4) -> LayerEffects:
     )
 
 
-def _dead(
-    layers: Layers, still: set[str], floor: float
-) -> tuple[list[Layer], Mapping[str, float]]:
+def _dead(layers: Layers, still: set[str], floor: float) -> tuple[list[Layer], dict[str, float]]:
     """Those of the layers ``still`` that do next to nothing with all parameters moved, and what
     follows the weights then."""
     follows = layers.follows("noised")
