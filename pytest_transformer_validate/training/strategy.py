@@ -102,6 +102,7 @@ def make_strategy(config: TrainingConfig) -> OneDevice:
     wanted = config.devices if isinstance(config.devices, int) else 1
     several = config.strategy == "ddp" or wanted > 1 or config.num_nodes > 1
     if launched and (several or config.strategy == "auto"):
+        _warn_of_other_world(config, int(os.environ["WORLD_SIZE"]))
         return DataParallel(_device(int(os.environ.get("LOCAL_RANK", "0"))))
     if several and in_notebook() and os.environ.get("ALLOW_NOTEBOOK_DDP") != "1":
         warnings.warn(
@@ -122,6 +123,17 @@ def make_strategy(config: TrainingConfig) -> OneDevice:
             stacklevel=2,
         )
     return OneDevice(_device())
+
+
+def _warn_of_other_world(config: TrainingConfig, world: int) -> None:
+    """Warn (ConfigWarning) where torchrun started another number of processes than was set."""
+    if isinstance(config.devices, int) and config.devices * config.num_nodes != world:
+        warnings.warn(
+            f"devices={config.devices} has no effect: torchrun started {world} processes; for "
+            f"as many as that run: {_command(config)}",
+            ConfigWarning,
+            stacklevel=3,
+        )
 
 
 def _leave() -> None:

@@ -58,7 +58,7 @@ def stopped(folder: Path) -> str:
 def repeats(folder: Path) -> list[str]:
     """Warnings about a loader that gives every rank the same."""
     loader = torch.utils.data.DataLoader([], batch_size=2)
-    config = TrainingConfig(checkpoint_dir=None, console=False)
+    config = TrainingConfig(checkpoint_dir=None, console=False, devices=3)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:

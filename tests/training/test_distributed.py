@@ -93,6 +93,9 @@ def test_a_bad_number_on_one_rank_stops_all(both):
 def test_a_loader_that_repeats_itself_is_said(both):
     for rank in both[:2]:
         assert any("DistributedSampler" in line for line in rank["repeats"])
+        assert any(
+            "devices=3 has no effect: torchrun started 2" in line for line in rank["repeats"]
+        )
 
 
 class TestChoice:
