@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 # Under this key workers tell how many checks they held back, by the hint that says why.
 DESELECTED = "tb_deselected"
 _MOST_NAMES = 5
+_PACKAGE = str(Path(__file__).parent)
 _MARKUP = {"good": {"green": True}, "bad": {"red": True}, "odd": {"yellow": True}}
 
 
@@ -157,6 +158,15 @@ class Results:
             json_report.write(path, self.in_order(), models=models, run=run)
         except OSError as error:
             self.remarks.append(f"--tb-json: the file could not be written: {error}")
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_internalerror(self, excrepr: object) -> None:
+        terminal_ = self.config.pluginmanager.getplugin("terminalreporter")
+        if terminal_ is not None and _PACKAGE in str(excrepr):
+            terminal_.write_line(
+                "INTERNALERROR> pytest-transformer-validate had a part in this: please open an "
+                "issue of it with these lines and the header of the run"
+            )
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         quiet = self.config.get_verbosity() < 0 or self.config.getoption("no_summary")

@@ -57,6 +57,10 @@ class Sinks:
         clean(report, redact, redact)
 
     @pytest.hookimpl(tryfirst=True)
+    def pytest_internalerror(self, excrepr: Any) -> None:
+        _mapped(excrepr, _text_of_model)
+
+    @pytest.hookimpl(tryfirst=True)
     def pytest_warning_recorded(self, warning_message: warnings.WarningMessage) -> None:
         shown: Any = warning_message
         shown.message = printable(text_of(shown.message))
@@ -99,9 +103,11 @@ def _mapped(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, str):
         return change(value)
     if isinstance(value, list) and value and all(isinstance(line, str) for line in value):
-        whole = "\n".join(value)
+        ended = all(line.endswith("\n") for line in value)
+        whole = "".join(value)[:-1] if ended else "\n".join(value)
         changed = change(whole)
-        return value if changed == whole else changed.split("\n")
+        end = "\n" if ended else ""
+        return value if changed == whole else [line + end for line in changed.split("\n")]
     if isinstance(value, list | tuple):
         return type(value)(_mapped(item, change) for item in value)
     if isinstance(value, dict):

@@ -171,6 +171,15 @@ def test_every_module_can_be_imported_first():
     assert done.returncode == 0, done.stderr
 
 
+def test_no_process_is_a_fork_of_this_one():
+    """After torch has computed in threads, a forked child hangs at its first product."""
+    wrong = re.compile(
+        r"os\.fork\(|multiprocessing\.(Process|Pool|Manager)\(|get_context\((?!.spawn)"
+    )
+    told = [name for name in MODULES if wrong.search(ast.unparse(tree(name)))]
+    assert told == []
+
+
 def test_the_public_names_are_these():
     assert package.__all__ == PUBLIC
 
