@@ -23,8 +23,8 @@ class Causality(Measurement):
     where no gradient could be read. ``position`` moved when token ``replaced`` changed;
     ``ahead`` are the distances over which anything looks ahead; ``experiments`` how many
     replacements were tried and ``context`` the largest allowed movement (0: nothing was shown).
-    ``effects[k][s]`` is how far the output at position ``s`` moved when the k-th of the tokens
-    that were tried was replaced, tokens in their order: at most 32 x 32.
+    ``effects[k][s]`` is how far the output at position ``s`` moved when token ``tried[k]`` was
+    replaced: at most 32 x 32.
     """
 
     gradient: float | None = None
@@ -36,6 +36,7 @@ class Causality(Measurement):
     length: int = 0
     experiments: int = 0
     context: float = 0.0
+    tried: tuple[int, ...] = ()
     effects: tuple[tuple[float, ...], ...] = ()
 
 
@@ -88,11 +89,12 @@ def worst_leak(swaps: Swaps, limit: float) -> Leak:
     return Leak(worst, row, position, swaps.start[row], tuple(sorted(ahead)), len(looking))
 
 
-def effects(swaps: Swaps, most: int = 32) -> tuple[tuple[float, ...], ...]:
-    """Who depends on whom: a row for each token that was replaced alone, in their order."""
+def effects(swaps: Swaps, most: int = 32) -> tuple[tuple[int, ...], tuple[tuple[float, ...], ...]]:
+    """Who depends on whom: the tokens that were replaced alone, and a row for each of them."""
     alone = sorted((start, row) for row, start in enumerate(swaps.start) if not swaps.suffix[row])
     rows = swaps.effect[:, :most].tolist()
-    return tuple(tuple(rows[row]) for _, row in alone[:most])
+    shown = alone[:most]
+    return tuple(token for token, _ in shown), tuple(tuple(rows[row]) for _, row in shown)
 
 
 def leaking(swaps: Swaps, limit: float) -> list[int]:

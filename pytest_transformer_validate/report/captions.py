@@ -8,8 +8,8 @@ CAPTIONS: dict[str, dict[str, str]] = {
     },
     "gradient_flow": {"depth": "gradient norm of each block, first to last"},
     "causality": {
-        "effects": "how far each position (across) moves when a token (down) is replaced; what "
-        "is left of the diagonal saw a later token"
+        "effects": "how far each position (across) moves when a token (down) is replaced; red: a "
+        "position saw a later token"
     },
     "memory_footprint": {
         "activations": "bytes kept for a backward, by rows x length",

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_transformer_validate.report.text import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     Matrix = Sequence[Sequence[float]]
 
@@ -56,7 +56,7 @@ def _of(name: str, title: str, value: Any, numbers: Mapping[str, Any]) -> Iterat
     if isinstance(value, dict):
         yield from _of_dict(title, value)
     elif _is_matrix(value):
-        yield heat(title, value)
+        yield heat(title, value, marked=_ahead(value, numbers))
     elif _is_series(value):
         labels = _labels(value, numbers)
         yield (
@@ -92,8 +92,14 @@ def _of_rows(name: str, rows: list[dict[str, Any]]) -> Iterator[Figure]:
             yield heat(f"{name}: {key}", column, labels)
 
 
-def heat(title: str, matrix: Matrix, labels: Sequence[str] = ()) -> Figure:
-    """A map: a cell is the darker the larger its number is, red below 0. At most 32 x 32 cells."""
+def heat(
+    title: str,
+    matrix: Matrix,
+    labels: Sequence[str] = (),
+    marked: Collection[tuple[int, int]] = (),
+) -> Figure:
+    """A map: a cell is the darker the larger its number is, red below 0; those of ``marked`` (row,
+    column) are red whatever they hold. At most 32 x 32 cells."""
     rows, columns = len(matrix), len(matrix[0])
     shown = [row[:MOST_CELLS] for row in matrix[:MOST_CELLS]]
     largest = max((abs(cell) for row in shown for cell in row), default=0.0)
@@ -102,9 +108,11 @@ def heat(title: str, matrix: Matrix, labels: Sequence[str] = ()) -> Figure:
     for y, row in enumerate(shown):
         for x, cell in enumerate(row):
             level = math.ceil(_LEVELS * (abs(cell) / largest)) if largest else 0
+            if (y, x) in marked:
+                level = _LEVELS
             if level:
                 step = f"M{x * size} {y * size}h{size}v{size}h-{size}z"
-                paths.setdefault((cell < 0, level), []).append(step)
+                paths.setdefault((cell < 0 or (y, x) in marked, level), []).append(step)
     parts = [
         f'<path fill="{_BELOW if below else "currentColor"}" '
         f'fill-opacity="{level / _LEVELS:g}" d="{"".join(steps)}"/>'
@@ -203,6 +211,23 @@ def _text(x: float, y: float, text: str, *, end: bool = False) -> str:
 
 def _thinned(line: Sequence[float]) -> Sequence[float]:
     return line if len(line) <= MOST_POINTS else line[:: math.ceil(len(line) / MOST_POINTS)]
+
+
+def _ahead(matrix: Matrix, numbers: Mapping[str, Any]) -> set[tuple[int, int]]:
+    """Cells over the limit at a position before the token that was replaced, where the record
+    says which tokens were (``tried``)."""
+    tried, limit = numbers.get("tried"), numbers.get("limit")
+    if not (isinstance(tried, list) and len(tried) == len(matrix) and isinstance(limit, dict)):
+        return set()
+    most = limit.get("value")
+    if not all(map(_is_number, [most, *tried])):
+        return set()
+    return {
+        (row, position)
+        for row, (token, cells) in enumerate(zip(tried, matrix, strict=True))
+        for position, cell in enumerate(cells)
+        if position < token and cell > most
+    }
 
 
 def _labels(value: list[Any], numbers: Mapping[str, Any]) -> list[str] | None:

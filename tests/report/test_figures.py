@@ -40,6 +40,19 @@ def test_a_matrix_is_a_map_the_darker_the_larger() -> None:
     }, "nothing is drawn for 0"
 
 
+@pytest.mark.parametrize("tried", [[1, 2], ["1", "2"], [1], None, [1, None]])
+def test_what_sees_a_later_token_is_red(tried: Any) -> None:
+    numbers = {"limit": {"value": 0.1, "rule": "u"}, "effects": [[0.2, 0.8], [0.1, 0.4]]}
+    (figure,) = figures({**numbers, "tried": tried})
+    red = [
+        path.get("d")
+        for path in ElementTree.fromstring(figure.svg).iter(f"{SVG}path")
+        if path.get("fill") == "#c0392b"
+    ]
+    expected = "M0 0h20v20h-20zM20 20h20v20h-20z" if tried == [1, 2] else None
+    assert red == ([expected] if expected else []), "0.1 is not over the limit"
+
+
 def test_matrices_by_name_are_maps_and_rows_of_one_kind_are_one() -> None:
     picture = [[0.5, 0.5], [0.25, 0.75]]
     drawn = figures({"pictures": {"first": picture, "last": picture}})

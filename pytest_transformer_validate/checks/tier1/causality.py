@@ -71,6 +71,7 @@ def _judge_swaps(probe: Probe, plan: Plan, factor: float, notes: list[str]) -> C
     swaps = probe.position_swaps(plan)
     limit = same_shape_limit(swaps.reference, factor)
     leak = worst_leak(swaps, limit.value)
+    tried, moved = effects(swaps)
     measured = Causality(
         value=leak.value,
         limit=limit,
@@ -81,7 +82,8 @@ def _judge_swaps(probe: Probe, plan: Plan, factor: float, notes: list[str]) -> C
         length=swaps.reference.shape[1],
         experiments=len(swaps.start),
         context=context_effect(swaps),
-        effects=effects(swaps),
+        tried=tried,
+        effects=moved,
     )
     if leak.value <= limit.value:
         return measured
