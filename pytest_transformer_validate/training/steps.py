@@ -68,12 +68,20 @@ class Stepper:
         if self.subject.device.type != "cpu":
             self._refuse_strange_ids(batch)  # before a GPU sees them, which does not say where
         labels = self._labels(batch).to(self.subject.device, non_blocking=True)
+        logits = None
         try:
             logits = self.subject(self._inputs(batch, labels)).logits
             loss = loss_sum(logits, labels, self.task)
-        except IndexError:
+        except (IndexError, ValueError, RuntimeError):
+            self._refuse_strange_kinds(batch)
             self._refuse_strange_ids(batch)
+            self._refuse_strange_shape(labels, logits)
             raise
+        if not loss.requires_grad and torch.is_grad_enabled():
+            raise ValueError(
+                "the outputs depend on no parameter that asks for a gradient: the model detaches "
+                "them, or runs under no_grad"
+            )
         correct = correct_sum(logits.detach(), labels, self.task)
         return StepResult(loss, torch.stack([loss.detach(), correct.to(loss.dtype)]))
 
@@ -86,6 +94,21 @@ class Stepper:
             yield self.model
         finally:
             self.subject.model = called
+
+    def _refuse_strange_kinds(self, batch: Mapping[str, torch.Tensor]) -> None:
+        """Raise ValueError for ids or labels that are no whole numbers."""
+        for name in ("input_ids", "decoder_input_ids", self.task.target_field):
+            if name in batch and batch[name].is_floating_point():
+                kind = str(batch[name].dtype).removeprefix("torch.")
+                raise ValueError(f"{name} must be whole numbers, given {kind}")
+
+    def _refuse_strange_shape(self, labels: torch.Tensor, logits: torch.Tensor | None) -> None:
+        """Raise ValueError for labels that the outputs cannot be held against."""
+        if logits is not None and logits.shape[:-1] != labels.shape:
+            raise ValueError(
+                f"{self.task.target_field} of shape {tuple(labels.shape)} and outputs of shape "
+                f"{tuple(logits.shape)}: {self.task.task_type} has one label for each output"
+            )
 
     def _refuse_strange_ids(self, batch: Mapping[str, torch.Tensor]) -> None:
         """Raise ValueError for an id or a label that the model has no row for."""

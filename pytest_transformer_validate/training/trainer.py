@@ -51,8 +51,8 @@ class Trainer:
         data_collator: makes a batch of a list of examples; chosen by the task where it is None.
         hooks: called while the run goes on.
 
-    ``tracker`` holds the numbers of the last run. Raises TypeError for a config or hooks that are
-    of another kind.
+    ``tracker`` holds the numbers of the last run. Raises TypeError for a model, a config
+    or hooks of another kind.
     """
 
     tracker: MetricsTracker
@@ -67,7 +67,7 @@ class Trainer:
         data_collator: Any = None,
         hooks: TrainingHooks | None = None,
     ) -> None:
-        _refuse_strange(training_config, hooks)
+        _refuse_strange(model, training_config, hooks)
         self.model = model
         self.config = config
         self.training_config = training_config
@@ -239,7 +239,9 @@ class DeviceTrainer(Trainer):
         return OneDevice(found)
 
 
-def _refuse_strange(config: object, hooks: object) -> None:
+def _refuse_strange(model: object, config: object, hooks: object) -> None:
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"the model is a {type(model).__name__}, no torch.nn.Module")
     if not isinstance(config, TrainingConfig):
         raise TypeError(
             f"training_config is a {type(config).__name__}; make one: TrainingConfig(epochs=3)"

@@ -206,6 +206,60 @@ def test_a_table_is_said():
         trained(pandas.DataFrame({"text": TEXTS}))
 
 
+ONES = torch.ones(2, 5, dtype=torch.long)
+
+
+@pytest.mark.parametrize(
+    ("ids", "labels", "said"),
+    [
+        (ONES, ONES[:, 1:], r"labels of shape \(2, 4\) and outputs of shape \(2, 5, 16\)"),
+        (ONES, ONES.float(), "labels must be whole numbers, given float32"),
+        (ONES.float(), ONES, "input_ids must be whole numbers, given float32"),
+    ],
+)
+def test_batches_that_do_not_fit_are_said(ids, labels, said):
+    with pytest.raises(ValueError, match=said):
+        trained([{"input_ids": ids, "labels": labels}])
+
+
+class Detached(TinyLM):
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return super().forward(input_ids).detach()
+
+
+class Shortened(TinyLM):
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return super().forward(input_ids)[:, :-1]
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (Detached, "the outputs depend on no parameter"),
+        (Shortened, r"labels of shape \(2, 5\) and outputs of shape \(2, 4, 16\)"),
+    ],
+)
+def test_models_that_cannot_learn_are_said(model, said):
+    with pytest.raises(ValueError, match=said):
+        trained([{"input_ids": ONES, "labels": ONES}], model())
+
+
+def test_what_the_model_raises_is_left_as_it_is():
+    class Raises(TinyLM):
+        def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+            if self.training:
+                raise RuntimeError("my own words")
+            return super().forward(input_ids)
+
+    with pytest.raises(RuntimeError, match="my own words"):
+        trained([{"input_ids": ONES, "labels": ONES}], Raises())
+
+
+def test_a_function_is_no_model():
+    with pytest.raises(TypeError, match=r"is a function, no torch.nn.Module"):
+        trained([{"input_ids": ONES, "labels": ONES}], lambda ids: ids)
+
+
 class TestIterators:
     def test_one_that_raises_is_named_with_its_place(self) -> None:
         def data() -> Iterator[str]:
