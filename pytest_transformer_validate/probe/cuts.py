@@ -101,11 +101,10 @@ class Cuts(Passes):
             for name, module in self.probe.subject.model.named_modules()
         ]
         try:
-            with (
-                self.probe.running("cuts", grad=True) as subject,
-                _Open(subject.model, None) as found,
-            ):
-                subject(batch)
+            with self.probe.running("cuts", grad=True) as subject:
+                found = _Open(subject.model, None)
+                with found:
+                    subject(batch)
         finally:
             for handle in handles:
                 handle.remove()
@@ -190,7 +189,8 @@ class _Open(TorchFunctionMode):
         meant = bool(_MEANT.search(line)) or _stepped(tensor.grad_fn)
         self.sites.append(_Site(module, line, meant))
         if self.opened is not None and number not in self.opened:
-            return func(tensor)
+            kept: torch.Tensor = func(tensor)
+            return kept
         passed = tensor.view(tensor.shape)
         self._keep(passed, number)
         return passed
@@ -232,7 +232,8 @@ def _stepped(node: Any) -> bool:
         return False
     if _STRAIGHT.match(node.name()):
         return True
-    seen, stack = set(), [node]
+    seen: set[Any] = set()
+    stack = [node]
     while stack and len(seen) < _NODES:
         node = stack.pop()
         if _STEPS.match(node.name()):

@@ -220,9 +220,10 @@ class States(Passes):
         shapes |= {FEWER: (fewer, length)} if subject.small or subject.vision else {}
         if not subject.vision:
             longer = min(_LONG if subject.small else 32, subject.max_length or _LONG)
-            shorter = max(1, length // 2)
+            longer, shorter = (max(1, n - n % subject.multiple) for n in (longer, length // 2))
             shapes |= {LONGER: (rows, longer)} if longer > length else {}
-            shapes |= {SHORTER: (rows, shorter)} if shorter < length and subject.small else {}
+            fits = shorter < length and shorter % subject.multiple == 0 and subject.small
+            shapes |= {SHORTER: (rows, shorter)} if fits else {}
         return {name: self.probe.batch(*shape, "states", name) for name, shape in shapes.items()}
 
     def _batch(self, name: str) -> Batch:

@@ -18,6 +18,7 @@ from pytest_transformer_validate.subject.ids import few_ids
 from pytest_transformer_validate.subject.layout import arrange, find_layout
 from pytest_transformer_validate.subject.multiples import find_multiple, says_multiple
 from pytest_transformer_validate.subject.outputs import Output, read_output
+from pytest_transformer_validate.subject.packed import unpack
 from pytest_transformer_validate.subject.setup import Setup, method_of
 from pytest_transformer_validate.subject.tables import TableReader
 
@@ -94,6 +95,10 @@ def look(subject: Subject) -> Facts:
             facts = replace(facts, limits=tuple(shorter.limits))
         return facts
     assert first is not None
+    for rows, length in _shapes(subject) if subject.packing is None else []:
+        subject.packing = unpack(subject, _first_batch(subject, rows, length).main)
+        if subject.packing is not None:
+            return look(subject)
     method = method_of(subject)
     if method is not None:
         subject.setup = Setup(method)

@@ -35,6 +35,7 @@ from pytest_transformer_validate.subject.sizes import LARGE, other_sizes, probe_
 from pytest_transformer_validate.task import TaskSpec
 
 if TYPE_CHECKING:
+    from pytest_transformer_validate.subject.packed import Packing
     from pytest_transformer_validate.subject.setup import Setup
 
 _TEXT = ("bos", "sep", "cls", "unk", "mask", "decoder_start")
@@ -77,6 +78,7 @@ class Subject:
         self.time_major = False
         self.given = Given()
         self.setup: Setup | None = None
+        self.packing: Packing | None = None
         self._plain: tuple[object, torch.Tensor] | None = None
 
     def twin(self, model: torch.nn.Module) -> Subject:
@@ -401,6 +403,8 @@ class Subject:
             for role, name in signature.names.items()
             if role in given and role not in signature.positional
         }
+        if self.packing is not None:
+            return self.model(self.packing.pack(keywords))
         if not signature.intermediates:
             return self.model(*positional, **keywords)
         rows, length = batch.main.shape
