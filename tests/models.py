@@ -200,6 +200,27 @@ class Reads(nn.Module):
         return self.elsewhere(x)
 
 
+class First(nn.Module):
+    """Reads one part in forward and another in a method."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.three = nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2)
+
+    def forward(self, x):
+        return self.one(x) + self.inner(x)
+
+    def inner(self, x):
+        return self.three(x)
+
+
+class Second(First):
+    """Reads what its base does not."""
+
+    def forward(self, x):
+        return self.two(x)
+
+
 class Unbiased(nn.Linear):
     """A linear layer that forgets to add its bias."""
 

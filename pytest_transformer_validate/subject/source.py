@@ -22,18 +22,18 @@ _DYNAMIC = {"getattr", "children", "named_children", "modules", "named_modules",
 class Reads:
     """Attribute names that a source file reads outside of set-up code.
 
-    ``anywhere`` holds all of them, ``through`` those read from something else than ``self``,
-    ``own`` those read from ``self`` by class, and ``dynamic`` says that names are computed.
+    ``through`` holds those read from something else than ``self``, ``own`` those read from
+    ``self`` by class, and ``dynamic`` says that names are computed.
     """
 
-    anywhere: frozenset[str]
     through: frozenset[str]
     own: dict[str, frozenset[str]]
     dynamic: bool
 
 
 def reads_module(model: nn.Module, name: str) -> bool:
-    """Whether a submodule is read anywhere in the source around it.
+    """Whether a submodule is read by the class that holds it, in the source around it, or
+    through an object there.
 
     Where the source cannot be had, names are computed, or the submodule is an element of a list
     or a dict, the answer is yes.
@@ -43,7 +43,13 @@ def reads_module(model: nn.Module, name: str) -> bool:
     if isinstance(around, nn.ModuleList | nn.ModuleDict | nn.Sequential):
         return True
     files = [reads for _, reads in _sources(type(around))]
-    return not files or any(reads.dynamic or own in reads.anywhere for reads in files)
+    kinds = ["", *(cls.__name__ for cls in type(around).__mro__)]
+    return not files or any(
+        reads.dynamic
+        or own in reads.through
+        or any(own in reads.own.get(kind, frozenset()) for kind in kinds)
+        for reads in files
+    )
 
 
 def reads_parameter(model: nn.Module, name: str) -> bool:
@@ -108,7 +114,7 @@ def _reads(filename: str) -> Reads | None:
             anywhere.add(node.id)
     frozen = {cls: frozenset(names) for cls, names in own.items()}
     dynamic = bool(anywhere & _DYNAMIC)
-    return Reads(frozenset(anywhere), frozenset(through), frozen, dynamic)
+    return Reads(frozenset(through), frozen, dynamic)
 
 
 def _walk(node: ast.AST, cls: str) -> Iterator[tuple[str, ast.AST]]:

@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 
 from pytest_transformer_validate.subject.source import reads_module, reads_parameter
-from tests.models import Reads
+from tests.models import First, Reads, Second
 
 
 @pytest.mark.parametrize(
@@ -14,6 +14,11 @@ def test_a_submodule_is_read_or_only_assigned(number, read):
     model = Reads()
     name = [name for name, _ in model.named_children()][number]
     assert reads_module(model, name) is read
+
+
+def test_what_another_class_reads_counts_where_it_is_a_base():
+    assert [reads_module(First(), n) for n in ("one", "two", "three")] == [True, False, True]
+    assert all(reads_module(Second(), n) for n in ("one", "two", "three"))
 
 
 @pytest.mark.parametrize(("number", "read"), [(0, True), (1, False)], ids=["forward", "nowhere"])
