@@ -35,7 +35,16 @@ _PYTEST: tuple[str, ...] = (
 )
 _PYTEST += ("_pytest.terminal", "_pytest.python", "pluggy._hooks", "pluggy._callers")
 # Of Python's library, what reads files, describes code and makes texts.
-_LIBRARY = ("io", "os", "os.path", "pathlib", "json", "linecache", "traceback", "inspect")
+_LIBRARY: tuple[str, ...] = (
+    "io",
+    "os",
+    "os.path",
+    "pathlib",
+    "json",
+    "linecache",
+    "traceback",
+    "inspect",
+)
 _LIBRARY += ("importlib", "copy", "functools", "contextlib", "tempfile", "shutil", "subprocess")
 _LAYERS = ("torch.nn", "torch.nn.functional", "torch.nn.init", "torch.autograd", "torch.optim")
 # Follows the default dtype.
