@@ -30,6 +30,7 @@ from pytest_transformer_validate.probe.moved_weights import MovedWeights
 from pytest_transformer_validate.probe.order import Order
 from pytest_transformer_validate.probe.padded_texts import PaddedTexts
 from pytest_transformer_validate.probe.padding import Padding
+from pytest_transformer_validate.probe.patches import Patches
 from pytest_transformer_validate.probe.perturbation import Perturbation
 from pytest_transformer_validate.probe.precision import Precision
 from pytest_transformer_validate.probe.quantised import Quantisation
@@ -78,6 +79,7 @@ class Groups:
     comparison = functools.cached_property(Comparison)
     cuts = functools.cached_property(Cuts)
     draws = functools.cached_property(Draws)
+    patches = functools.cached_property(Patches)
     dropouts = functools.cached_property(Dropouts)
     states = functools.cached_property(States)
     drawn = functools.cached_property(Weights)

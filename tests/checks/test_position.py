@@ -162,3 +162,41 @@ def test_scores_of_rows():
     assert follows_rows_alone(rows.masked_fill(torch.ones(6, 6).triu(1) > 0, float("-inf")), EPS)
     assert not follows_rows_alone(rows.mT, EPS)
     assert not follows_rows_alone(torch.ones(2, 6, 6), EPS)
+
+
+class Cut(nn.Module):
+    """An image classifier that cuts its images by hand."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Linear(48, 32), nn.Linear(32, 7)
+        self.positions = nn.Parameter(torch.randn(1, 16, 32))
+        self.block = models.Block()
+
+    def cut(self, x):
+        return x.unflatten(3, (4, 4)).unflatten(2, (4, 4)).permute(0, 2, 4, 3, 5, 1).flatten(3)
+
+    def forward(self, pixel_values):
+        x = self.embed(self.cut(pixel_values).reshape(len(pixel_values), 16, 48))
+        return self.head(self.block(x + self.positions, causal=False).mean(1))
+
+
+class CutByView(Cut):
+    def cut(self, x):
+        return x
+
+
+@pytest.mark.parametrize("config", [{"patch_size": 4}, {"patch_size": 8}, {}])
+def test_patches_that_are_squares(config):
+    sizes = {"image_size": 16, "num_channels": 3}
+    position_sensitivity(probe_of(Cut(), sizes | config))
+    if config.get("patch_size") != 4:  # nothing says what a patch is
+        position_sensitivity(probe_of(CutByView(), sizes | config))
+
+
+def test_patches_that_are_cut_by_view():
+    config = {"image_size": 16, "num_channels": 3, "patch_size": 4}
+    with pytest.raises(CheckFailed, match="a patch of an image is a square") as caught:
+        position_sensitivity(probe_of(CutByView(), config))
+    assert caught.value.where == "(model)"
+    assert "a box of 3 x 16 pixels" in caught.value.message

@@ -264,8 +264,20 @@ def _judge_ignored(measured: PositionSensitivity, value: float) -> PositionSensi
 
 
 def _patches(probe: Probe, factor: float) -> PositionSensitivity:
-    """The order of an image's patches is known."""
+    """The order of an image's patches is known, and patches are squares of it."""
     limit = _limit(probe, factor)
+    odd = probe.patches.scattered()
+    if odd is not None:
+        raise CheckFailed(
+            "a patch of an image is a square of it\n"
+            f"patches of {odd.patch} x {odd.patch} are declared, and the first tokens are made of "
+            f"as many numbers, which stand in a box of {odd.box[0]} x {odd.box[1]} pixels\n"
+            f"module: {odd.module}\n"
+            "likely: the image is cut by view or reshape alone: the axes of patches have to be "
+            "brought together by permute before they are flattened",
+            PositionSensitivity(limit=limit, known="patches"),
+            where=odd.module,
+        )
     size = probe.mixing.patch
     measured = PositionSensitivity(limit=limit, known="patches")
     for condition in ("eval", "noised"):
