@@ -76,17 +76,20 @@ class Checkpointing(Passes):
         Raises NotApplicable where it runs, and has no training step: a cache that is written in
         place, a forward without gradients, a length that training refuses.
         """
+        return self._without()
+
+    @remembered
+    def again(self) -> Trained:
+        """The same once more, which shows whether there is something to compare with."""
+        return self._without()
+
+    def _without(self) -> Trained:
         try:
             return self._trained(_disable)
         except Exception as error:
             self.probe.forward(self._batch())  # what raises here too is no fault of training
             line = error_line(error)
             raise NotApplicable(f"there is no training step to repeat: {line}") from error
-
-    @remembered
-    def again(self) -> Trained:
-        """The same once more, which shows whether there is something to compare with."""
-        return self._trained(_disable)
 
     @remembered
     def checkpointed(self) -> Trained:

@@ -127,7 +127,10 @@ class Generation(Passes):
     def crash(self) -> Exception | None:
         """What generate raises over one text, the plainest call there is, behind an answer of
         forward: a crash of its own. ``None`` where it works, or refuses: it says so, by a
-        ValueError, an assertion or the like, or it lacks something that nobody gave it."""
+        ValueError, an assertion or the like, or it lacks something that nobody gave it; and where
+        it is inherited beside a forward that others wrote for something else."""
+        if not _of_one_hand(self.probe.subject.model):
+            return None
         plan = self.plans()[0]
         prompt = self._prompt(replace(plan, rows=1, padded=False))
         with (
@@ -264,6 +267,12 @@ class Generation(Passes):
         pads = 0 if mask is None else int((mask[row] == 0).sum())
         alone = subject.complete(Batch({"input_ids": own[:, pads:]})).to(subject.device)
         return self.probe.forward(alone).logits[0, -1]
+
+
+def _of_one_hand(model: Any) -> bool:
+    """Whether generate and forward come from one package."""
+    both = (getattr(model, name).__module__ or "" for name in ("generate", "forward"))
+    return len({module.partition(".")[0] for module in both}) == 1
 
 
 @contextlib.contextmanager

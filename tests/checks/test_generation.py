@@ -205,6 +205,9 @@ class Crashing(Greedy):
     error: Exception
     early = False
 
+    def forward(self, input_ids):
+        return super().forward(input_ids)
+
     def generate(self, idx, max_new_tokens):
         if not self.early:
             self(idx)
@@ -217,6 +220,19 @@ def test_a_crash_is_the_models_own(error) -> None:
     model.error = error
     with pytest.raises(type(error), match=str(error)):
         generate_equivalence(probe_of(model))
+
+
+def test_a_generate_that_is_inherited_beside_another_forward_is_skipped() -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 32, "vocab_size": 90}
+    config = transformers.GPT2Config(**sizes, bos_token_id=1, eos_token_id=1)
+
+    class ValueHead(transformers.GPT2LMHeadModel):
+        def forward(self, input_ids, attention_mask=None, **_):
+            return super().forward(input_ids, attention_mask=attention_mask).logits
+
+    with pytest.raises(NotApplicable, match="generate raises RuntimeError"):
+        generate_equivalence(probe_of(ValueHead(config), config))
 
 
 @pytest.mark.parametrize(
