@@ -2,7 +2,7 @@
 
 Fused optimizers, writes through ``.data`` and kernels of one's own change weights and leave the
 version counter as it was. An optimizer moves nearly every number, so that few of each parameter
-tell; that costs 0.5 ms of 124M parameters, reading all of them 50.
+tell: 0.6 ms for 124M parameters, where a sum over all of them takes 500.
 """
 
 from __future__ import annotations
