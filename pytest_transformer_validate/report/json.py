@@ -16,11 +16,13 @@ from pytest_transformer_validate.errors import SpecError, first_line
 from pytest_transformer_validate.report.record import STATUSES, Record
 from pytest_transformer_validate.report.terminal import by_model
 from pytest_transformer_validate.report.text import plain
+from pytest_transformer_validate.sources.files import read_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 SCHEMA_VERSION = 1
+MOST_BYTES = 2**30
 SCHEMA = Path(__file__).with_name("schema.json")
 
 _TEXT, _TEXT_OR_NONE = (str,), (str, type(None))
@@ -69,7 +71,7 @@ def read(path: Path) -> Stored:
     """What ``write`` wrote, its texts made fit to be shown once more. Raises SpecError for a file
     that is none of ``--tb-json``, or of another version of it."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(read_file(path, MOST_BYTES).decode("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise SpecError(f"{path} cannot be read as JSON: {first_line(error)}") from error
     version = data.get("schema_version") if isinstance(data, dict) else None

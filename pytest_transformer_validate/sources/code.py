@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from pytest_transformer_validate.errors import SourceError
 from pytest_transformer_validate.sources.base import SourceWarning
+from pytest_transformer_validate.sources.files import CODE, read_file
 from pytest_transformer_validate.sources.jsonfile import position
 from pytest_transformer_validate.sources.wording import clipped, shown
 
@@ -57,7 +58,7 @@ def read_code(path: Path) -> Code:
 
 def _read(path: Path) -> bytes:
     try:
-        data = path.read_bytes()
+        data = read_file(path, CODE)
     except OSError as error:
         raise SourceError(f"cannot read {shown(path)}: {error.strerror or error}") from error
     if not data.strip():

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pytest_transformer_validate.errors import SourceError
+from pytest_transformer_validate.sources.files import read_file
 from pytest_transformer_validate.sources.wording import clipped, shown
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def _read_text(path: Path) -> str:
             raise SourceError(
                 f"{shown(path)} has {size} bytes; a configuration has at most {MAX_BYTES}"
             )
-        data = path.read_bytes()
+        data = read_file(path, MAX_BYTES)
     except OSError as error:
         raise SourceError(f"cannot read {shown(path)}: {error.strerror or error}") from error
     if not data.strip():

@@ -11,6 +11,7 @@ from importlib.machinery import ModuleSpec, SourceFileLoader
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from pytest_transformer_validate.errors import SourceError
+from pytest_transformer_validate.sources.files import CODE, read_file
 from pytest_transformer_validate.sources.modulefile import explained_imports
 from pytest_transformer_validate.sources.wording import clipped, listed, near, shown
 
@@ -160,7 +161,7 @@ def read_package(folder: Path) -> dict[str, Text]:
             for entry in entries:
                 if entry.suffix == ".py" and entry.stem.isidentifier() and entry.is_file():
                     name = entry.relative_to(folder).as_posix()
-                    files[name] = Text(entry, entry.read_bytes())
+                    files[name] = Text(entry, read_file(entry, CODE))
                 elif entry.name.isidentifier() and entry.is_dir() and not _is_apart(entry):
                     waiting.append(entry)
         except OSError as error:
