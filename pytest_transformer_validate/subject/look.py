@@ -12,6 +12,7 @@ import torch
 
 from pytest_transformer_validate.subject.batch import Batch
 from pytest_transformer_validate.subject.callers import find
+from pytest_transformer_validate.subject.choices import as_choices
 from pytest_transformer_validate.subject.declared import LENGTH, declared_size
 from pytest_transformer_validate.subject.guard import derive_seed
 from pytest_transformer_validate.subject.ids import few_ids
@@ -73,28 +74,46 @@ def look(subject: Subject) -> Facts:
         output = read_output(subject.call(subject.images(2, torch.Generator().manual_seed(0)), {}))
         return _facts(TableReader(subject.model, {}, 1), output)
     first: Exception | None = None
-    multiple = 1
     for rows, length in _shapes(subject):
+        if first is not None and length == 1 and _reads_choices(subject):
+            subject.choices = True
+            return look(subject)
         try:
             facts = _look(subject, rows, length)
         except Exception as error:  # noqa: BLE001 - the first one is raised if nothing works
-            if first is None and says_multiple(error):
-                multiple = find_multiple(
-                    declared_size(subject.config, LENGTH), functools.partial(_runs, subject)
-                )
+            multiple = _multiple(subject, error) if first is None else 1
             first = first or error
             if multiple == 1:
                 continue
             return replace(_look(subject, min(5, subject.most_rows), multiple), multiple=multiple)
-        if first is not None and length == declared_size(subject.config, LENGTH):
-            # The declared length alone: nothing shorter runs.
-            alone = not _runs(subject, length - 1) and not _runs(subject, length // 2)
-            facts = replace(facts, multiple=length if alone else 1)
-        elif first is not None and not facts.limits and length > 1:
-            shorter, _ = _read(subject, _first_batch(subject, rows, length // 2), length // 2)
-            facts = replace(facts, limits=tuple(shorter.limits))
-        return facts
+        return facts if first is None else _bounded(subject, facts, rows, length)
     assert first is not None
+    return _otherwise(subject, first)
+
+
+def _multiple(subject: Subject, error: Exception) -> int:
+    """The number of which lengths are multiples, where the model says that this one is none."""
+    if not says_multiple(error):
+        return 1
+    longest = declared_size(subject.config, LENGTH)
+    return find_multiple(longest, functools.partial(_runs, subject))
+
+
+def _bounded(subject: Subject, facts: Facts, rows: int, length: int) -> Facts:
+    """The facts of a shape that was not the first: the declared length may be the only one, and
+    tables are read from a shorter text, too."""
+    declared = length == declared_size(subject.config, LENGTH)
+    if declared and length > 1 and not any(_runs(subject, n) for n in (length - 1, length // 2)):
+        return replace(facts, multiple=length)
+    if not facts.limits and length > 1:
+        shorter, _ = _read(subject, _first_batch(subject, rows, length // 2), length // 2)
+        return replace(facts, limits=tuple(shorter.limits))
+    return facts
+
+
+def _otherwise(subject: Subject, first: Exception) -> Facts:
+    """What a model shows that no shape of ids is enough for: all inputs may have to be in one
+    object, or caches to be set up. Raises ``first`` where that is not it."""
     for rows, length in _shapes(subject) if subject.packing is None else []:
         subject.packing = unpack(subject, _first_batch(subject, rows, length).main)
         if subject.packing is not None:
@@ -107,6 +126,20 @@ def look(subject: Subject) -> Facts:
         except Exception:  # noqa: BLE001 - then it is not what was missing
             subject.setup = None
     raise first
+
+
+def _reads_choices(subject: Subject) -> bool:
+    """Whether forward reads several texts a row, (B, 2, T), and gives one number for each."""
+    if subject.choices or subject.signature.takes("decoder_input_ids"):
+        return False
+    subject.choices = True
+    try:
+        logits = read_output(subject.call(_first_batch(subject, 5, 7), {})).logits
+        return tuple(logits.shape) == (5, 2)
+    except Exception:  # noqa: BLE001 - a trial
+        return False
+    finally:
+        subject.choices = False
 
 
 def _runs(subject: Subject, length: int) -> bool:
@@ -160,6 +193,8 @@ def _look(subject: Subject, rows: int, length: int) -> Facts:
 
 def _read(subject: Subject, batch: Batch, length: int) -> tuple[TableReader, object]:
     roles = {role: t for role, t in batch.inputs.items() if role.endswith("input_ids")}
+    if subject.choices:
+        roles = {role: as_choices(role, t).flatten(0, 1) for role, t in roles.items()}
     with TableReader(subject.model, roles, length) as reader:
         raw = subject.call(batch, {})
     return reader, raw

@@ -13,6 +13,7 @@ from pytest_transformer_validate.errors import Blocked, NotApplicable, TaskError
 from pytest_transformer_validate.sources.config import ModelConfig
 from pytest_transformer_validate.subject.batch import Batch
 from pytest_transformer_validate.subject.callers import Given
+from pytest_transformer_validate.subject.choices import as_choices
 from pytest_transformer_validate.subject.declared import (
     LENGTH,
     PADDING,
@@ -79,6 +80,7 @@ class Subject:
         self.given = Given()
         self.setup: Setup | None = None
         self.packing: Packing | None = None
+        self.choices = False
         self._plain: tuple[object, torch.Tensor] | None = None
 
     def twin(self, model: torch.nn.Module) -> Subject:
@@ -397,6 +399,8 @@ class Subject:
                 role: t.T if role.endswith("input_ids") or role == "labels" else t
                 for role, t in given.items()
             }
+        if self.choices:
+            given = {role: as_choices(role, value) for role, value in given.items()}
         positional = [given[r] for r in signature.names if r in signature.positional & set(given)]
         keywords = {
             name: given[role]
