@@ -127,6 +127,28 @@ class Trials(Passes):
             tokenizer=self._tokenizer(),
         )
 
+    @remembered
+    def length(self) -> int:
+        """How long a row is: short, or as long as the model takes where training refuses less, as
+        tables of positions in two factors do."""
+        subject = self.probe.subject
+        short = min(LONGEST, subject.max_length or LONGEST)
+        short = max(short - short % subject.multiple, subject.multiple)
+        short = subject.facts.fixed_length or short
+        whole = subject.max_length
+        if whole is None or whole <= short or subject.vision or not self._refuses(short):
+            return short
+        return short if self._refuses(whole) else whole
+
+    def _refuses(self, length: int) -> bool:
+        rows = min(2, self.probe.subject.most_rows)
+        try:
+            with self.probe.under("training"), self.probe.running("training", length) as subject:
+                subject(subject.batch(rows, length))
+        except Exception:  # noqa: BLE001 - what the model raises is told by the training itself
+            return True
+        return False
+
     @property
     def task(self) -> Any:
         """The task, with its labels."""
@@ -147,9 +169,7 @@ class Trials(Passes):
         generator = torch.Generator().manual_seed(seed)
         if not self.task.per_token:
             rows = min(8, subject.most_rows)
-        length = min(LONGEST, subject.max_length or LONGEST)
-        length = max(length - length % subject.multiple, subject.multiple)
-        length = subject.facts.fixed_length or length
+        length = self.length()
         inputs = {
             name: tensor
             for name, tensor in subject.batch(rows, length, seed=seed).inputs.items()

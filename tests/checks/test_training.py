@@ -97,6 +97,32 @@ def test_the_module_where_rows_mix_is_named(backward, likely):
     assert "first module to differ: mixer" in str(caught.value)
 
 
+class WholeRows(models.Decoder):
+    """Takes rows of all its positions alone in training, as axial positions do."""
+
+    def hidden(self, ids):
+        if self.training and ids.shape[1] != self.positions.num_embeddings:
+            raise ValueError("in training a row has to be whole")
+        return super().hidden(ids)
+
+
+def test_rows_are_as_long_as_training_asks_for():
+    for check in CHECKS:
+        check(probe_of(WholeRows()))
+
+
+class NeverTrains(models.Decoder):
+    def hidden(self, ids):
+        if self.training:
+            raise ValueError("not in training")
+        return super().hidden(ids)
+
+
+def test_a_model_that_raises_in_training_is_not_excused():
+    with pytest.raises(ValueError, match="not in training"):
+        loss_curve(probe_of(NeverTrains()))
+
+
 class Uncopied(models.Decoder):
     """As one that holds a lock, a file, a process."""
 
