@@ -219,7 +219,7 @@ def _ahead(matrix: Matrix, numbers: Mapping[str, Any]) -> set[tuple[int, int]]:
     tried, limit = numbers.get("tried"), numbers.get("limit")
     if not (isinstance(tried, list) and len(tried) == len(matrix) and isinstance(limit, dict)):
         return set()
-    most = limit.get("value")
+    most: Any = limit.get("value")
     if not all(map(_is_number, [most, *tried])):
         return set()
     return {
