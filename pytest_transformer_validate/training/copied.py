@@ -1,10 +1,13 @@
-"""What a copy of a model is told before a check trains it."""
+"""What a copy of a model is told before a check trains it, and what watches it."""
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import torch
+
+from pytest_transformer_validate.training.hooks import TrainingHooks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,3 +39,23 @@ def kept_gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(keep(name))
     return found
+
+
+class Enough(Exception):
+    """Ends a training early; says why."""
+
+
+class Watch(TrainingHooks):
+    """Keeps the losses, and ends the training where there is enough, or no time left."""
+
+    def __init__(self, budget: float, enough: Callable[[list[float]], bool]) -> None:
+        self.losses: list[float] = []
+        self.budget, self.enough = budget, enough
+        self.start = time.monotonic()
+
+    def on_batch_end(self, batch_idx: int, loss: float) -> None:
+        self.losses.append(loss)
+        if self.enough(self.losses):
+            raise Enough("done")
+        if self.budget and time.monotonic() - self.start > self.budget:
+            raise Enough(f"out of time: {self.budget:g} s")

@@ -19,11 +19,15 @@ from pytest_transformer_validate.errors import Diverged, NotApplicable, error_li
 from pytest_transformer_validate.probe.passes import Passes, remembered
 from pytest_transformer_validate.subject.subject import Subject
 from pytest_transformer_validate.training.config import ConfigWarning, TrainingConfig
-from pytest_transformer_validate.training.copied import kept_gradients, without_dropout
+from pytest_transformer_validate.training.copied import (
+    Enough,
+    Watch,
+    kept_gradients,
+    without_dropout,
+)
 from pytest_transformer_validate.training.data.files import read_file
 from pytest_transformer_validate.training.data.quality import QualityWarning
 from pytest_transformer_validate.training.data.tokens import CharacterTokenizer, text_field
-from pytest_transformer_validate.training.hooks import TrainingHooks
 from pytest_transformer_validate.training.mixing import find_mixing
 from pytest_transformer_validate.training.steps import Stepper
 from pytest_transformer_validate.training.trainer import DeviceTrainer
@@ -228,7 +232,7 @@ class Trials(Passes):
             "run_name": word,
             "weight_decay": 0.0,
         }
-        watch = _Watch(probe.fitting.budget, enough)
+        watch = Watch(probe.fitting.budget, enough)
         start = time.perf_counter()
         model = self._copied()
         if not dropout:
@@ -248,7 +252,7 @@ class Trials(Passes):
             warnings.simplefilter("ignore", QualityWarning)
             try:
                 val = trainer.train(data)["val_loss_history"]
-            except _Enough as reason:
+            except Enough as reason:
                 stopped = str(reason)
             except Diverged as error:
                 stopped = str(error).partition("\n  that step")[0]
@@ -281,23 +285,3 @@ class Trials(Passes):
                 ) from error
             model = built.to(probe.subject.device, probe.subject.dtype)
         return model
-
-
-class _Enough(Exception):
-    """Ends a training early; says why."""
-
-
-class _Watch(TrainingHooks):
-    """Keeps the losses, and ends the training where there is enough, or no time left."""
-
-    def __init__(self, budget: float, enough: Callable[[list[float]], bool]) -> None:
-        self.losses: list[float] = []
-        self.budget, self.enough = budget, enough
-        self.start = time.monotonic()
-
-    def on_batch_end(self, batch_idx: int, loss: float) -> None:
-        self.losses.append(loss)
-        if self.enough(self.losses):
-            raise _Enough("done")
-        if self.budget and time.monotonic() - self.start > self.budget:
-            raise _Enough(f"out of time: {self.budget:g} s")
