@@ -176,6 +176,7 @@ class ModelRun:
         try:
             return get_probe()
         except BaseException as error:
+            self._look_around()
             if self._ends_run(error):
                 raise
             loud: BaseException = error

@@ -83,6 +83,13 @@ class Change:
         named = getattr(owner, "__qualname__", None) or getattr(owner, "__name__", type(owner))
         return f"{home}{named}.{self.name}"
 
+    @property
+    def of_library(self) -> bool:
+        """Whether the function is of Python's own library."""
+        owner = self.owner
+        home = owner.__module__ if isinstance(owner, type) else getattr(owner, "__name__", "")
+        return str(home).partition(".")[0] in sys.stdlib_module_names
+
     def put(self, value: Any) -> None:
         """Give the function's place to ``value``."""
         if isinstance(self.owner, dict):

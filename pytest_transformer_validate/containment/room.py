@@ -104,8 +104,14 @@ class Room:
         return found
 
     def look_around(self) -> None:
-        """Put functions back that verdicts are made with, before one is made."""
-        self._layers = self._put_judges_back()
+        """Put functions back that verdicts are made with, before one is made, and those of
+        Python's library, which make texts: for good."""
+        self._layers = []
+        for change in self._put_judges_back():
+            if change.of_library:
+                change.put(change.before)
+            else:
+                self._layers.append(change)
 
     def rest(self) -> None:
         """Nothing of the model's runs any more: there is no need to look again."""
