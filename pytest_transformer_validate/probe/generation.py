@@ -11,7 +11,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
+import sysconfig
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -270,9 +273,11 @@ class Generation(Passes):
 
 
 def _of_one_hand(model: Any) -> bool:
-    """Whether generate and forward come from one package."""
-    both = (getattr(model, name).__module__ or "" for name in ("generate", "forward"))
-    return len({module.partition(".")[0] for module in both}) == 1
+    """Whether generate is not of an installed package that forward is not of."""
+    generate, forward = (getattr(model, name).__module__ or "" for name in ("generate", "forward"))
+    file = getattr(sys.modules.get(generate), "__file__", None) or ""
+    installed = Path(file).is_relative_to(sysconfig.get_path("purelib"))
+    return not installed or generate.partition(".")[0] == forward.partition(".")[0]
 
 
 @contextlib.contextmanager

@@ -205,9 +205,6 @@ class Crashing(Greedy):
     error: Exception
     early = False
 
-    def forward(self, input_ids):
-        return super().forward(input_ids)
-
     def generate(self, idx, max_new_tokens):
         if not self.early:
             self(idx)
