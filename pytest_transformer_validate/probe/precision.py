@@ -390,7 +390,8 @@ def _rounding(model: torch.nn.Module, dtype: torch.dtype) -> Iterator[list[float
                 size = float(finite.abs().max())
                 sizes.append(size if size < 1e30 else 0.0)
                 if all(tensor.stride()) or tensor.numel() == 1:
-                    with torch.inference_mode(tensor.is_inference()):
+                    inference = tensor.is_inference()  # off, the mode records gradients again
+                    with torch.inference_mode() if inference else contextlib.nullcontext():
                         tensor.copy_(tensor.to(dtype))
 
     handles = [
