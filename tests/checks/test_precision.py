@@ -98,3 +98,32 @@ def test_a_float32_mask_does_not_spoil_float64():
             return self.norm(x)
 
     PRECISION(probe_of(Masked()), "float64")
+
+
+class Mixed(models.Decoder):
+    """The trunk is in bfloat16, the rest is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks.bfloat16()
+
+    def hidden(self, ids):
+        x = self.tokens(ids) + self.positions(torch.arange(ids.size(1)))
+        x = x.bfloat16()
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x.float())
+
+
+@pytest.mark.parametrize("case", ["bfloat16", "float64"])
+def test_a_model_in_several_dtypes_is_not_converted(case):
+    with pytest.raises(NotApplicable, match="several dtypes: bfloat16, float32"):
+        PRECISION(probe_of(Mixed()), case)
+
+
+class Served(models.Decoder):
+    forward = torch.inference_mode()(models.Decoder.forward)
+
+
+def test_a_forward_in_inference_mode():
+    assert PRECISION(probe_of(Served()), "bfloat16").value <= 8

@@ -31,8 +31,7 @@ def precision(probe: Probe, case: str, *, factor: float = 8.0, units: float = 64
     Against ``float64``, ``units`` u are allowed. A model need not run in another precision: what
     it raises is a skip.
     """
-    if str(probe.subject.dtype) != "torch.float32":
-        raise NotApplicable(f"the model is in {probe.context()['dtype']}, not in float32")
+    _require_float32(probe)
     if case == "float64":
         return _double(probe, units)
     rounding = _half(probe, case)
@@ -64,6 +63,15 @@ def precision(probe: Probe, case: str, *, factor: float = 8.0, units: float = 64
         f"{_place(part, rounding)}"
     )
     raise CheckFailed(_text(case, what, where, _likely(rounding)), measured, where=where)
+
+
+def _require_float32(probe: Probe) -> None:
+    if str(probe.subject.dtype) != "torch.float32":
+        raise NotApplicable(f"the model is in {probe.context()['dtype']}, not in float32")
+    parameters = probe.subject.model.parameters()
+    dtypes = sorted({str(p.dtype)[6:] for p in parameters if p.is_floating_point()})
+    if len(dtypes) > 1:
+        raise NotApplicable(f"parameters are in several dtypes: {', '.join(dtypes)}")
 
 
 _PADDED = "real tokens of a padded text get NaN or infinity where float32 is finite"
