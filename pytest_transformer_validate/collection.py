@@ -12,18 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_transformer_validate.errors import MissingDependency
+from pytest_transformer_validate.errors import MissingDependency, did_you_mean
 from pytest_transformer_validate.fixtures import CASE, ENTRY, FIXTURES, Stopped
 from pytest_transformer_validate.outcome import RECORD, failure_repr, keep, speak
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from pytest_transformer_validate.checks.registry import Check
     from pytest_transformer_validate.models import Run, RunModel
 
-MADE = pytest.StashKey[dict[str, list[tuple[str, Any, Any]]]]()
 MADE = pytest.StashKey[dict[str, list[tuple[str, Any, Any]]]]()
 TIER3_HINT = "tier 3 trains the model; add --tb-train"
 SLOW_HINT = "slow checks run when asked for: -m slow, or by name"
@@ -266,14 +265,34 @@ def _asked_for(config: pytest.Config, item: CheckItem, run: Run, hint: str) -> b
     """Whether the id, ``-m`` or a word of ``-k`` names the check or what it waits for."""
     trains = hint == TIER3_HINT
     mark, node = ("tier3", "tier3") if trains else ("slow", f"tier{item.tier}::{item.check.name}")
-    words = set(re.findall(r"[^\s()]+", config.getoption("keyword").lower()))
-    words -= {"and", "or", "not"}
+    words = list(_words(config.getoption("keyword").lower()))
     name = f"{mark} {item.name}".lower()
     return (
         run.asks_by_id(item.model, node)
         or mark in config.getoption("markexpr")
         or any(word in name for word in words)
     )
+
+
+def unmatched(
+    config: pytest.Config, models: Sequence[RunModel], checks: Sequence[Check]
+) -> Iterator[str]:
+    """A line for every word of ``-k`` and ``-m`` that names no check and no mark of one."""
+    names = {check.name for check in checks}
+    tiers = {f"tier{check.tier}" for check in checks}
+    ids = {name for check in checks for name in check.ids()} | {model.id for model in models}
+    for word in _words(config.getoption("keyword")):
+        if not any(word.lower() in name.lower() for name in names | tiers | ids | {"slow"}):
+            yield f"-k {word}: in the name of no check{did_you_mean(word, sorted(names))}"
+    for word in _words(config.getoption("markexpr")):
+        if word not in tiers | {"slow"}:
+            marks = ", ".join(sorted(tiers))
+            yield f"-m {word}: no check has this mark; they have {marks}, slow"
+
+
+def _words(expression: str) -> Iterator[str]:
+    words = dict.fromkeys(re.findall(r"[^\s()]+", expression or ""))
+    return (word for word in words if word not in ("and", "or", "not"))
 
 
 def _function(check: Check, node: str) -> Callable[..., None]:

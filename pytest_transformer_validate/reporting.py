@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_transformer_validate import __version__
+from pytest_transformer_validate.collection import unmatched
 from pytest_transformer_validate.report import baseline, github, guest, terminal
 from pytest_transformer_validate.report import json as json_report
 from pytest_transformer_validate.report.json import Stored
@@ -107,6 +108,9 @@ class Results:
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         if not self.run.settings.allow_skipped:
             self.remarks += terminal.unjudged(self.in_order())
+        elsewhere = self.held_back or self.held_back_by_workers
+        if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and not elsewhere:
+            self.remarks += unmatched(self.config, self.run.models, self.run.checks)
         if exitstatus == pytest.ExitCode.OK and self.remarks:
             session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
         if self.run.baseline is not None and self.records:
@@ -176,7 +180,7 @@ class Results:
             lines.append(Line(f"{hint} ({count} check{'s'[: count != 1]} not run)"))
         lines += map(Line, self.remarks)
         if lines:
-            terminalreporter.section("transformer validation")
+            terminalreporter.write_sep("=", "transformer validation")
             for line in lines:
                 terminalreporter.write_line(printable(line.text), **_MARKUP.get(line.tone, {}))
         if os.environ.get("GITHUB_ACTIONS") == "true":

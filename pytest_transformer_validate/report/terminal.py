@@ -22,8 +22,9 @@ class Line(NamedTuple):
 
 
 def summary(records: Sequence[Record], width: int | None = None) -> list[Line]:
-    """For every model what it was judged as, and for every tier how many had which status, in
-    columns over all models; at most ``width`` characters a line, where it is given."""
+    """For every model what it was judged as, for every tier how many had which status, in columns
+    over all models, and what blocked checks; at most ``width`` characters a line, where it is
+    given."""
     groups = by_model(records)
     tiers = {
         (model, tier): _counts(own, tier)
@@ -46,6 +47,8 @@ def summary(records: Sequence[Record], width: int | None = None) -> list[Line]:
             if width is not None and len(row) > width:
                 row = "  " + " ".join(row.split())
             lines += [Line(part, _tone(tiers[model, tier])) for part in _wrapped(row, width)]
+        for cause in _causes(own):
+            lines += [Line(part, "bad") for part in _wrapped(cause, width)]
     return lines
 
 
@@ -124,6 +127,13 @@ def _row(tier: int, counts: dict[str, int], columns: dict[str, int], seconds: fl
         for status, width in columns.items()
     )
     return f"  tier {tier}   {'  '.join(cells)}   {seconds:.1f} s"
+
+
+def _causes(records: Sequence[Record]) -> list[str]:
+    """What blocked checks of one model, each cause once: their texts fill more than a screen."""
+    said = (_first_line(record.message) for record in records if record.status == "blocked")
+    causes = (line[line.index("blocked by") :] for line in said if "blocked by" in line)
+    return [f"  {printable(cause)}" for cause in dict.fromkeys(causes)]
 
 
 def _tone(counts: dict[str, int]) -> str:

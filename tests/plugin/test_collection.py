@@ -292,3 +292,27 @@ def test_a_shell_repeats_an_id_with_odd_characters(project: pytest.Pytester) -> 
         f"--tb-model={name}",
         f"{node_id(name)}::tier1::cased[bad]",
     ]
+
+
+@pytest.mark.parametrize(
+    ("args", "line"),
+    [
+        (("-k", "lode"), "-k lode: in the name of no check; did you mean load?"),
+        (("-k", "cased and not zzz"), None),
+        (("-k", "zzz and (bad)"), "-k zzz: in the name of no check"),
+        (("-m", "tier1 and tier9"), "-m tier9: no check has this mark; they have tier1, *, slow"),
+        (("-m", "tier1", "-k", "model.py and tier2"), None),
+    ],
+)
+def test_a_word_that_selects_nothing_is_named(
+    healthy: pytest.Pytester, args: tuple[str, ...], line: str | None
+) -> None:
+    healthy.makeini("[pytest]\n")
+    result = healthy.runpytest_inprocess("--tb-model=model.py", "--co", "-q", *args)
+    named = [each for each in result.outlines if each.startswith(("-k ", "-m "))]
+    if line is None:
+        assert not named
+    else:
+        assert result.ret == pytest.ExitCode.NO_TESTS_COLLECTED
+        result.stdout.fnmatch_lines([line])
+        assert len(named) == 1

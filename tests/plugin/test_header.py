@@ -21,6 +21,7 @@ def test_the_head_says_what_is_known_before_a_model_is_loaded(healthy: pytest.Py
         ]
     )
     result.stdout.no_fnmatch_line("  limit*")
+    result.stdout.fnmatch_lines(["*transformer validation*", "model.py:*"], consecutive=True)
 
 
 def test_more_is_said_with_v(healthy: pytest.Pytester) -> None:

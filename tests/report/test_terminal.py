@@ -55,6 +55,15 @@ def test_the_summary_fits_the_width() -> None:
     assert len(terminal.summary(records)) == 2
 
 
+def test_what_blocked_the_checks_is_said_once() -> None:
+    text = "(tier 1): blocked by load: SourceError: no\n  details"
+    records = [record(name, "blocked", message=f"{name} {text}") for name in "abc"]
+    records += [record("d", "blocked", message="d (tier 2): blocked by other: x", tier=2)]
+    lines = [line.text for line in terminal.summary(records)]
+    assert lines[-2:] == ["  blocked by load: SourceError: no", "  blocked by other: x"]
+    assert len(lines) == 5
+
+
 def test_a_model_is_unjudged_when_all_was_skipped() -> None:
     reasons = [record(f"c{n}", "skipped", message=f"reason {n}\nmore") for n in range(40)]
     assert terminal.unjudged([*reasons, record("a", "xfailed")]) == []
