@@ -17,7 +17,11 @@ from pytest_transformer_validate.subject.declared import LENGTH, declared_size
 from pytest_transformer_validate.subject.guard import derive_seed
 from pytest_transformer_validate.subject.ids import few_ids
 from pytest_transformer_validate.subject.layout import arrange, find_layout
-from pytest_transformer_validate.subject.multiples import find_multiple, says_multiple
+from pytest_transformer_validate.subject.multiples import (
+    find_multiple,
+    says_multiple,
+    typed_length,
+)
 from pytest_transformer_validate.subject.outputs import Output, read_output
 from pytest_transformer_validate.subject.packed import unpack
 from pytest_transformer_validate.subject.setup import Setup, method_of
@@ -86,7 +90,8 @@ def look(subject: Subject) -> Facts:
             if multiple == 1:
                 continue
             return replace(_look(subject, min(5, subject.most_rows), multiple), multiple=multiple)
-        return facts if first is None else _bounded(subject, facts, rows, length)
+        alone = first is not None and not typed_length(first)
+        return _bounded(subject, facts, rows, length) if alone else facts
     assert first is not None
     return _otherwise(subject, first)
 

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _SAYS = re.compile(r"%|multiples?\b|divisible|divides", re.IGNORECASE)
+_RESHAPED = re.compile(r"is invalid for input of size|expanded size of the tensor")
 _CANDIDATES = (*range(2, 65), 96, 128, 256)
 
 
@@ -20,6 +21,12 @@ def says_multiple(error: Exception) -> bool:
         return False
     last = traceback.extract_tb(error.__traceback__)[-1]
     return bool(_SAYS.search(f"{error} {last.line or ''}"))
+
+
+def typed_length(error: Exception) -> bool:
+    """Whether a length failed at a view or an expand: the one that works stands in the code, where
+    a mixer's stands in its weights."""
+    return bool(_RESHAPED.search(str(error)))
 
 
 def find_multiple(longest: int | None, runs: Callable[[int], bool]) -> int:

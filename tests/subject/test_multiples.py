@@ -44,9 +44,18 @@ class Alone(models.Decoder):
         return self.mix(super().hidden(ids).mT).mT
 
 
+class Typed(models.Decoder):
+    """The same length alone, by a mistake."""
+
+    def hidden(self, ids):
+        hidden = super().hidden(ids)
+        return hidden.reshape(len(ids), 12, hidden.shape[-1])
+
+
 @pytest.mark.parametrize(
     ("model", "config", "multiple", "length"),
     [
+        (Typed, {"max_seq_len": 12}, 1, 11),
         (Alone, {"max_seq_len": 12}, 12, 12),
         (models.Decoder, {"max_seq_len": 12}, 1, 11),
         (Asserts, None, 8, 16),
