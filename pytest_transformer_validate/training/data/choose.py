@@ -40,8 +40,9 @@ def choose_collator(
         return VisionDataCollator()
     if tokenizer is None:
         raise ValueError(
-            f"{task.task_type} reads text: give a tokenizer (tokenizer=...), or a collator that "
-            "makes batches of your examples (data_collator=...)"
+            f"{task.task_type} reads text: give a tokenizer (tokenizer=...), a collator that "
+            "makes batches of your examples (data_collator=...), or a DataLoader of batches that "
+            "are ready"
         )
     if task.task_type == "seq2seq":
         return Seq2SeqDataCollator(tokenizer, padding_side, task.ignore_index)
