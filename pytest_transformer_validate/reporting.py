@@ -174,7 +174,8 @@ class Results:
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         quiet = self.config.get_verbosity() < 0 or self.config.getoption("no_summary")
-        width = self.config.get_terminal_writer().fullwidth if terminalreporter.isatty else None
+        narrow = terminalreporter.isatty or "COLUMNS" in os.environ
+        width = self.config.get_terminal_writer().fullwidth if narrow else None
         lines = [] if quiet else terminal.summary(self.in_order(), width)
         for hint, count in {**self.held_back_by_workers, **self.held_back}.items():
             lines.append(Line(f"{hint} ({count} check{'s'[: count != 1]} not run)"))

@@ -63,3 +63,16 @@ def test_less_is_said_where_less_is_asked_for(
 def test_workers_are_counted(healthy: pytest.Pytester) -> None:
     result = healthy.runpytest_subprocess(*ARGS, "-n2")
     result.stdout.fnmatch_lines(["  models run in 2 worker processes"])
+
+
+def test_a_width_that_was_asked_for_is_kept_without_a_terminal(
+    healthy: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "50")
+    lines = healthy.runpytest_inprocess(*ARGS).outlines
+    first = next(n for n, line in enumerate(lines) if "transformer validation" in line)
+    assert max(map(len, lines[first:])) <= 50
+    monkeypatch.delenv("COLUMNS")
+    healthy.runpytest_inprocess(*ARGS).stdout.fnmatch_lines(
+        ["model.py: *weights: random (seed 2)"]
+    )
