@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -62,3 +63,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
         register(config, run)
         withhold(config, run.sources)
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config
+) -> None:
+    """Say what is missing where a tier was asked for, nothing ran, and the run has no model."""
+    nothing = exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED
+    tier = re.search(r"\btier[123]\b", config.getoption("markexpr"))
+    if nothing and tier and not config.pluginmanager.hasplugin("transformer_validate_results"):
+        line = "a tier was asked for and no model: name one with --tb-model"
+        terminalreporter.write_line(line, yellow=True)

@@ -67,6 +67,8 @@ def test_no_hook_of_the_run_is_registered(plain: pytest.Pytester) -> None:
 def test_the_marks_are_registered(plain: pytest.Pytester) -> None:
     result = run(plain, "-m", "tier1 or tier2 or tier3", "--strict-markers")
     assert result.ret == pytest.ExitCode.NO_TESTS_COLLECTED
+    result.stdout.fnmatch_lines(["a tier was asked for and no model: name one with --tb-model"])
+    run(plain, "-m", "not tier3").stdout.no_fnmatch_line("*--tb-model*")
     run(plain, "--markers").stdout.fnmatch_lines(
         ["@pytest.mark.tier1: *", "@pytest.mark.tier3: *"]
     )
