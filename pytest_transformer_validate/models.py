@@ -324,7 +324,6 @@ def pick_device(name: str) -> torch.device:
 
 
 @functools.cache
-@functools.cache
 def _freeze() -> None:
     """Keep what is there before any model out of Python's search for cycles, until the run ends:
     going through all of torch takes as long as several checks."""
