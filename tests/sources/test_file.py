@@ -34,7 +34,12 @@ def test_the_config_beside_it_gives_arguments(write, load):
     write("net.py", NET)
     write(
         "config.json",
-        {"vocab_size": 7, "unknown": "text", "task": "lm", "expect_fail": {"causality": "by design"}},
+        {
+            "vocab_size": 7,
+            "unknown": "text",
+            "task": "lm",
+            "expect_fail": {"causality": "by design"},
+        },
     )
     loaded = load("net.py")
     assert loaded.model.table.weight.shape == (7, 4)
