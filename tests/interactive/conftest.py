@@ -8,24 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests import gisthost
 from tests.real import needed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-MODEL = """
-import torch
-
-class Net(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.embed = torch.nn.Embedding(32, 8)
-        self.head = torch.nn.Linear(8, 32)
-
-    def forward(self, input_ids):
-        return self.head(self.embed(input_ids))
-"""
+MODEL = gisthost.MODEL.replace("class Model", "class Net")
 # Its logits see what comes later.
 LOOKING = MODEL.replace(
     "self.embed(input_ids))", "self.embed(input_ids).flip(1).cumsum(1).flip(1))"

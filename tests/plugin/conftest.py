@@ -12,19 +12,7 @@ import pytest
 
 from pytest_transformer_validate import validate
 from pytest_transformer_validate.checks import registry
-
-MODEL = """
-import torch
-
-class Model(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.embed = torch.nn.Embedding(32, 8)
-        self.head = torch.nn.Linear(8, 32)
-
-    def forward(self, input_ids):
-        return self.head(self.embed(input_ids))
-"""
+from tests.gisthost import MODEL
 
 CHECKS = """
 from pytest_transformer_validate.checks import registry
