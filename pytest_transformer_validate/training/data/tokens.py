@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 TEXT_FIELDS = ("text", "content", "sentence", "document")
 TARGET_FIELDS = ("target", "summary", "translation", "target_text")
 
+
 class CharacterTokenizer:
     """One id a character, and ids that pad, that end (and begin), and that stand for characters
     that are not known; with ``masks`` one for those that are hidden.
