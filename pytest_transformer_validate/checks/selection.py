@@ -102,4 +102,4 @@ def _limit_value(line: str, text: str, default: Any) -> Any:
 
 
 def _hint(name: str, known: Sequence[str]) -> str:
-    return f"; known are {', '.join(known)}{did_you_mean(name, known)}"
+    return did_you_mean(name, known) or f"; known are {', '.join(known)}"

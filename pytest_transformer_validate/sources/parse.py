@@ -186,6 +186,12 @@ def _importable(name: str, cwd: Path) -> bool:
 
 
 def _not_there(spec: str, path: Path, cwd: Path) -> str:
+    model, check, _ = spec.partition("::tier")
+    if check:
+        return (
+            f"{_quoted(spec)} is the id of a check; a model and one of its checks are\n"
+            f"  --tb-model={clipped(model)} '{clipped(spec)}'"
+        )
     text = f"{_quoted(spec)} does not exist (working directory {clipped(cwd)})"
     folder = path.parent
     while _mode(folder) is None and folder != folder.parent:

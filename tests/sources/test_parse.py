@@ -229,6 +229,12 @@ def test_a_hugging_face_directory_takes_no_class(tmp_path, write):
         parse_in(tmp_path, "hub::Net")
 
 
+def test_the_id_of_a_check_is_no_model(tmp_path, write):
+    write("a/model.py", "")
+    with pytest.raises(SpecError, match=r"--tb-model=a/model.py 'a/model.py::tier1::padding'"):
+        parse_in(tmp_path, "a/model.py::tier1::padding")
+
+
 def test_names_too_long_for_the_system_are_missing(tmp_path):
     with pytest.raises(SpecError, match="does not exist") as caught:
         parse_in(tmp_path, "x" * 5000 + ".py")
