@@ -7,16 +7,10 @@ import time
 
 import pytest
 
-from pytest_transformer_validate import redaction
 from pytest_transformer_validate.redaction import REDACTED, redact, remember, secret_variables
 from tests.credentials import HEX, MIXED, NAMED, PEM, PEM_END, TOKENS
 
 FORMS = ("{}", "token={}", '"token": "{}"', "({})", "x:{}!", "['{}']", "prefix_{}", "<b>{}</b>")
-
-
-@pytest.fixture(autouse=True)
-def nothing_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redaction, "_remembered", set())
 
 
 @pytest.mark.parametrize("token", TOKENS.values(), ids=TOKENS)

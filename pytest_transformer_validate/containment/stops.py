@@ -53,7 +53,10 @@ class Interrupts:
     def ends_run(self, error: BaseException) -> bool:
         """Whether a person asked for the end of the run, and not the model."""
         if isinstance(error, KeyboardInterrupt):
-            return signal.SIGINT not in self._before or self._came
+            if self._came or signal.SIGINT in self._before:
+                return self._came
+            # Nobody listens: it may be a person's, unless the signal is ignored (nohup).
+            return callable(signal.getsignal(signal.SIGINT))
         if isinstance(error, GeneratorExit):
             return True
         frames = traceback.walk_tb(error.__traceback__)

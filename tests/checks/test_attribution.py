@@ -290,7 +290,7 @@ def test_a_second_output_a_text_is_explained_as_one():
             hidden = self.hidden(input_ids)
             return self.head(hidden[:, 0])[:, :2], self.head(hidden)
 
-    measured = attribution(probe_of(Sentence(), task="masked_lm"))
+    measured = attribution(probe_of(Sentence(), task="classification"))
     assert measured.position is None
 
 

@@ -149,6 +149,16 @@ def test_only_a_signal_is_an_interruption(house: House) -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_where_the_signal_is_ignored_it_is_the_models(house: House) -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert not house.interrupts.ends_run(KeyboardInterrupt())
+        house.interrupts.listen()
+        assert not house.interrupts.ends_run(KeyboardInterrupt())
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_closed_it_leaves_nothing(house: House) -> None:
     before = (os._exit, os.execv, threading.Thread.start, atexit.register)
     with Room(house):
