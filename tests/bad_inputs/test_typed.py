@@ -183,20 +183,28 @@ def pytest_sessionfinish():
 """
 
 
-def test_row92_a_thousand_models_are_listed_in_two_seconds_without_torch(tmp_path: Path) -> None:
-    (tmp_path / "conftest.py").write_text(CHECKS + MANY)
+def test_row92_a_thousand_models_are_listed_as_quickly_as_other_tests_and_without_torch(
+    tmp_path: Path,
+) -> None:
+    """Measured alone: 1.6 s of CPU time, where pytest takes 1.5 s for as many tests in files."""
+    models, files = tmp_path / "models", tmp_path / "files"
+    for folder in (models, files):
+        folder.mkdir()
     names = [f"m{number}.py" for number in range(1000)]
     for name in names:
-        (tmp_path / name).write_text(GOOD)
+        (models / name).write_text(GOOD)
+        (files / f"test_{name}").write_text("".join(f"def test_{n}(): ...\n" for n in range(5)))
+    (models / "conftest.py").write_text(CHECKS + MANY)
     lines = "".join(f"    {name}\n" for name in names)
-    (tmp_path / "pytest.ini").write_text(f"[pytest]\ntb_model =\n{lines}")
+    (models / "pytest.ini").write_text(f"[pytest]\ntb_model =\n{lines}")
+    (files / "pytest.ini").write_text("[pytest]\n")
     known = {**os.environ, "PYTHONPATH": str(ROOT)}
 
-    def seconds(*args: str) -> tuple[float, str]:
+    def seconds(folder: Path, *args: str) -> tuple[float, str]:
         before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
         done = subprocess.run(
             [sys.executable, "-m", "pytest", "--co", "-q", "-p", "no:cacheprovider", *args],
-            cwd=tmp_path,
+            cwd=folder,
             env=known,
             capture_output=True,
             text=True,
@@ -204,13 +212,12 @@ def test_row92_a_thousand_models_are_listed_in_two_seconds_without_torch(tmp_pat
         )
         return resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before, done.stdout
 
-    few, _ = seconds("-o", "tb_model=m0.py")
-    many, shown = seconds()
+    few, _ = seconds(models, "-o", "tb_model=m0.py")
+    many, shown = seconds(models)
+    ordinary, _ = seconds(files)
     assert "HEAVY []" in shown
     assert "5000/6000 tests collected" in shown
-    if many - few >= 2:  # the machine may have had something else to do
-        many = min(many, seconds()[0])
-    assert many - few < 2, f"{many - few:.1f} s for 1000 models"
+    assert many - few < 2 * ordinary, f"{many - few:.1f} s for 1000 models, {ordinary:.1f} s"
 
 
 def test_row91_a_cell_that_is_run_again_says_the_same_and_leaves_nothing() -> None:
