@@ -136,7 +136,8 @@ def cross_entropy(answer: Answer, labels: torch.Tensor, shift: int) -> torch.Ten
     wanted = labels
     if labels.dim() == 2:
         wanted = labels.new_full(logits.shape[:2], -1)
-        first, last = max(0, -shift), min(logits.shape[1], labels.shape[1] - shift)
+        first = max(0, -shift)
+        last = max(first, min(logits.shape[1], labels.shape[1] - shift))
         wanted[:, first:last] = labels[:, first + shift : last + shift]
     values = -scores.gather(-1, wanted.clamp(min=0)[..., None])[..., 0]
     return values.masked_fill(wanted < 0, nan)
