@@ -21,6 +21,7 @@ from pytest_transformer_validate.probe.compare import finite, over
 from pytest_transformer_validate.probe.passes import Passes, remembered
 from pytest_transformer_validate.probe.quiet import quietly
 from pytest_transformer_validate.probe.trace import ROOT, Call, first_to_differ, traced
+from pytest_transformer_validate.probe.watch import counting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -188,7 +189,7 @@ class Checkpointing(Passes):
 
     def _trained(self, prepare: Prepare) -> Trained:
         batch = self._batch()
-        with self._training(prepare) as subject, _counted(subject.model) as ran:
+        with self._training(prepare) as subject, counting(subject.model) as ran:
             logits = subject(batch).logits
             generator = torch.Generator().manual_seed(self.probe.seed_for("checkpointing"))
             weights = torch.randn(logits.shape, generator=generator).to(logits)
@@ -236,26 +237,3 @@ def wrap_blocks(model: nn.Module) -> None:
             block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
     if not wrapped:
         raise NotApplicable("it has no checkpointing of its own, and no list of blocks to wrap")
-
-
-@contextlib.contextmanager
-def _counted(model: nn.Module) -> Iterator[dict[str, int]]:
-    """How often each module runs."""
-    ran: dict[str, int] = {}
-
-    def count(name: str) -> Any:
-        def hook(*_: Any) -> None:
-            ran[name] = ran.get(name, 0) + 1
-
-        return hook
-
-    handles = [
-        module.register_forward_pre_hook(count(name))
-        for name, module in model.named_modules()
-        if name and not isinstance(module, torch.jit.ScriptModule)
-    ]
-    try:
-        yield ran
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from pytest_transformer_validate.probe.gradients import CUTS, differentiate
 from pytest_transformer_validate.probe.passes import Passes, remembered
 from pytest_transformer_validate.probe.trace import ROOT
+from pytest_transformer_validate.probe.watch import counting
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -93,21 +94,10 @@ class Cuts(Passes):
         return None
 
     def _sites(self, batch: Batch) -> list[_Site]:
-        calls: dict[str, int] = {}
-        handles = [
-            module.register_forward_pre_hook(
-                lambda *_, name=name: calls.__setitem__(name, calls.get(name, 0) + 1)
-            )
-            for name, module in self.probe.subject.model.named_modules()
-        ]
-        try:
-            with self.probe.running("cuts", grad=True) as subject:
-                found = _Open(subject.model, None)
-                with found:
-                    subject(batch)
-        finally:
-            for handle in handles:
-                handle.remove()
+        with self.probe.running("cuts", grad=True) as subject, counting(subject.model) as calls:
+            found = _Open(subject.model, None)
+            with found:
+                subject(batch)
         for site in found.sites:
             site.meant |= _again(calls, site.module)
         return found.sites

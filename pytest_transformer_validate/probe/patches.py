@@ -9,6 +9,7 @@ import torch
 
 from pytest_transformer_validate.probe.passes import Passes, remembered
 from pytest_transformer_validate.probe.trace import ROOT
+from pytest_transformer_validate.probe.watch import watched
 from pytest_transformer_validate.subject.declared import declared_size
 
 _FEWEST = 4  # patches along a side, so that a square is told from a strip
@@ -40,25 +41,14 @@ class Patches(Passes):
         tokens = (height // patch) * (width // patch)
         found: list[tuple[str, torch.Tensor]] = []
 
-        def note(name: str) -> Any:
-            def hook(_module: Any, _args: Any, output: Any) -> None:
-                fits = isinstance(output, torch.Tensor) and output.shape[:-1] == (1, tokens)
-                if fits and output.requires_grad and not found:
-                    found.append((name, output))
-
-            return hook
+        def note(name: str, _module: Any, _args: Any, output: Any) -> None:
+            fits = isinstance(output, torch.Tensor) and output.shape[:-1] == (1, tokens)
+            if fits and output.requires_grad and name != ROOT and not found:
+                found.append((name, output))
 
         with probe.running("patches", grad=True) as subject:
-            handles = [
-                module.register_forward_hook(note(name))
-                for name, module in subject.model.named_modules()
-                if name
-            ]
-            try:
+            with watched(subject.model, lambda _: None, called=note):
                 subject(batch.with_(pixel_values=pixels))
-            finally:
-                for handle in handles:
-                    handle.remove()
             for token in (0, tokens // 2) if found else ():
                 name, output = found[0]
                 weights = torch.arange(1.0, output.shape[-1] + 1).to(output)

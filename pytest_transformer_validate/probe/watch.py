@@ -59,6 +59,29 @@ def watched(
 
 
 @contextlib.contextmanager
+def counting(model: nn.Module) -> Iterator[dict[str, int]]:
+    """How often each module runs while inside, by name; those that did not run have none."""
+    ran: dict[str, int] = {}
+
+    def count(name: str) -> Any:
+        def hook(*_: Any) -> None:
+            ran[name] = ran.get(name, 0) + 1
+
+        return hook
+
+    handles = [
+        module.register_forward_pre_hook(count(name))
+        for name, module in model.named_modules()
+        if name and not isinstance(module, torch.jit.ScriptModule)
+    ]
+    try:
+        yield ran
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextlib.contextmanager
 def first_change(model: nn.Module, happened: Callable[[], bool]) -> Iterator[list[str]]:
     """The module during which ``happened()`` first became true while inside; empty if it did
     not."""
