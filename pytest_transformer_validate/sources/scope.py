@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import operator
+import os
 import sys
 import warnings
 from contextlib import suppress
@@ -69,8 +71,11 @@ class ModuleScope(PathScope):
         super().__init__(folder)
         self._own: dict[str, ModuleType] = {}
         self._before: dict[str, ModuleType] = {}
-        self._aside: set[str] = set()
+        self._aside: dict[str, ModuleType] = {}
+        self._put: dict[str, ModuleType] = {}
+        self._opened: dict[str, ModuleType] = {}
         self._write_bytecode = True
+        self._is_new = True
 
     def _open(self) -> None:
         neighbours = self._neighbours()
@@ -78,35 +83,47 @@ class ModuleScope(PathScope):
         super()._open()
         self._write_bytecode = not sys.dont_write_bytecode
         sys.dont_write_bytecode = True
-        importlib.invalidate_caches()
+        if self._is_new:  # what is written into a folder later shows in its time
+            importlib.invalidate_caches()
+            self._is_new = False
         self._before = dict(sys.modules)
         own = {_top(name) for name in self._own}
-        self._aside = {
-            top
-            for top in own | neighbours
-            if top in sys.modules
-            and not _stays(top)
-            and (top in own or not self._holds(sys.modules[top]))
-        }
-        _take_out(self._aside)
-        present = own & set(sys.modules)
-        for name, module in self._own.items():
-            if _top(name) not in present:
-                sys.modules[name] = module
+        self._aside = _take_out(
+            {
+                top
+                for top in own | neighbours
+                if top in sys.modules
+                and not _stays(top)
+                and (top in own or not self._holds(sys.modules[top]))
+            }
+        )
+        present = own & sys.modules.keys()
+        self._put = {n: own for n, own in self._own.items() if _top(n) not in present}
+        sys.modules.update(self._put)
+        self._opened = dict(sys.modules)
 
     def _close(self) -> None:
+        super()._close()
+        if _same(sys.modules, self._opened):
+            for name in self._put:
+                del sys.modules[name]
+            sys.modules.update(self._aside)
+        else:
+            self._take_own_out()
+        self._before, self._opened = {}, {}
+        sys.dont_write_bytecode = not self._write_bytecode
+
+    def _take_own_out(self) -> None:
+        """Find what is the scope's own by now, and give the place to what was there before."""
         before = self._before.get
         changed = {_top(n) for n, module in sys.modules.copy().items() if before(n) is not module}
-        super()._close()
         tops = {top for top in changed if self._belongs(top)}
         kept_out = {name: own for name, own in self._own.items() if _top(name) not in tops}
         self._own = {**kept_out, **_take_out(tops)}
-        _take_out(self._aside)
-        gone = tops | self._aside
+        gone = tops | {_top(name) for name in self._aside}
+        _take_out(gone)
         for name in _inside(self._before, gone):
             sys.modules[name] = self._before[name]
-        self._before = {}
-        sys.dont_write_bytecode = not self._write_bytecode
 
     def _belongs(self, top: str) -> bool:
         module = sys.modules.get(top)
@@ -121,12 +138,12 @@ class ModuleScope(PathScope):
     def _neighbours(self) -> set[str]:
         """The top-level names that the folder itself gives."""
         found: set[str] = set()
-        with suppress(OSError):
-            for entry in self.folder.iterdir():
-                if entry.suffix in {".py", ".so", ".pyd"}:
-                    found.add(_top(entry.name))
-                elif (entry / "__init__.py").is_file():
-                    found.add(entry.name)
+        with suppress(OSError), os.scandir(self.folder) as entries:
+            for entry in entries:
+                name, dot, _ = entry.name.partition(".")
+                is_module = entry.name.endswith((".py", ".so", ".pyd"))
+                if is_module or (not dot and Path(entry, "__init__.py").is_file()):
+                    found.add(name)
         return {name for name in found if not name.startswith("__")}
 
 
@@ -195,6 +212,13 @@ def _take_out(tops: set[str]) -> dict[str, ModuleType]:
 def _inside(names: Iterable[str], tops: set[str]) -> list[str]:
     """Those of all names of modules that are one of ``tops``, or inside of one."""
     return [name for name in names if name.partition(".")[0] in tops] if tops else []
+
+
+def _same(modules: dict[str, ModuleType], others: dict[str, ModuleType]) -> bool:
+    """Whether the same names stand for the very same modules."""
+    if modules.keys() != others.keys():
+        return False
+    return all(map(operator.is_, modules.values(), others.values()))
 
 
 def _top(name: str) -> str:
