@@ -22,6 +22,8 @@ from builtins import all, dict, isinstance, len, list, map, set, zip  # noqa: UP
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pytest_transformer_validate.identity import Identities
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -160,24 +162,19 @@ class Functions:
     def __init__(self) -> None:
         found_owners = list(_owners())
         self._owners = [owner for owner in found_owners if not owner.is_own]
-        self._others = len(self._owners)  # these first
+        others = len(self._owners)  # these first
         self._owners += [owner for owner in found_owners if owner.is_own]
         found = (value for owner in self._owners for value in owner.values)
         self._functions = [value for value in found if isinstance(value, types.FunctionType)]
         self._codes = [function.__code__ for function in self._functions]
         self._now = [owner.held.values() for owner in self._owners]  # views of what they hold
+        self._others_now = self._now[:others]
         self._take()
 
     def _take(self) -> None:
+        self._values = Identities(self._now)
         self._sizes = list(map(len, self._now))
-        self._values = [value for owner in self._owners for value in owner.values]
-        self._others_values = self._values[: sum(self._sizes[: self._others])]
-
-    def _same(self) -> bool:
-        """Whether every name stands for what it did: all in one comparison, for each check."""
-        if list(map(len, self._now)) != self._sizes:
-            return False
-        return all(map(operator.is_, itertools.chain.from_iterable(self._now), self._values))
+        self._others_values = list(itertools.chain.from_iterable(self._others_now))
 
     def _equal(self) -> bool:
         """Whether names stand for an equal of what they did: quick, for where no model has run
@@ -186,8 +183,7 @@ class Functions:
         if list(map(len, self._now)) != self._sizes:
             return False
         with contextlib.suppress(Exception):  # whoever compares itself with others may refuse
-            others = itertools.chain.from_iterable(self._now[: self._others])
-            return list(others) == self._others_values
+            return list(itertools.chain.from_iterable(self._others_now)) == self._others_values
         return False
 
     def note(self) -> None:
@@ -203,11 +199,11 @@ class Functions:
         """What has been replaced: functions that a verdict is made with, and others."""
         judged: list[Change] = []
         others: list[Change] = []
-        if not all(map(operator.is_, map(_CODE, self._functions), self._codes)):
+        if list(map(_CODE, self._functions)) != self._codes:
             for function, code in zip(self._functions, self._codes, strict=True):
                 if function.__code__ is not code:
                     judged.append(Change(function, "__code__", code, function.__code__))
-        if self._same():
+        if self._values.same():
             return judged, others
         for owner in self._owners:
             if owner.same():

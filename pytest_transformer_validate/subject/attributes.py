@@ -7,7 +7,6 @@ are small: a model of a billion parameters costs as much as a small one.
 
 from __future__ import annotations
 
-import itertools
 import operator
 import sys
 import types
@@ -16,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+
+from pytest_transformer_validate.identity import Identities
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, ValuesView
@@ -46,7 +47,7 @@ class Holders:
         self._filled: list[dict[Any, Any]] = []
         self._now: list[ValuesView[Any]] = []  # views of what the filled ones hold
         self._copies: list[dict[Any, Any]] = []
-        self._values: list[Any] = []
+        self._values: Identities | None = None
 
     def __len__(self) -> int:
         return len(self._empty) + len(self._filled)
@@ -60,14 +61,13 @@ class Holders:
         self._filled.append(holder)
         self._now.append(dict.values(holder))
         self._copies.append(kept)
-        self._values.extend(kept.values())
         return kept
 
     def same(self) -> bool:
         """Whether each dict still holds the same objects; all of them in one comparison."""
-        if any(self._empty) or list(map(len, self._now)) != list(map(len, self._copies)):
-            return False
-        return all(map(operator.is_, itertools.chain.from_iterable(self._now), self._values))
+        if self._values is None:
+            self._values = Identities(self._now, [kept.values() for kept in self._copies])
+        return not any(self._empty) and self._values.same()
 
     def give_back(self) -> None:
         """Put back what each of them held."""
