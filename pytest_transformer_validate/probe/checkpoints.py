@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.parameter import is_lazy
 
-from pytest_transformer_validate.errors import text_of
+from pytest_transformer_validate.errors import error_line, text_of
 from pytest_transformer_validate.optional import find
 from pytest_transformer_validate.probe.compare import difference, few_rows, trace
 from pytest_transformer_validate.probe.copies import duplicate, probe_beside, twin_of
@@ -24,6 +24,7 @@ from pytest_transformer_validate.probe.trace import ROOT, first_to_differ
 from pytest_transformer_validate.sources.directory import quiet
 
 if TYPE_CHECKING:
+    from pytest_transformer_validate.probe.probe import Probe
     from pytest_transformer_validate.subject.batch import Batch
     from pytest_transformer_validate.subject.subject import Subject
 
@@ -63,41 +64,90 @@ class Checkpoints(Passes):
         return ways
 
     @remembered
-    def round_trip(self, way: str) -> Trip:
-        """A checkpoint of the used model in a fresh instance; ``way`` as in Trip.
+    def round_trips(self) -> tuple[list[Trip], dict[str, str]]:
+        """Checkpoints of the used model in a fresh instance, up to the first one that is lost on
+        the way, and why some ways were not tried.
 
         A small model has all parameters moved at random first, because a gate that starts at zero
-        hides what is behind it. What ``safetensors`` and ``save_pretrained`` raise comes through.
+        hides what is behind it. What loading a ``state_dict`` raises is the Trip's error.
         """
-        trip = self._trip(way, copied=False)
-        remade = trip.fresh == FROM_CONFIG and not _intact(trip)
+        trips, untried = self._into_another(copied=False)
+        remade = trips[-1].fresh == FROM_CONFIG and not _intact(trips[-1])
         # The object may have been changed after it was built: then fresh instances agree with
         # each other on another model, and the checkpoint is judged on a copy.
-        return self._trip(way, copied=True) if remade and self._remade_agree() else trip
+        if remade and self._remade_agree():
+            trips, untried = self._into_another(copied=True)
+        if PRETRAINED in self.ways() and _intact(trips[-1]):
+            try:
+                trips.append(self._pretrained())
+            except Exception as error:  # noqa: BLE001 - told, and the other ways were judged
+                untried[PRETRAINED] = error_line(error)
+        return trips, untried
 
-    def _trip(self, way: str, *, copied: bool) -> Trip:
+    def _into_another(self, *, copied: bool) -> tuple[list[Trip], dict[str, str]]:
+        """The ways that load into one instance, which is blanked before each."""
         probe = self.probe
         batch = probe.batch(*few_rows(probe), "round trip")
-        # What save_pretrained leaves out, a sinusoidal table for one, is computed again as it was.
-        condition = "noised" if probe.subject.small and way != PRETRAINED else "as loaded"
-        with probe.under(condition):
-            twin, how = self._loaded(batch, way, copied=copied)
-            if isinstance(twin, str):
-                return Trip(way, how, error=twin, where=_place_of(twin, probe.subject.model))
-            lost = tuple(_blanks(twin.model))
-            if lost:
-                return Trip(way, how, lost=lost, where=lost[0].rpartition(".")[0] or ROOT)
-            logits, again = (
-                probe.forward(batch).logits,
-                probe_beside(probe, twin).forward(batch).logits,
-            )
-            trip = Trip(way, how, value=_distance(logits, again), reference=logits)
-            if _intact(trip):
-                return trip
-            where = first_to_differ(
-                trace(probe, batch), trace(probe_beside(probe, twin), batch), _moved
-            )
-            return replace(trip, where=where)
+        with probe.under("noised" if probe.subject.small else "as loaded"):
+            model, how = self._another(copied=copied)
+            twin = probe_beside(probe, twin_of(probe.subject, model))
+            trip = self._from_state(twin, how, batch)
+            if SAFE not in self.ways() or not _intact(trip):
+                return [trip], {}
+            try:
+                return [trip, self._from_file(twin, trip, batch)], {}
+            except Exception as error:  # noqa: BLE001 - told, and the state dict was judged
+                return [trip], {SAFE: error_line(error)}
+
+    def _from_state(self, twin: Probe, how: str, batch: Batch) -> Trip:
+        """The ``state_dict``, taken after a forward and loaded strictly."""
+        model = twin.subject.model
+        _blank(model)
+        with self.probe.running("forward") as subject:
+            logits = subject(batch).logits
+            try:
+                model.load_state_dict(subject.model.state_dict())
+            except Exception as error:  # noqa: BLE001 - the finding
+                text = f"{type(error).__name__}: {text_of(error)}"
+                return Trip(STATE, how, error=text, where=_place_of(text, subject.model))
+        return self._compared(Trip(STATE, how, reference=logits), twin, batch)
+
+    def _from_file(self, twin: Probe, state: Trip, batch: Batch) -> Trip:
+        """A file of safetensors. Where it brings back the very numbers of the model, which the
+        state dict brought, too, there is nothing new to compare."""
+        subject, fresh = self.probe.subject, twin.subject.model
+        kept = _hold_the_same(fresh, subject.model)
+        _blank(fresh)
+        with contextlib.ExitStack() as stack:
+            if not kept:
+                stack.enter_context(self.probe.running("forward"))(batch)
+            _through_a_file(subject.model, fresh)
+        trip = replace(state, way=SAFE)
+        if kept and _hold_the_same(fresh, subject.model):
+            return trip
+        return self._compared(trip, twin, batch)
+
+    def _pretrained(self) -> Trip:
+        """What ``save_pretrained`` writes. What it leaves out, a sinusoidal table for one, is
+        computed again as it was, so that nothing is moved."""
+        probe = self.probe
+        batch = probe.batch(*few_rows(probe), "round trip")
+        with probe.running("forward") as subject:
+            twin = probe_beside(probe, twin_of(subject, _from_pretrained(subject)))
+        logits = probe.forward(batch).logits
+        return self._compared(Trip(PRETRAINED, "from_pretrained", reference=logits), twin, batch)
+
+    def _compared(self, trip: Trip, twin: Probe, batch: Batch) -> Trip:
+        """The trip with what is lost in the instance, or how far and where it differs."""
+        lost = tuple(_blanks(twin.subject.model))
+        if lost:
+            return Trip(trip.way, trip.fresh, lost=lost, where=lost[0].rpartition(".")[0] or ROOT)
+        assert trip.reference is not None
+        trip = replace(trip, value=_distance(trip.reference, twin.forward(batch).logits))
+        if _intact(trip):
+            return trip
+        where = first_to_differ(trace(self.probe, batch), trace(twin, batch), _moved)
+        return replace(trip, where=where)
 
     def _another(self, *, copied: bool) -> tuple[torch.nn.Module, str]:
         probe, model = self.probe, self.probe.subject.model
@@ -127,25 +177,6 @@ class Checkpoints(Passes):
                     return None
 
         return make
-
-    def _loaded(self, batch: Batch, way: str, *, copied: bool) -> tuple[Subject | str, str]:
-        """A fresh instance with a checkpoint taken after a forward, or what loading raised, and
-        how the instance was made."""
-        probe = self.probe
-        if way == PRETRAINED:
-            with probe.running("forward") as subject:
-                return twin_of(subject, _from_pretrained(subject)), "from_pretrained"
-        model, how = self._another(copied=copied)
-        _blank(model)
-        with probe.running("forward") as subject:
-            subject(batch)
-            try:
-                _load_into(model, subject.model, way)
-            except Exception as error:
-                if way != STATE:
-                    raise
-                return f"{type(error).__name__}: {text_of(error)}", how
-        return twin_of(probe.subject, model), how
 
     def _remade_agree(self) -> bool:
         """Whether two instances built from the configuration agree once they hold one
@@ -209,11 +240,17 @@ def _restorable(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
-def _load_into(fresh: torch.nn.Module, model: torch.nn.Module, way: str) -> None:
-    """Load a checkpoint of ``model`` into another instance, strictly."""
-    if way == STATE:
-        fresh.load_state_dict(model.state_dict())
-        return
+def _hold_the_same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    """Whether two models hold the same numbers, as far as a checkpoint has to restore them."""
+    mine, theirs = _restorable(one), _restorable(other)
+    return mine.keys() == theirs.keys() and all(
+        tensor.dtype == theirs[name].dtype and tensor.equal(theirs[name])
+        for name, tensor in mine.items()
+    )
+
+
+def _through_a_file(model: torch.nn.Module, fresh: torch.nn.Module) -> None:
+    """Save a model as safetensors, and load that into another instance."""
     formats: Any = find("safetensors.torch")
     with tempfile.TemporaryDirectory() as folder:
         file = str(Path(folder, "model.safetensors"))

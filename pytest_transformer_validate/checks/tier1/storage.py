@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pytest_transformer_validate.checks.registry import check
-from pytest_transformer_validate.errors import CheckFailed, NotApplicable, error_line
+from pytest_transformer_validate.errors import CheckFailed, NotApplicable
 from pytest_transformer_validate.measures.storage import Registered, RoundTrip, Tying, trip_limit
 
 if TYPE_CHECKING:
@@ -107,28 +107,19 @@ def round_trip(probe: Probe) -> RoundTrip:
     with another seed and whose weights were blanked (a copy where it cannot be built again); a
     small model also goes through safetensors and through ``save_pretrained``, where it can.
     """
-    notes: list[str] = []
-    worst: tuple[float, Trip] | None = None
-    done = []
-    for way in probe.checkpoints.ways():
-        try:
-            trip = probe.checkpoints.round_trip(way)
-        except Exception as error:
-            if way == "state_dict":
-                raise
-            notes.append(f"{way} was not tried: {error_line(error)}")
-            continue
+    trips, untried = probe.checkpoints.round_trips()
+    for trip in trips:
         _judge_trip(trip)
-        done.append(way)
-        if worst is None or trip.value > worst[0]:
-            worst = trip.value, trip
-    assert worst is not None
-    value, trip = worst
-    if any("a copy" in t.fresh for t in (trip,)):
+    worst = max(trips, key=lambda trip: trip.value)
+    notes = [f"{way} was not tried: {why}" for way, why in untried.items()]
+    if worst.fresh == "a copy":
         notes.append("loaded into a copy: what is drawn anew when the model is built was not seen")
-    limit = None if trip.reference is None else trip_limit(trip.reference)
     return RoundTrip(
-        value=value, limit=limit, fresh=trip.fresh, ways=tuple(done), notes=tuple(notes)
+        value=worst.value,
+        limit=None if worst.reference is None else trip_limit(worst.reference),
+        fresh=worst.fresh,
+        ways=tuple(trip.way for trip in trips),
+        notes=tuple(notes),
     )
 
 
