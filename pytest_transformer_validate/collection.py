@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import re
 from functools import cached_property
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_transformer_validate.conftests import conftests, hooks_above
 from pytest_transformer_validate.errors import MissingDependency, did_you_mean
 from pytest_transformer_validate.fixtures import CASE, ENTRY, FIXTURES, Stopped
 from pytest_transformer_validate.outcome import RECORD, failure_repr, keep, speak
@@ -27,8 +26,6 @@ MADE = pytest.StashKey[dict[str, list[tuple[str, Any, Any]]]]()
 TIER3_HINT = "tier 3 trains the model; add --tb-train"
 SLOW_HINT = "slow checks run when asked for: -m slow, or by name"
 
-_CONFTESTS = pytest.StashKey[tuple[set[object], list[tuple[object, Path]]]]()
-
 
 class _Node(pytest.Collector):
     """Hooks of a model's nodes are those of the conftests above the model and at the root."""
@@ -37,7 +34,7 @@ class _Node(pytest.Collector):
 
     @property
     def ihook(self) -> Any:
-        return _Hooks(self.config, self.path)
+        return hooks_above(self.config, self.path)
 
 
 class ModelFile(_Node, pytest.File):
@@ -115,7 +112,7 @@ class Tier(_Node, pytest.Module):
         ]
         if not any(
             hasattr(conftest, name)
-            for conftest, _ in _conftests(self.config)
+            for conftest in conftests(self.config)
             for name in ("pytest_pycollect_makeitem", "pytest_generate_tests")
         ):
             known[check.name] = made
@@ -131,7 +128,7 @@ class CheckItem(pytest.Function):
 
     @property
     def ihook(self) -> Any:
-        return _Hooks(self.config, self.path)
+        return hooks_above(self.config, self.path)
 
     @property
     def case(self) -> str | None:
@@ -340,44 +337,3 @@ def _limit_time(item: CheckItem) -> None:
         return
     method = {"method": "signal"} if hasattr(signal, "SIGALRM") else {}
     item.add_marker(pytest.mark.timeout(seconds, **method))
-
-
-class _Hooks:
-    """The hooks of all plugins but the conftests of folders that are not above ``path``.
-
-    pytest knows the conftests of a folder only once it has collected that folder, which it does
-    not do for a model's.
-    """
-
-    def __init__(self, config: pytest.Config, path: Path) -> None:
-        self._config = config
-        self._path = path
-
-    def __getattr__(self, name: str) -> Any:
-        seen = (self._config.rootpath, self._path)
-        foreign = [
-            plugin
-            for plugin, folder in _conftests(self._config)
-            if folder not in seen and folder not in self._path.parents
-        ]
-        hook = self._config.pluginmanager.subset_hook_caller(name, foreign)
-        self.__dict__[name] = hook
-        return hook
-
-
-@functools.lru_cache(maxsize=64)
-def _above(root: Path, path: Path) -> frozenset[Path]:
-    return frozenset((root, *path.parents, path))
-
-
-def _conftests(config: pytest.Config) -> list[tuple[object, Path]]:
-    """The plugins that are a conftest.py, with their folders; looked for again only when other
-    plugins are registered, because every hook of every check comes here."""
-    plugins = config.pluginmanager.get_plugins()
-    known = config.stash.get(_CONFTESTS, None)
-    if known is None or known[0] != plugins:
-        files = ((p, getattr(p, "__file__", None)) for p in plugins)
-        paths = ((p, Path(file)) for p, file in files if isinstance(file, str))
-        found = [(p, path.parent) for p, path in paths if path.name == "conftest.py"]
-        known = config.stash[_CONFTESTS] = plugins, found
-    return known[1]

@@ -194,8 +194,9 @@ class RunModel:
         self, model: torch.nn.Module, config: Any, tokenizer: Any, device: torch.device
     ) -> Subject:
         """The Subject of ``model``, which is the loaded one or what replaces it in a conftest."""
-        self._note_change()
         known = self.shared.knows(model)
+        if not known:  # a new Subject may move it, which is no change
+            self._note_change()
         loaded = self._loaded
         self.shared.weights, self.shared.rebuild = "as given", None
         if loaded is not None and loaded.model is model:
@@ -204,7 +205,7 @@ class RunModel:
         if self.compared is not None and self.shared.reference is None:
             self.shared.reference = self._reference(self.compared)
         subject = self.shared.subject(model, config, tokenizer, device)
-        if not known:  # a new Subject may have moved it
+        if not known:
             self._take_print()
         return subject
 

@@ -37,7 +37,7 @@ FLOORS = (
     ("tier1_critical_validation", "tier2_advanced_analysis"),
     ("options", "hookspec"),
     ("models", "resolution"),
-    ("fixtures", "outcome"),
+    ("fixtures", "outcome", "conftests"),
     ("isolation",),
     ("collection",),
     ("sinks", "reporting", "progress"),
@@ -51,11 +51,11 @@ FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 # Modules that are imported without torch: what a pytest run imports before it has a model.
 TORCH_FREE = (
-    "__main__", "checks", "collection", "containment", "errors", "fixtures", "hookspec",
-    "identity", "ids", "interactive", "isolation", "measures", "models", "naming", "notebook",
-    "optional", "options", "outcome", "plugin", "progress", "redaction", "report", "reporting",
-    "resolution", "runner", "session", "sinks", "sources", "start", "task", "test_functions",
-    "tier1_critical_validation", "tier2_advanced_analysis", "validation",
+    "__main__", "checks", "collection", "conftests", "containment", "errors", "fixtures",
+    "hookspec", "identity", "ids", "interactive", "isolation", "measures", "models", "naming",
+    "notebook", "optional", "options", "outcome", "plugin", "progress", "redaction", "report",
+    "reporting", "resolution", "runner", "session", "sinks", "sources", "start", "task",
+    "test_functions", "tier1_critical_validation", "tier2_advanced_analysis", "validation",
 )  # fmt: skip
 
 HEAVY = ("torch", "numpy", "transformers", "pandas", "safetensors", "matplotlib", "captum")
