@@ -76,24 +76,27 @@ def causal_pattern(seen: torch.Tensor) -> Pattern:
 
 def full_pattern(seen: torch.Tensor, positions: tuple[int, ...] | None = None) -> Pattern:
     """The pattern of ``seen`` (K, T), of which row k is that of ``positions[k]``."""
-    length = seen.shape[1]
-    places = positions or tuple(range(length))
-    pairs = [(row, k, s) for row, k in enumerate(places) for s in range(length)]
-    sees = seen.tolist()
-    visible = {(k, s) for row, k, s in pairs if sees[row][s]}
-    unseen = tuple((k, s) for _, k, s in pairs if (k, s) not in visible)
-    reach = max((abs(k - s) for k, s in visible), default=0)
+    places = positions or tuple(range(seen.shape[1]))
+    visible, unseen = set(), []
+    for k, row in zip(places, seen.tolist(), strict=True):
+        for s, sees in enumerate(row):
+            if sees:
+                visible.add(s - k)
+            else:
+                unseen.append((k, s))
+    reach = max(map(abs, visible), default=0)
     if not unseen:
         return Pattern("all", reach)
-    if not any(k != s for k, s in visible):
-        return Pattern("alone", 0, unseen)
-    if all(s <= k for k, s in visible):
-        return Pattern("past", reach, unseen)
-    if all(s >= k for k, s in visible):
-        return Pattern("future", reach, unseen)
-    if set(unseen) == {(k, s) for _, k, s in pairs if abs(k - s) > reach}:
-        return Pattern("band", reach, unseen)
-    return Pattern("holes", reach, unseen)
+    missing = tuple(unseen)
+    if not reach:
+        return Pattern("alone", 0, missing)
+    if max(visible) <= 0:
+        return Pattern("past", reach, missing)
+    if min(visible) >= 0:
+        return Pattern("future", reach, missing)
+    if all(abs(k - s) > reach for k, s in missing):
+        return Pattern("band", reach, missing)
+    return Pattern("holes", reach, missing)
 
 
 def module_pattern(footprint: Footprint) -> Pattern | None:

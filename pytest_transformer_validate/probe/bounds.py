@@ -112,7 +112,7 @@ class Bounds(Passes):
     @remembered
     def largest(self, role: str, given: int) -> tuple[str, str | None] | None:
         """What a text with the largest id raises and where, if it does."""
-        self.probe.forward(self._plain(role))
+        self._known(role)
         try:
             self.probe.forward(self._with(role, given))
         except Exception as error:  # noqa: BLE001 - what it raises is the finding
@@ -122,20 +122,24 @@ class Bounds(Passes):
     @remembered
     def outside(self, role: str, given: int) -> Read | None:
         """The row that an id outside of the table reads; ``None`` where it raises."""
-        probe = self.probe
-        known = self._read(role, 0, self._plain(role))
-        if not known.tables:
+        tables = self._known(role)
+        if not tables:
             raise NotApplicable("no table is indexed by the ids as they are")
         try:
-            found = self._read(role, given, self._with(role, given), known.tables)
+            found = self._read(role, given, self._with(role, given), tables)
         except Exception:  # noqa: BLE001 - raising is what it should do
             return None
         place = self._place(role)
         for index, where in found.read:
-            if index.numel() == probe.batch(*self._size(), "bounds")[role].numel():
+            if index.numel() == self._plain(role)[role].numel():
                 row = int(index.reshape(-1)[place])
                 return Read(given, row, where, plain=row == given)
         return Read(given, None, None, plain=False)
+
+    @remembered
+    def _known(self, role: str) -> frozenset[int]:
+        """The storages of the tables that ids of a plain text index."""
+        return self._read(role, 0, self._plain(role)).tables
 
     def _read(
         self, role: str, given: int, batch: Batch, tables: frozenset[int] = frozenset()

@@ -6,8 +6,9 @@ input, V outputs, K positions looked at.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -26,7 +27,7 @@ from pytest_transformer_validate.probe.compare import (
 )
 from pytest_transformer_validate.probe.lookup import TokenLookup
 from pytest_transformer_validate.probe.passes import Passes, remembered
-from pytest_transformer_validate.probe.positions import copies, single_gradient
+from pytest_transformer_validate.probe.positions import copies, diagonal_gradient, single_gradient
 from pytest_transformer_validate.probe.trace import ROOT
 from pytest_transformer_validate.subject.outputs import floating
 from pytest_transformer_validate.subject.sizes import longer_than
@@ -217,21 +218,26 @@ class Mixing(Passes):
     def footprints(self, length: int, condition: str) -> list[Footprint]:
         """The footprint of every call of every module, in the order in which calls end; empty
         where no gradient can be read."""
-        return self._footprints(length, condition)[0]
+        return self._footprints(length, condition).modules
 
     def memory(self, condition: str) -> Memory | None:
         """How the encoder's output is used; ``None`` where it cannot be told."""
-        return self._footprints(self.probe.subject.sizes[1], condition)[1]
+        return self._footprints(self.probe.subject.sizes[1], condition).memory
+
+    def dependencies(self, condition: str) -> torch.Tensor | None:
+        """See ``positions.position_gradients``; ``None`` where the run for the footprints does
+        not tell."""
+        return self._footprints(self.probe.subject.sizes[1], condition).tokens
 
     @remembered
-    def _footprints(self, length: int, condition: str) -> tuple[list[Footprint], Memory | None]:
+    def _footprints(self, length: int, condition: str) -> _Footprints:
         probe = self.probe
         source = self.source_length if probe.subject.decodes else length
         try:
             with probe.under(condition):
                 return _footprints(probe, length, source)
         except Exception:  # noqa: BLE001 - a model need not support a backward in eval mode
-            return [], None
+            return _Footprints()
 
     @functools.cached_property
     def patch(self) -> int:
@@ -399,16 +405,32 @@ def _looked_at(probe: Probe, length: int, text: int) -> tuple[int, ...]:
     return tuple(dict.fromkeys((*((0,) if small else ()), length // 2, length - 1)))
 
 
+def _is_positionwise(module: torch.nn.Module) -> bool:
+    if type(module) is torch.nn.Sequential:
+        return all(map(_is_positionwise, module))
+    return isinstance(module, _POSITIONWISE)
+
+
 def _is_watched(probe: Probe, module: torch.nn.Module) -> bool:
     """In a large model, leaves with a weight and a bias are taken for layers like a linear one:
     what they carry from position to position shows in the module around them."""
-    if isinstance(module, _POSITIONWISE):
+    if _is_positionwise(module):
         return False
     inner = next(module.children(), None) is not None
     return probe.subject.small or inner or len(list(module.parameters())) > 2
 
 
-def _footprints(probe: Probe, length: int, source: int) -> tuple[list[Footprint], Memory | None]:
+@dataclass
+class _Footprints:
+    """What one run tells: footprints, the use of the encoder's output, and who depends on whom
+    (where each position of the text has a copy)."""
+
+    modules: list[Footprint] = field(default_factory=list)
+    memory: Memory | None = None
+    tokens: torch.Tensor | None = None
+
+
+def _footprints(probe: Probe, length: int, source: int) -> _Footprints:
     watch = _Watch(probe, length, source)
     batch = copies(probe, length, watch.rows, source if probe.subject.decodes else None)
     handles: list[Any] = []
@@ -425,12 +447,18 @@ def _footprints(probe: Probe, length: int, source: int) -> tuple[list[Footprint]
                 handles.append(module.register_forward_pre_hook(watch.enter, with_kwargs=True))
                 handles.append(module.register_forward_hook(after, with_kwargs=True))
         try:
-            with TokenLookup(batch["input_ids"]) as lookup, TokenLookup(batch[sequence(probe)]):
+            with contextlib.ExitStack() as stack:
+                roles = dict.fromkeys((sequence(probe), "input_ids"))
+                lookups = [stack.enter_context(TokenLookup(batch[role])) for role in roles]
                 logits = subject(batch).logits
-            if not lookup:
-                return [], None
+            if not lookups[-1]:
+                return _Footprints()
             prints = [watch.footprint(call) for call in watch.calls]
-            return prints, watch.memory(prints, logits)
+            memory = watch.memory(prints, logits)
+            copied = lookups[0] and logits.requires_grad
+            copied = copied and logits.shape[:2] == (length + 1, length)
+            tokens = diagonal_gradient(probe, logits, lookups[0]) if copied else None
+            return _Footprints(prints, memory, tokens)
         finally:
             for handle in handles:
                 handle.remove()

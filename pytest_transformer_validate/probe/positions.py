@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Plan:
-    """A way of replacing tokens of one text of ``length`` tokens, one by one, at ``starts``.
+    """A way of replacing tokens of one text of ``length`` tokens: one by one at ``starts``, and
+    all from each of ``suffixes`` on.
 
     ``name`` is ``every`` (token of a short text), ``masked`` (with an explicit mask that keeps
     everything), ``special`` (in a text that holds padding, end and other special ids; a large
@@ -48,6 +49,7 @@ class Plan:
     name: str
     length: int
     starts: tuple[int, ...]
+    suffixes: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -74,36 +76,50 @@ class Swaps:
 
 
 def swap_plans(probe: Probe) -> list[Plan]:
-    """The ways in which tokens are replaced."""
+    """The ways in which tokens are replaced.
+
+    What a mask does to the triangle shows in a text that is briefer still.
+    """
     subject = probe.subject
-    short = subject.sizes[1]
-    every = tuple(range(1, short))
-    plans = [Plan("every", short, every)]
+    short, less = subject.sizes[1], brief(probe)
     special = bool(subject.text_ids) and short > 4
+    plans = [_every("every", short)]
     if subject.signature.takes("attention_mask") and (subject.small or not special):
-        plans.append(Plan("masked", short, every))
+        plans.append(_every("masked", less))
     if special:
-        plans.append(Plan("special", short, every))
-    plans.append(Plan("noised", short, every))
+        room = less > 2 * len(subject.text_ids) + 1
+        plans.append(_every("special", less if room else short))
+    plans.append(_every("noised", short))
     affordable = min(1024, max(32, int(4e9 / subject.parameters)))
     longest = min(subject.max_length or 64, affordable)
     if longest > short:
-        starts = {1, longest // 2, longest - 2} if subject.small else {longest // 2}
-        plans.append(Plan("long", longest, tuple(sorted(starts))))
+        middle = longest // 2
+        early = 1 if subject.small else middle
+        late = {middle, longest - 2} if subject.small else {middle}
+        plans.append(Plan("long", longest, (early,), tuple(sorted(late))))
     return plans
 
 
-def position_swaps(probe: Probe, plan: Plan) -> Swaps:
-    """Replace single tokens, and whole suffixes, of one text; all experiments in one batch.
+def _every(name: str, length: int) -> Plan:
+    """Every token but the first of a short text, and all from the first, the middle and the last
+    quarter on."""
+    suffixes = {k for k in (1, length // 2, 3 * length // 4) if 0 < k < length}
+    return Plan(name, length, tuple(range(1, length)), tuple(sorted(suffixes)))
 
-    Suffixes start at about five of the plan's tokens; of a long text, the first of them alone is
-    replaced by itself, because each experiment costs as much as a dozen with a short text.
-    """
-    length, starts, suffixes = plan.length, plan.starts, _suffixes(plan.starts)
-    if plan.name == "long":
-        starts = starts[:1]
+
+def brief(probe: Probe) -> int:
+    """The length of a text where length is not what is asked about: less than that of others,
+    where the model has another one."""
+    short, other = probe.subject.sizes[1], probe.subject.other_sizes[1]
+    return other if 4 < other < short else short
+
+
+def position_swaps(probe: Probe, plan: Plan) -> Swaps:
+    """Replace single tokens, and whole suffixes, of one text; all experiments in one batch."""
+    length = plan.length
     source = max(1, length // 2) if plan.name == "long" else None
-    before = copies(probe, length, len(starts) + len(suffixes), source)
+    experiments = [(k, False) for k in plan.starts] + [(k, True) for k in plan.suffixes]
+    before = copies(probe, length, len(experiments), source)
     role = sequence(probe)
     if plan.name == "special":
         before = probe.subject.with_special(before)
@@ -111,7 +127,6 @@ def position_swaps(probe: Probe, plan: Plan) -> Swaps:
         before = before.with_(attention_mask=torch.ones_like(before["input_ids"]))
     ids, other = before[role], _different(probe, before[role][:1], length)
     changed = ids.clone()
-    experiments = [(k, False) for k in starts] + [(k, True) for k in suffixes]
     for row, (k, suffix) in enumerate(experiments):
         stop = length if suffix else k + 1
         changed[row, k:stop] = other[0, k:stop]
@@ -169,14 +184,17 @@ def position_gradients(probe: Probe, length: int, condition: str) -> torch.Tenso
     ):
         with TokenLookup(batch[role]) as lookup:
             logits = subject(batch).logits
-        if not lookup:
-            return None
-        logits = logits.flatten(2)
-        weight = projection(probe, logits.shape[-1]).to(logits)
-        diagonal = logits.diagonal(dim1=0, dim2=1).T  # (T, V): copy k at position k
-        torch.autograd.backward(finite(diagonal).mul(weight).sum(), inputs=lookup.leaves)
-        matrix: torch.Tensor = lookup.gradient()[:length]
-    return matrix
+        return diagonal_gradient(probe, logits, lookup) if lookup else None
+
+
+def diagonal_gradient(probe: Probe, logits: torch.Tensor, lookup: TokenLookup) -> torch.Tensor:
+    """(T, T) from the logits of T + 1 copies of a text: see ``position_gradients``."""
+    logits = logits.flatten(2)
+    weight = projection(probe, logits.shape[-1]).to(logits)
+    diagonal = logits.diagonal(dim1=0, dim2=1).T  # (T, V): copy k at position k
+    loss = finite(diagonal).mul(weight).sum()
+    torch.autograd.backward(loss, inputs=lookup.leaves)
+    return lookup.gradient()[: len(diagonal)]
 
 
 def single_gradient(probe: Probe, length: int, position: int, condition: str) -> torch.Tensor:
@@ -233,11 +251,6 @@ def copies(probe: Probe, length: int, rows: int, source: int | None = None) -> B
     """``rows`` copies of one text."""
     one = probe.batch(1, length, "text", length, source=source).inputs
     return Batch({role: t.expand(rows, *t.shape[1:]).clone() for role, t in one.items()})
-
-
-def _suffixes(starts: tuple[int, ...]) -> list[int]:
-    last = len(starts) - 1
-    return sorted({starts[i] for i in (0, last // 4, last // 2, 3 * last // 4, last)})
 
 
 def _different(probe: Probe, ids: torch.Tensor, length: int) -> torch.Tensor:

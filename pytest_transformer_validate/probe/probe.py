@@ -226,13 +226,21 @@ class Probe(Groups):
         return positions.single_swap(self, swaps, row)
 
     def position_gradients(self, condition: str) -> torch.Tensor | None:
-        """See ``positions.position_gradients``."""
-        return self.once(positions.position_gradients, self.subject.sizes[1], condition)
+        """See ``positions.position_gradients``; in training mode, of a brief text."""
+        found = None if condition == "training" else self.mixing.dependencies(condition)
+        length = self.gradient_length(condition)
+        if found is None:
+            found = self.once(positions.position_gradients, length, condition)
+        return found
 
     def single_gradient(self, position: int, condition: str) -> torch.Tensor:
         """See ``positions.single_gradient``."""
-        length = self.subject.sizes[1]
+        length = self.gradient_length(condition)
         return self.once(positions.single_gradient, length, position, condition)
+
+    def gradient_length(self, condition: str) -> int:
+        """The length of the text for ``position_gradients``."""
+        return positions.brief(self) if condition == "training" else self.subject.sizes[1]
 
     def row_plans(self) -> list[str]:
         """See ``rows.row_plans``."""

@@ -51,7 +51,7 @@ class ScoreReader(Operations):
         self.length = length
         self.found: list[Scores] = []
         self.compares = False
-        self._running: list[tuple[str, torch.Tensor | None]] = [(ROOT, None)]
+        self._running: list[tuple[str, Any]] = [(ROOT, ())]
 
     def __torch_dispatch__(
         self,
@@ -79,8 +79,11 @@ class ScoreReader(Operations):
             return
         self.compares = True
         module, given = self._running[-1]
+        first = next(
+            (t for a in floating(given) if (t := along(a, self.length)) is not None), None
+        )
         flat = scores.reshape(-1, self.length, self.length).clone()
-        self.found.append(Scores(module, flat, given))
+        self.found.append(Scores(module, flat, first))
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[ScoreReader]:
@@ -102,8 +105,7 @@ class ScoreReader(Operations):
 
     def _enter(self, name: str) -> Any:
         def record(_module: Any, args: Any, kwargs: Any) -> None:
-            given = next((along(t, self.length) for t in floating((args, kwargs))), None)
-            self._running.append((name, given))
+            self._running.append((name, (args, kwargs)))
 
         return record
 

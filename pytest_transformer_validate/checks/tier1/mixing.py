@@ -163,7 +163,10 @@ def judge_heads(
 ) -> None:
     """One head of an attention that sees less than the others."""
     for scores in probe.order.scores(side):
-        names = [context.full_pattern(head).name for head in scores.visible()]
+        seen = scores.visible()
+        if bool((seen == seen[:1]).all()):
+            continue
+        names = [context.full_pattern(head).name for head in seen]
         bad = [h for h, name in enumerate(names) if name in _BAD and name not in good]
         if bad and any(name in good for name in names) and "future" not in names:
             what = {"alone": "only its own position", "past": "no later position"}[names[bad[0]]]
