@@ -35,18 +35,13 @@ class MovedWeights(Passes):
         start at zero carry signal; the statistics of batch norms then follow the data. The
         parameters and buffers themselves are put back, not copies.
         """
-        model = self.probe.subject.model
-        originals = [(t, t.data) for t in (*model.parameters(), *model.buffers())]
-        moved = [(p, data) for p, data in originals if _is_moved(p, data)]
-        try:
+        with data_kept(self.probe.subject.model) as originals:
+            moved = [(p, data) for p, data in originals if _is_moved(p, data)]
             for (parameter, data), noise in zip(moved, self._noises(moved), strict=True):
                 scale = 0.5 / math.sqrt(data[0].numel()) if data.dim() > 1 else 0.1
                 parameter.data = torch.add(data, noise.to(data), alpha=scale)
             self._calibrate()
             yield
-        finally:
-            for parameter, data in originals:
-                parameter.data = data
 
     def _noises(self, moved: list[tuple[torch.Tensor, torch.Tensor]]) -> Iterable[torch.Tensor]:
         """A normal draw for each parameter; those for a tiny model are drawn once."""
@@ -81,6 +76,17 @@ class MovedWeights(Passes):
         statistics = [t for norm in norms for t in _statistics(norm)]
         for statistic, value in zip(statistics, found, strict=True):
             statistic.data = value
+
+
+@contextlib.contextmanager
+def data_kept(model: torch.nn.Module) -> Iterator[list[tuple[torch.Tensor, torch.Tensor]]]:
+    """Parameters and buffers, and the data that is put back into each of them after."""
+    originals = [(t, t.data) for t in (*model.parameters(), *model.buffers())]
+    try:
+        yield originals
+    finally:
+        for tensor, data in originals:
+            tensor.data = data
 
 
 def _is_moved(parameter: torch.Tensor, data: torch.Tensor) -> bool:

@@ -9,15 +9,17 @@ run adds to that is what the model's own code does to its numbers.
 from __future__ import annotations
 
 import contextlib
-import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn import Parameter
 
 from pytest_transformer_validate.errors import NotApplicable, error_line, first_line
-from pytest_transformer_validate.probe.copies import duplicate, probe_beside, twin_of
+from pytest_transformer_validate.probe.compare import joined, some_rows
+from pytest_transformer_validate.probe.copies import probe_beside, twin_of
 from pytest_transformer_validate.probe.forwards import padded_halves
+from pytest_transformer_validate.probe.moved_weights import data_kept
 from pytest_transformer_validate.probe.passes import Passes, remembered
 from pytest_transformer_validate.probe.trace import (
     ROOT,
@@ -31,7 +33,7 @@ from pytest_transformer_validate.subject.outputs import floating
 from pytest_transformer_validate.subject.source import reads_dtype
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from pytest_transformer_validate.probe.probe import Probe
     from pytest_transformer_validate.subject.batch import Batch
@@ -97,7 +99,7 @@ class Traits:
 
 
 class Precision(Passes):
-    """Passes of converted copies; each copy is released at the end of its pass."""
+    """Passes of the converted model, which is given back at the end of each."""
 
     def batch(self, draw: int) -> Batch:
         """The inputs of a draw: long enough for half precision to bite, where that is cheap."""
@@ -108,7 +110,7 @@ class Precision(Passes):
             # Positions below 256 are exact in half precision: there is no need for all of them.
             longest = self._longest(wanted) if wanted > _EXACT else min(wanted, _SHORT)
             length = min(longest, _LONGEST_LOOP) if longest > _SHORT and self._loops() else longest
-        rows = 1 if length > _SHORT or not subject.small else min(rows, 2)
+        rows = 1 if length >= _SHORT or not subject.small else min(rows, 2)
         return probe.batch(rows, length, "precision", draw)
 
     @remembered
@@ -139,12 +141,11 @@ class Precision(Passes):
         """The model in ``bfloat16`` or ``float16`` against its error model."""
         dtype: torch.dtype = getattr(torch, name)
         batch = self.batch(draw)
-        twin = self._rounded(dtype)
-        reference = _run(self.probe, twin, batch)
-        with _rounding(twin.model, dtype) as sizes:
-            emulated = _run(self.probe, twin, batch)
-        # Converted in place: the weights are those of a conversion already.
-        real = self._in(dtype, batch, lambda: twin.model)
+        with self._convertible(rounded=dtype) as beside:
+            reference = _run(beside, batch)
+            with _rounding(beside.subject.model, dtype) as sizes:
+                emulated = _run(beside, batch)
+            real = self._in(dtype, beside, batch)
         known = reference.logits.isfinite() & emulated.logits.isfinite()
         return Rounding(
             real=_parts(real.logits - reference.logits, known),
@@ -161,7 +162,8 @@ class Precision(Passes):
         """Whether the logits in half precision are finite without moving any weight: some
         parametrisations have weights that may not be moved."""
         batch = self.batch(0)
-        real = self.converted(getattr(torch, name), batch).logits
+        with self._convertible() as beside:
+            real = self._in(getattr(torch, name), beside, batch).logits
         known = self.probe.forward(batch).logits.isfinite()
         return bool(real[known].isfinite().all())
 
@@ -172,26 +174,29 @@ class Precision(Passes):
         rows = min(rows, 2) if self.probe.subject.small else 1
         batch = self.probe.batch(rows, length, "float64", draw)
         own = self.probe.forward(batch).logits
-        return self.converted(torch.float64, batch).logits, own
+        with self._convertible() as beside:
+            return self._in(torch.float64, beside, batch).logits, own
 
-    def converted(self, dtype: torch.dtype, batch: Batch) -> Run:
-        """A forward of a copy, as it is, in ``dtype``; see ``_in``."""
-        return self._in(dtype, batch, lambda: duplicate(self.probe.subject.model))
-
-    def _in(self, dtype: torch.dtype, batch: Batch, made: Callable[[], torch.nn.Module]) -> Run:
-        """A forward of what is ``made``, in ``dtype``. NotApplicable where that raises, and for
-        complex weights or buffers, which a conversion makes real."""
-        subject = self.probe.subject
-        tensors = (*subject.model.named_parameters(), *subject.model.named_buffers())
-        unreal = [name for name, tensor in tensors if tensor.is_complex()]
-        if unreal:
-            raise NotApplicable(f"{unreal[0]} is complex, and .to(dtype) would make it real")
+    def _in(self, dtype: torch.dtype, beside: Probe, batch: Batch) -> Run:
+        """A forward of the model ``beside``, converted to ``dtype``. NotApplicable where that
+        raises, and for complex weights or buffers, which a conversion makes real."""
+        unreal = self._unreal()
+        if unreal is not None:
+            raise NotApplicable(f"{unreal} is complex, and .to(dtype) would make it real")
         try:
-            return _run(self.probe, _twin(subject, made().to(dtype), dtype), batch)
+            _convert(beside.subject, dtype)
+            return _run(beside, batch)
         except Exception as error:
             name = str(dtype).removeprefix("torch.")
             text = f"does not run in {name}: {error_line(error, 160)}"
             raise NotApplicable(text) from error
+
+    @remembered
+    def _unreal(self) -> str | None:
+        """The name of a complex parameter or buffer, if there is one."""
+        model = self.probe.subject.model
+        tensors = (*model.named_parameters(), *model.named_buffers())
+        return next((name for name, tensor in tensors if tensor.is_complex()), None)
 
     @remembered
     def mixed(self) -> tuple[str | None, str] | None:
@@ -202,40 +207,44 @@ class Precision(Passes):
         kept = any(getattr(subject.model, name, None) for name in _STAY)
         if kept or not any(reads_dtype(module) for module in subject.model.modules()):
             return None
-        twin = self._narrowed(torch.bfloat16, as_it_is=True)
-        try:
-            _run(self.probe, twin, self.batch(0))
-        except RuntimeError as error:
-            if any(words in str(error) for words in _MIXED):
-                line = first_line(error, 160)
-                return where_raised(twin.model, error), line
-        except Exception:  # noqa: BLE001 - a model need not run in half precision
-            return None
+        with self._convertible() as beside:
+            try:
+                _convert(beside.subject, torch.bfloat16)
+                _run(beside, self.batch(0))
+            except RuntimeError as error:
+                if any(words in str(error) for words in _MIXED):
+                    return where_raised(subject.model, error), first_line(error, 160)
+            except Exception:  # noqa: BLE001 - a model need not run in half precision
+                return None
         return None
 
     @remembered
     def padded(self, name: str) -> str | None:
         """The first module that makes the logits of real tokens in half padded texts NaN or
         infinite where float32 does not; ``None`` where they stay finite."""
-        probe = self.probe
-        if probe.subject.vision:
+        padded = None if self.probe.subject.vision else self._half_padded()
+        if padded is None:
             return None
-        copy = functools.cache(lambda: duplicate(probe.subject.model))
-        for batch, finite in self._padded_halves():
-            keep = batch["attention_mask"].bool()
-            real = self._in(getattr(torch, name), batch, copy).logits.isfinite()
+        batch, finite = padded
+        keep = batch["attention_mask"].bool()
+        with self._convertible() as beside:
+            real = self._in(getattr(torch, name), beside, batch).logits.isfinite()
             lost = finite & ~real
             if bool((lost[keep] if lost.shape[:2] == keep.shape else lost).any()):
-                twin = self._narrowed(getattr(torch, name), as_it_is=True)
-                return first_not_finite(self._calls(twin, batch)) or ROOT
+                return first_not_finite(_calls(beside, batch)) or ROOT
         return None
 
     @remembered
-    def _padded_halves(self) -> list[tuple[Batch, torch.Tensor]]:
-        """Half padded texts, and where their logits are finite in float32."""
+    def _half_padded(self) -> tuple[Batch, torch.Tensor] | None:
+        """Texts half of which is padded, right in one and left in the other, and where their
+        logits are finite in float32; ``None`` where the model takes no attention mask."""
         probe = self.probe
         batches = padded_halves(probe, probe.batch(2, probe.subject.sizes[1], "padded half"))
-        return [(batch, probe.forward(batch).logits.isfinite()) for batch in batches.values()]
+        rows = [some_rows(each, row, row + 1) for row, each in enumerate(batches.values())]
+        if not rows:
+            return None
+        batch = joined(*rows)
+        return batch, probe.forward(batch).logits.isfinite()
 
     @remembered
     def traits(self) -> Traits:
@@ -245,46 +254,36 @@ class Precision(Passes):
             subject.call(probe.batch(*subject.sizes, "traits"), {})
         return Traits(reader.rounds, reader.narrows)
 
-    def _narrowed(self, dtype: torch.dtype, *, as_it_is: bool = False) -> Subject:
-        """A copy in ``dtype``."""
-        subject = self.probe.subject
-        model = duplicate(subject.model) if as_it_is else self._copy()
-        return _twin(subject, model.to(dtype), dtype)
+    @contextlib.contextmanager
+    def _convertible(self, *, rounded: torch.dtype | None = None) -> Iterator[Probe]:
+        """A probe over the model itself, which may be converted: all of it is given back.
 
-    def _copy(self) -> torch.nn.Module:
-        """A copy; that of a small model has its weights moved at random and made larger, because
-        the attention of a model at its start is the same everywhere, whatever the positions."""
-        probe = self.probe
-        if not probe.subject.small:
-            return duplicate(probe.subject.model)
-        with probe.noised():
-            model = duplicate(probe.subject.model)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.dim() > 1 and parameter.is_floating_point():
-                    parameter.mul_(_GAIN)
-        return model
-
-    def _rounded(self, dtype: torch.dtype) -> Subject:
-        """A copy whose weights and buffers went through ``dtype`` and back."""
-        subject = self.probe.subject
-        model = self._copy()
-        with torch.no_grad():
-            for tensor in (*model.parameters(), *model.buffers()):
-                if tensor.is_floating_point() and not torch.nn.parameter.is_lazy(tensor):
-                    tensor.data = tensor.data.to(dtype).to(torch.float32)
-        return _twin(subject, model, torch.float32)
+        With its weights and buffers ``rounded`` to a dtype, if one is given; those of a small
+        model are moved at random and made larger before that, because the attention of a model
+        at its start is the same everywhere, whatever the positions.
+        """
+        probe, model = self.probe, self.probe.subject.model
+        moved = rounded is not None and probe.subject.small
+        with probe.noised() if moved else contextlib.nullcontext(), data_kept(model) as kept:
+            for tensor, data in kept if rounded else ():
+                if data.is_floating_point() and not torch.nn.parameter.is_lazy(tensor):
+                    larger = moved and tensor.dim() > 1 and isinstance(tensor, Parameter)
+                    numbers = data * _GAIN if larger else data
+                    tensor.data = numbers.to(rounded).to(torch.float32)
+            with probe.running("precision") as subject:
+                yield probe_beside(probe, twin_of(subject, model))
 
     def where_differs(self, name: str, draw: int, factor: float) -> str | None:
         """The first module whose output in half precision is further from the reference than
         ``factor`` times the emulation, though its inputs are not."""
         dtype: torch.dtype = getattr(torch, name)
         batch = self.batch(draw)
-        real = self._calls(self._narrowed(dtype), batch)
-        twin = self._rounded(dtype)
-        reference = self._calls(twin, batch)
-        with _rounding(twin.model, dtype):
-            emulated = self._calls(twin, batch)
+        with self._convertible(rounded=dtype) as beside:
+            reference = _calls(beside, batch)
+            with _rounding(beside.subject.model, dtype):
+                emulated = _calls(beside, batch)
+            _convert(beside.subject, dtype)
+            real = _calls(beside, batch)
         eps = torch.finfo(dtype).eps
         for a, b, c in zip(real, reference, emulated, strict=False):
             if a.name != b.name:
@@ -295,24 +294,25 @@ class Precision(Passes):
                 return a.name
         return None
 
-    def _calls(self, twin: Subject, batch: Batch) -> list[Call]:
-        with traced(twin.model) as calls:
-            _run(self.probe, twin, batch)
-        return calls
+
+def _convert(subject: Subject, dtype: torch.dtype) -> None:
+    subject.model.to(dtype)
+    subject.dtype = dtype
 
 
-def _twin(subject: Subject, model: torch.nn.Module, dtype: torch.dtype) -> Subject:
-    twin = twin_of(subject, model)
-    twin.dtype = dtype
-    return twin
-
-
-def _run(probe: Probe, twin: Subject, batch: Batch) -> Run:
+def _run(beside: Probe, batch: Batch) -> Run:
+    twin = beside.subject
     mended = MaskDtype() if twin.dtype is torch.float64 else contextlib.nullcontext()
     with mended:
-        logits = probe_beside(probe, twin).forward(batch.to(twin.device, twin.dtype)).logits
+        logits = beside.forward(batch.to(twin.device, twin.dtype)).logits
     wide = logits if logits.dtype is torch.float64 else logits.float()
     return Run(wide, logits.dtype)
+
+
+def _calls(beside: Probe, batch: Batch) -> list[Call]:
+    with traced(beside.subject.model) as calls:
+        _run(beside, batch)
+    return calls
 
 
 def _parts(error: torch.Tensor, known: torch.Tensor) -> tuple[float, ...]:
