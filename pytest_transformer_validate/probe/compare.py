@@ -60,12 +60,22 @@ def repeats(probe: Probe, swaps: Swaps | RowSwaps) -> float:
     return float(difference(*logits).max())
 
 
+def plain_batch(probe: Probe, rows: int | None = None) -> Batch:
+    """The first ``rows`` of a full batch of short random texts, or images; all by default."""
+    fewest, length = probe.subject.sizes
+    batch = probe.batch(max(fewest, probe.subject.full_batch), length, "plain")
+    return batch if rows is None else some_rows(batch, 0, rows)
+
+
+def plain(probe: Probe, rows: int | None = None, noised: bool = False) -> torch.Tensor:
+    """The logits of ``plain_batch``, with which many passes compare."""
+    with probe.under("noised" if noised else "eval"):
+        return probe.forward(plain_batch(probe, rows)).logits
+
+
 def noise(probe: Probe) -> float:
     """The model's own rounding: how far the logits of a row differ between two batch sizes."""
-    rows, length = probe.subject.sizes
-    batch = probe.batch(rows, length, "noise")
-    many = probe.forward(batch).logits[:1]
-    alone = probe.forward(some_rows(batch, 0, 1)).logits
+    many, alone = probe.plain()[:1], probe.plain(1)
     both = many.isfinite() & alone.isfinite()
     return float(difference(many, alone)[both].max()) if bool(both.any()) else 0.0
 

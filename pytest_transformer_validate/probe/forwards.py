@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pytest_transformer_validate.errors import NotApplicable
-from pytest_transformer_validate.probe.compare import trace
+from pytest_transformer_validate.errors import Blocked, NotApplicable
+from pytest_transformer_validate.probe.compare import MANY, joined, plain_batch, some_rows, trace
 from pytest_transformer_validate.probe.trace import ROOT, first_not_finite
 
 if TYPE_CHECKING:
@@ -36,11 +36,20 @@ def shapes_of(probe: Probe, case: str) -> list[Shape]:
     """Forwards at the shapes called ``case``; NotApplicable where the model has none such."""
     shapes = []
     for rows, length, source in _case_shapes(probe, case):
-        batch = probe.batch(rows, length, "shape", case, source=source)
-        logits = probe.forward(batch).logits
+        logits = _logits_of(probe, case, rows, length, source)
         finite = not bool(logits.isnan().any())
         shapes.append(Shape(rows, length, source, tuple(logits.shape), finite))
     return shapes
+
+
+def _logits_of(
+    probe: Probe, case: str, rows: int, length: int, source: int | None
+) -> torch.Tensor:
+    fewest, short = probe.subject.sizes
+    if source is None and length == short and rows in (fewest, probe.subject.full_batch):
+        with contextlib.suppress(Blocked):  # what has raised elsewhere raises here again
+            return probe.plain(None if rows > fewest else rows)
+    return probe.forward(probe.batch(rows, length, "shape", case, source=source)).logits
 
 
 def shortens(probe: Probe) -> bool:
@@ -110,21 +119,25 @@ class Samples:
 
 def samples(probe: Probe, noised: bool = False) -> Samples:
     """Forwards over random rows, one repeated token, the largest id, and padded rows."""
-    rows, length = probe.subject.sizes
-    with probe.noised() if noised else contextlib.nullcontext():
-        many = min(max(rows, 8), probe.subject.most_rows)
-        batches = {"random": probe.batch(many, length, "samples")}
-        if not noised:
-            batches |= _straining(probe, rows, length)
+    random = probe.plain(noised=noised)
+    with probe.under("noised" if noised else "eval"):
         bad: dict[str, str | None] = {}
-        random = torch.empty(0)
-        for name, batch in batches.items():
-            logits = probe.forward(batch).logits
-            if name == "random":
-                random = logits
-            if not_finite(_judged(logits, batch)):
-                bad[name] = _first_bad(probe, batch)
+        if not_finite(random):
+            bad["random"] = _first_bad(probe, plain_batch(probe))
+        if not noised:
+            rows, length = probe.subject.sizes
+            whole, padded = _straining(probe, min(rows, 2), length)
+            suspects = padded if _all_finite(probe, joined(*whole.values())) else whole | padded
+            for name, batch in suspects.items():
+                if not_finite(_judged(probe.forward(batch).logits, batch)):
+                    bad[name] = _first_bad(probe, batch)
     return Samples(random, bad)
+
+
+def _all_finite(probe: Probe, batch: Batch) -> bool:
+    most = min(MANY, probe.subject.most_rows)
+    parts = (some_rows(batch, start, start + most) for start in range(0, batch.rows, most))
+    return not any(not_finite(probe.forward(part).logits) for part in parts)
 
 
 def not_finite(logits: torch.Tensor) -> bool:
@@ -158,7 +171,7 @@ def _case_shapes(probe: Probe, case: str) -> list[tuple[int, int, int | None]]:
             *([(1, full - 1, full)] if subject.small and full <= 1024 else []),
             (1, full, full),
         ],
-        "full_batch": [(subject.full_batch, min(16, full), None)],
+        "full_batch": [(max(rows, subject.full_batch), length, None)],
     }
     most = subject.most_rows
     fitting = [(min(b, most), t, s) for b, t, s in wanted[case] if 1 <= t <= full]
@@ -179,7 +192,8 @@ def _rounded(
     return rows, up[0] or full, up[1]
 
 
-def _straining(probe: Probe, rows: int, length: int) -> dict[str, Batch]:
+def _straining(probe: Probe, rows: int, length: int) -> tuple[dict[str, Batch], dict[str, Batch]]:
+    """Inputs that strain a model, by their names: without padding, and with it."""
     subject = probe.subject
     base = probe.batch(rows, length, "straining")
     if subject.vision:
@@ -187,7 +201,7 @@ def _straining(probe: Probe, rows: int, length: int) -> dict[str, Batch]:
         return {
             "a black image": base.with_(pixel_values=torch.zeros_like(pixels)),
             "bright pixels": base.with_(pixel_values=pixels * 10),
-        }
+        }, {}
     role = "decoder_input_ids" if subject.decodes else "input_ids"
     ids = base[role]
     repeated = ids[:, :1].expand_as(ids).clone()
@@ -205,7 +219,7 @@ def _straining(probe: Probe, rows: int, length: int) -> dict[str, Batch]:
             marked = ids.clone()
             marked[:, length // 2] = special
             batches[f"id {special}"] = base.with_(**{role: marked})
-    return batches | padded_halves(probe, base)
+    return batches, padded_halves(probe, base)
 
 
 def padded_halves(probe: Probe, base: Batch) -> dict[str, Batch]:

@@ -9,12 +9,14 @@ from pytest_transformer_validate.errors import Blocked, first_line
 from pytest_transformer_validate.probe.compare import (
     batch_axis,
     difference,
-    finite_logits,
     over,
+    plain,
+    plain_batch,
     sequence,
     some_rows,
     text_logits,
     trace,
+    without_nan,
 )
 from pytest_transformer_validate.probe.passes import Passes, remembered
 from pytest_transformer_validate.probe.trace import Call, first_to_differ
@@ -138,12 +140,13 @@ class Resizing(Passes):
     @remembered
     def rows(self, condition: str) -> Resized:
         """The first row alone, in smaller batches, and in the largest."""
-        batch, sizes = self._rows()
-        with self.probe.under(condition):
-            full = finite_logits(self.probe, batch)
+        probe, noised = self.probe, condition == "noised"
+        most, sizes = self._rows(condition)
+        full = without_nan(probe.plain(most, noised=noised))
+        with probe.under(condition):
             moved, place = {}, {}
             for size in sizes:
-                part = finite_logits(self.probe, some_rows(batch, 0, size))
+                part = without_nan(plain(probe, size) if noised else probe.plain(size))
                 if part.shape[1:] != full.shape[1:] or len(part) != size:
                     shape = tuple(part.shape)
                     raise Blocked(f"logits are {shape} for {size} rows: see shape_robustness")
@@ -151,16 +154,17 @@ class Resizing(Passes):
                 moved[size], place[size] = float(apart.max()), int(apart.argmax())
         return Resized(condition, moved, place, full)
 
-    def _rows(self) -> tuple[Batch, list[int]]:
+    def _rows(self, condition: str) -> tuple[int | None, list[int]]:
+        """Rows of the largest batch, ``None`` for a full one, and of those that are smaller."""
         subject = self.probe.subject
-        full = max(subject.full_batch, subject.sizes[0]) if subject.small else 4
-        largest = min(full, subject.most_rows, 64)
-        sizes = [size for size in ((1, 2, 3) if subject.small else (1, 2)) if size < largest]
-        return self.probe.batch(largest, subject.sizes[1], "rows alone"), sizes
+        rows = subject.sizes[0]
+        if condition == "noised":
+            return rows, [size for size in (1, 2, 3) if size < rows]
+        return None, [1] if subject.small else [1, 2]
 
     def locate_rows(self, condition: str, size: int, row: int) -> str | None:
         """The first module in which a row of a smaller batch has another value."""
-        batch, _ = self._rows()
+        batch = plain_batch(self.probe, self._rows(condition)[0])
         with self.probe.under(condition):
             full = trace(self.probe, batch)
             part = trace(self.probe, some_rows(batch, 0, size))

@@ -16,9 +16,11 @@ from pytest_transformer_validate.probe.compare import (
     finite,
     finite_logits,
     over,
+    plain_batch,
     projection,
     sequence,
     trace,
+    without_nan,
 )
 from pytest_transformer_validate.probe.lookup import TokenLookup
 from pytest_transformer_validate.probe.trace import first_to_differ
@@ -48,61 +50,72 @@ def row_plans(probe: Probe) -> list[str]:
     subject = probe.subject
     told = not subject.vision and subject.sizes[1] > 5 and probe.padding.told()
     padded = ["padded"] if told else []
-    if subject.small:
-        shorter = ["shorter"] if told else []
-        return ["every", *padded, *shorter, "noised", "full", "rolled"]
-    return [*padded, "full", "rolled"]
+    return ["full", *padded, *(["noised"] if subject.small else []), "rolled"]
 
 
 def row_swaps(probe: Probe, plan: str) -> RowSwaps:
-    """Replace every row but the first, then every row but the last.
+    """Replace all rows but some.
 
-    ``plan`` is ``every``; ``padded``, which gives the replaced rows another padding too (both
-    times some, so that the same kernels run), each its own, and the kept rows none; ``shorter``,
-    in which the kept rows have padding and their new neighbours none; ``noised``, with every
-    parameter moved at random; ``full``, at the full batch size; or ``rolled``, which keeps all
-    rows and gives each the next one's place.
+    ``plan`` is ``full``, a full batch without the first, then without the last row; ``padded``,
+    in which the other rows have padding before and none after, while one kept row has none and
+    another less than the others had; ``noised``, with every parameter moved at random, which
+    keeps one row that has others on both sides; or ``rolled``, which keeps all rows and gives
+    each the next one's place.
     """
     rows, length = probe.subject.sizes
-    if plan == "full":
-        rows = max(rows, probe.subject.full_batch)
-    before = probe.batch(rows, length, "rows")
     if plan == "rolled":
-        known = probe.row_swaps("every").reference if probe.subject.small else None
-        return _rolled(probe, before, known)
+        return _rolled(probe, plain_batch(probe, rows), without_nan(probe.plain(rows)))
+    before = plain_batch(probe, None if plan == "full" else rows)
+    rows = before.rows
     fresh = probe.batch(rows, length, "other rows")
     if plan == "padded":
-        inner = range(1, rows - 1)
-        before = _padded(probe, before, [0, *(1 + row % 2 for row in inner), 0])
-        fresh = _padded(probe, fresh, [2 + row % 2 for row in range(rows)])
-    elif plan == "shorter":
-        before = _padded(probe, before, [3, *(row % 2 for row in range(1, rows - 1)), 2])
-        fresh = _padded(probe, fresh, [0] * rows)
-    kept = [0, rows - 1]
-    after = [_keep_row(before, fresh, keep) for keep in kept]
-    with probe.under(plan):
+        before, fresh, kept = _padded_pair(probe, before, fresh)
+        runs = [kept]
         reference = finite_logits(probe, before)
+    elif plan == "noised":
+        runs = [[max(0, rows - 2)]]
+        reference = without_nan(probe.plain(rows, noised=True))
+    else:
+        runs = [[0], [rows - 1]]
+        reference = without_nan(probe.plain())
+    after = [_keep_rows(before, fresh, kept) for kept in runs]
+    with probe.under(plan):
         moved = [
             difference(reference, finite_logits(probe, swapped)).flatten(1).amax(1)
             for swapped in after
         ]
-    effect = [float(m[keep]) for m, keep in zip(moved, kept, strict=True)]
-    own = max(float(m.max()) for m in moved)
-    return RowSwaps(plan, effect, kept, own, reference, before, after)
+    places = [(row, run) for run, kept in enumerate(runs) for row in kept]
+    return RowSwaps(
+        plan,
+        effect=[float(moved[run][row]) for row, run in places],
+        kept=[row for row, _ in places],
+        own_effect=max(float(m.max()) for m in moved),
+        reference=reference,
+        before=before,
+        after=[after[run] for _, run in places],
+    )
 
 
-def _keep_row(before: Batch, fresh: Batch, keep: int) -> Batch:
-    """The fresh rows, but for one."""
+def _keep_rows(before: Batch, fresh: Batch, kept: list[int]) -> Batch:
+    """The fresh rows, but for some."""
     inputs = {role: tensor.clone() for role, tensor in fresh.inputs.items()}
     for role, tensor in before.inputs.items():
-        inputs[role][keep] = tensor[keep]
+        inputs[role][kept] = tensor[kept]
     return before.with_(**inputs)
 
 
-def _rolled(probe: Probe, before: Batch, known: torch.Tensor | None) -> RowSwaps:
-    """``known`` are the logits of ``before``, where it was run."""
+def _padded_pair(probe: Probe, before: Batch, fresh: Batch) -> tuple[Batch, Batch, list[int]]:
+    """Two batches, and the rows of the first that keep their place in the second. Both have some
+    padding, so that the same kernels run."""
+    rows = before.rows
+    many = rows > 3
+    own = {1: 0, rows - 2: 1} if many else {rows // 2: 0}
+    before = _padded(probe, before, [own.get(row, 2 + row % 2) for row in range(rows)])
+    return before, _padded(probe, fresh, [0 if many else 1] * rows), list(own)
+
+
+def _rolled(probe: Probe, before: Batch, reference: torch.Tensor) -> RowSwaps:
     after = before.with_(**{role: t.roll(1, 0) for role, t in before.inputs.items()})
-    reference = finite_logits(probe, before) if known is None else known
     moved = difference(reference, finite_logits(probe, after).roll(-1, 0)).flatten(1).amax(1)
     worst = int(moved.argmax())
     own = float(difference(reference, reference.roll(1, 0)).max())

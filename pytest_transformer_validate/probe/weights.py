@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _HUGE = 1e10  # no initialisation draws such a number; memory that was never written holds it
 _SAMPLE = 1_000_000
+_PIECE = 1 << 20  # numbers that are centred at a time
 _DENORMAL = 1e-30
 _LOOKED_AT = 8  # columns that tell whether two rows may be equal, before all are compared
 _NEAR = 0.1  # two spreads of the same law in a table of a few hundred numbers
@@ -144,8 +145,9 @@ class Weights(Passes):
     def outputs(self) -> list[Rows]:
         """Outputs of linear layers that start without weights of their own."""
         found = []
+        named = dict(self.probe.subject.model.named_parameters())
         for name, axis in self.linear().items():
-            weight = dict(self.probe.subject.model.named_parameters())[name].detach()
+            weight = named[name].detach()
             rows = weight if axis == 0 else weight.T
             if rows.shape[0] > 3 and rows.shape[1] >= _LOOKED_AT and not self._flat(name):
                 zero, equal = _odd_rows(rows)
@@ -156,6 +158,7 @@ class Weights(Passes):
     def _flat(self, name: str) -> bool:
         return self.spreads()[name].constant
 
+    @remembered
     def linear(self) -> dict[str, int]:
         """Weights of linear layers that train, and the axis of their outputs."""
         axes = {}
@@ -269,15 +272,23 @@ def _spread(name: str, parameter: torch.nn.Parameter) -> Spread:
     data = parameter.detach()
     values = data.float() if data.dtype in (torch.float16, torch.bfloat16) else data
     low, high = (float(x) for x in values.aminmax())
-    std, mean = (float(x) for x in torch.std_mean(values, correction=0))
+    mean = float(values.mean())
+    std = 0.0 if low == high else _deviation(values, mean)
     broken = 0
     if not (-_HUGE < low <= high < _HUGE):
         broken = int((~(values.abs() < _HUGE)).sum())
     elif low != high or 0 < abs(low) < _DENORMAL:
         some = values.flatten()[:: 1 + values.numel() // _SAMPLE]
-        broken = int(((some != 0) & (some.abs() < _DENORMAL)).sum())
+        small = some.abs() < _DENORMAL
+        broken = int(small.count_nonzero()) and int((small & (some != 0)).sum())
     shape = tuple(data.shape)
     return Spread(name, shape, mean, std, low, high, broken, parameter.requires_grad)
+
+
+def _deviation(values: torch.Tensor, mean: float) -> float:
+    """The standard deviation; ``torch.std`` takes twenty times as long on a CPU."""
+    norms = [float((part - mean).norm()) for part in values.flatten().split(_PIECE)]
+    return math.hypot(*norms) / math.sqrt(values.numel())
 
 
 def _equal(own: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool:
@@ -285,9 +296,9 @@ def _equal(own: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> boo
     if own.keys() != theirs.keys():
         return False
     pairs = [(own[n], theirs[n]) for n in own]
-    if any(a is b or a.shape != b.shape or _drawn(a) is False for a, b in pairs):
+    if any(a is b or not torch.equal(a, b) for a, b in pairs):
         return False
-    return all(torch.equal(a, b) for a, b in pairs)
+    return all(_drawn(a) for a, _ in pairs)
 
 
 def _drawn(matrix: torch.Tensor) -> bool:
@@ -303,6 +314,8 @@ def _odd_rows(rows: torch.Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
     constant = [i for i in flat if bool((rows[i] == rows[i, 0]).all())]
     weights = torch.arange(1, _LOOKED_AT + 1, dtype=torch.float64).sqrt().to(start.device)
     keys = (start * weights).sum(1).tolist()
+    if not constant and len(set(keys)) == len(keys):
+        return (), ()
     seen: dict[float, int] = {}
     equal = []
     left = set(constant)

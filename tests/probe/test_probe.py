@@ -47,7 +47,7 @@ def test_nothing_of_the_model_is_changed(probe):
     probe.gradients(noised=True)
     probe.samples(noised=True)
     probe.position_gradients("eval")
-    probe.row_swaps("every")
+    probe.row_swaps("full")
     assert fingerprint(model) == before[0]
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before[1], strict=True))
 
@@ -85,7 +85,7 @@ def test_the_seed_decides_the_numbers():
     torch.manual_seed(0)
     model = Decoder()
     one, same, other = (
-        Probe(Subject(model), seed=s).row_swaps("every").reference for s in (1, 1, 2)
+        Probe(Subject(model), seed=s).row_swaps("full").reference for s in (1, 1, 2)
     )
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
@@ -104,5 +104,5 @@ def test_another_seed_where_float64_does_not_run():
             return self.head(hidden)
 
     probe = Probe(Subject(Single()), seed=3)
-    _, how = probe.repeated(lambda p: float(p.row_swaps("every").own_effect))
+    _, how = probe.repeated(lambda p: float(p.row_swaps("full").own_effect))
     assert how == "with another seed (float64 does not run)"

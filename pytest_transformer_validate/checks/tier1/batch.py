@@ -25,7 +25,7 @@ RULE = "a row's logits must not depend on the other rows of the batch"
 def batch_independence(probe: Probe, *, factor: float = 16.0) -> BatchIndependence:
     """The output of a row depends on no other row of its batch.
 
-    All rows but one are replaced, and the gradient of every row's output at every row's input is
+    Other rows are replaced, and the gradient of every row's output at every row's input is
     read. B and T are different primes, because equal ones hide an exchanged axis. The expected
     movement is exactly 0; ``factor`` u are allowed.
     """
@@ -91,15 +91,13 @@ def _judge_gradient(
 
 
 _WHAT = {
-    "padded": "the other rows were replaced and padded differently",
-    "shorter": "the other rows were replaced and their padding, not its own, was left out",
+    "padded": "the other rows were replaced and their padding was left out",
     "noised": "the other rows were replaced (all parameters moved at random)",
     "rolled": "all rows took the place of the next one",
 }
 _LIKELY = {
     "padded": "one row's mask is used for all (mask[:1], a cached mask), a total over all masks, "
     "or repeat where repeat_interleave is meant",
-    "shorter": "one row's mask is used for all, or a total over all masks",
     "rolled": "something is looked up or computed by the number of the row",
 }
 
