@@ -230,8 +230,8 @@ class Steps:
 
     def _run(self, split: str, batch: Mapping[str, torch.Tensor]) -> Any:
         result = self.stepper(batch)
-        count = self.stepper.counted(batch).to(result.sums)
-        sums = torch.cat([result.sums.double(), count.double().unsqueeze(0)])
+        count = self.stepper.counted(batch).to(result.loss)
+        sums = torch.stack([*result.sums, count.detach()]).double()
         self.parts.sums[split] = self.parts.sums.get(split, torch.zeros_like(sums)) + sums
         return result, count
 

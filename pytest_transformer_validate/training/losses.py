@@ -1,7 +1,8 @@
 """Cross entropy as sums over the targets that count, so that batches add up token by token.
 
 Axes: B rows, T positions, V vocabulary (or K classes). A target equal to ``ignore_index`` does
-not count. For a causal LM the output at t is held against the label at t + 1.
+not count. For a causal LM the output at t is held against the label at t + 1: the labels are
+moved, because outputs are V times as large and would be copied.
 """
 
 from __future__ import annotations
@@ -18,13 +19,17 @@ LARGEST_EXPONENT = 100.0  # exp of more is no number that says anything
 
 
 def targets(labels: torch.Tensor, task: TaskSpec) -> torch.Tensor:
-    """What the outputs are held against: labels (B, T), without the first one where they shift."""
-    return labels[:, 1:] if task.shifts else labels
+    """What the outputs are held against, in the shape of the labels: where they shift (B, T), the
+    last output of a row against nothing."""
+    if not task.shifts:
+        return labels
+    return functional.pad(labels[:, 1:], (0, 1), value=task.ignore_index)
 
 
 def counted(labels: torch.Tensor, task: TaskSpec) -> torch.Tensor:
     """How many targets count: a scalar on the labels' device."""
-    return (targets(labels, task) != task.ignore_index).sum()
+    own = labels[:, 1:] if task.shifts else labels
+    return (own != task.ignore_index).count_nonzero()
 
 
 def target_count(labels: torch.Tensor, task: TaskSpec) -> int:
@@ -32,38 +37,38 @@ def target_count(labels: torch.Tensor, task: TaskSpec) -> int:
     return int(counted(labels, task))
 
 
-def loss_sum(logits: torch.Tensor, labels: torch.Tensor, task: TaskSpec) -> torch.Tensor:
+def loss_sum(logits: torch.Tensor, wanted: torch.Tensor, task: TaskSpec) -> torch.Tensor:
     """The sum of the cross entropy over all targets that count, in float32: a scalar.
 
-    ``logits`` (B, T, V) or (B, K), ``labels`` (B, T) or (B,). ``label_smoothing`` is torch's:
-    with e, the target has 1 - e + e / V and every other class e / V (Szegedy et al. 2016).
+    ``logits`` (B, T, V) or (B, K); ``wanted`` (B, T) or (B,), the ``targets``.
+    ``label_smoothing`` is torch's: with e, the target has 1 - e + e / V and every other class
+    e / V (Szegedy et al. 2016).
     """
-    scores = logits[:, :-1] if task.shifts else logits
     return functional.cross_entropy(
-        scores.flatten(0, -2).float(),
-        targets(labels, task).flatten(),
+        logits.flatten(0, -2).float(),
+        wanted.flatten(),
         ignore_index=task.ignore_index,
         label_smoothing=task.label_smoothing,
         reduction="sum",
     )
 
 
-def correct_sum(logits: torch.Tensor, labels: torch.Tensor, task: TaskSpec) -> torch.Tensor:
+def correct_sum(logits: torch.Tensor, wanted: torch.Tensor, task: TaskSpec) -> torch.Tensor:
     """How many targets that count have the highest score: a scalar on the logits' device.
 
-    Of equal scores the first one is the highest.
+    Of equal scores the first one is the highest. An ``ignore_index`` that is a class, 0 say, does
+    not count either.
     """
-    scores = (logits[:, :-1] if task.shifts else logits).flatten(0, -2)
-    wanted = targets(labels, task).flatten()
-    counts = wanted != task.ignore_index
+    scores, wanted = logits.flatten(0, -2), wanted.flatten()
     if scores.device.type == "cpu":
         # The largest score is found ten times faster than its place, which few rows then need.
-        own = scores.gather(-1, wanted.where(counts, 0).unsqueeze(-1)).squeeze(-1)
-        places = ((own == scores.amax(-1)) & counts).nonzero().squeeze(-1)
+        classes = wanted.clamp(0, scores.shape[-1] - 1).unsqueeze(-1)
+        places = (scores.gather(-1, classes) == scores.amax(-1, keepdim=True)).nonzero()[:, 0]
         if not len(places):
-            return counts.new_zeros((), dtype=torch.long)
-        return (scores[places].argmax(-1) == wanted[places]).sum()
-    return ((scores.argmax(-1) == wanted) & counts).sum()
+            return torch.zeros(())
+        scores, wanted = scores[places], wanted[places]
+    hits = (scores.argmax(-1) == wanted) & (wanted != task.ignore_index)
+    return hits.sum(dtype=torch.float32)
 
 
 def perplexity(loss: float) -> float:

@@ -16,6 +16,7 @@ from pytest_transformer_validate.training.losses import (
     counted,
     loss_sum,
     target_count,
+    targets,
 )
 
 if TYPE_CHECKING:
@@ -30,10 +31,10 @@ _MASKS = ("attention_mask", "token_type_ids", "decoder_attention_mask")
 @dataclass(frozen=True)
 class StepResult:
     """One micro-batch, on the model's device: the sum of the ``loss`` with its graph, and
-    ``sums`` (2,): that of the loss and of the hits, without."""
+    ``sums``: that of the loss and of the hits, without. All are scalars in float32."""
 
     loss: torch.Tensor
-    sums: torch.Tensor
+    sums: tuple[torch.Tensor, torch.Tensor]
 
 
 class Stepper:
@@ -71,7 +72,8 @@ class Stepper:
         logits = None
         try:
             logits = self.subject(self._inputs(batch, labels)).logits
-            loss = loss_sum(logits, labels, self.task)
+            wanted = targets(labels, self.task)
+            loss = loss_sum(logits, wanted, self.task)
         except (IndexError, ValueError, RuntimeError):
             self._refuse_strange_kinds(batch)
             self._refuse_strange_ids(batch)
@@ -82,8 +84,8 @@ class Stepper:
                 "the outputs depend on no parameter that asks for a gradient: the model detaches "
                 "them, or runs under no_grad"
             )
-        correct = correct_sum(logits.detach(), labels, self.task)
-        return StepResult(loss, torch.stack([loss.detach(), correct.to(loss.dtype)]))
+        hits = correct_sum(logits.detach(), wanted, self.task)
+        return StepResult(loss, (loss.detach(), hits))
 
     @contextlib.contextmanager
     def plain(self) -> Iterator[torch.nn.Module]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from pytest_transformer_validate.training.config import TrainingConfig
+    from pytest_transformer_validate.training.window import Sums
 
 
 class OneDevice:
@@ -44,6 +45,10 @@ class OneDevice:
     def sum(self, value: Any) -> Any:
         """A number or tensor summed over all ranks, left on the device where there are several."""
         return value
+
+    def pool(self, sums: list[Sums]) -> list[Sums]:
+        """The same for pairs of sums, which are to be added."""
+        return sums
 
     def share(self, count: Any) -> Any:
         """What a sum of losses over this rank is multiplied by, so that the gradients of all
@@ -83,6 +88,11 @@ class DataParallel(OneDevice):
         total = torch.as_tensor(value, device=self.device).clone()
         distributed.all_reduce(total)
         return total
+
+    def pool(self, sums: list[Sums]) -> list[Sums]:
+        total = torch.stack([torch.stack(pair) for pair in sums]).sum(0)
+        loss, hits = self.sum(total)
+        return [(loss, hits)]
 
     def share(self, count: Any) -> Any:
         return self.world / count.clamp(min=1)

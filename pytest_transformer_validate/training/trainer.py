@@ -165,17 +165,17 @@ class Trainer:
             for batches in grouped(run.train, run.config.gradient_accumulation_steps):
                 count = run.strategy.sum(sum(map(run.stepper.count, batches)))
                 share = run.strategy.share(count)
-                results = []
+                sums = []
                 for batch in batches:
                     with run.strategy.accumulating(run.called, last=batch is batches[-1]):
                         with run.precision.forward():
                             result = run.stepper(batch)
                         run.precision.backward(result.loss * share)
-                    results.append(result.sums)
+                    sums.append(result.sums)
                 norm = run.precision.step(run.optimizer, run.config.gradient_clip_norm)
                 run.optimizer.zero_grad(set_to_none=True)
                 run.step += 1
-                sums = run.strategy.sum(sum(results))
+                sums = run.strategy.pool(sums)
                 window.add(run.step, sums, count, norm, run.schedule.learning_rate, batches)
                 run.schedule.step()
                 if window.due:
@@ -220,8 +220,8 @@ class Trainer:
         for batch in loader:
             with run.precision.forward():
                 result = run.stepper(batch)
-            count = torch.tensor([run.stepper.count(batch)], device=sums.device)
-            sums += torch.cat([result.sums, count])
+            count = torch.tensor(float(run.stepper.count(batch)), device=sums.device)
+            sums += torch.stack([*result.sums, count])
         loss, correct, count = run.strategy.sum(sums).tolist()
         if not count:
             raise ValueError("the validation data has no target: every label is ignored")

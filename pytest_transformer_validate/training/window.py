@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +13,7 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+Sums = tuple[torch.Tensor, torch.Tensor]
 SECONDS = 0.5
 MOST = 64
 
@@ -38,20 +40,21 @@ class Window:
     """
 
     def __init__(self) -> None:
-        self._steps: list[tuple[int, torch.Tensor, Any, torch.Tensor, float, float]] = []
+        self._steps: list[tuple[int, Sequence[Sums], Any, torch.Tensor, float, float]] = []
         self._batches: deque[tuple[int, Sequence[Mapping[str, Any]]]] = deque()
         self._read = time.perf_counter()
 
     def add(
         self,
         step: int,
-        sums: torch.Tensor,
+        sums: Sequence[Sums],
         count: torch.Tensor | float,
         norm: torch.Tensor,
         learning_rate: float,
         batches: Sequence[Mapping[str, Any]],
     ) -> None:
-        """``sums`` (2,): of the loss and of the hits over the ``count`` targets of the step."""
+        """``sums`` of the loss and of the hits, which together are those over the ``count``
+        targets of the step: scalars on the device."""
         self._steps.append((step, sums, count, norm, learning_rate, time.perf_counter()))
         self._batches.append((step, batches))
 
@@ -66,15 +69,12 @@ class Window:
         if not self._steps:
             return []
         steps, sums, counts, norms, rates, ended = map(list, zip(*self._steps, strict=True))
-        rows, norms = torch.stack(sums).tolist(), torch.stack(norms).tolist()
-        if isinstance(counts[0], torch.Tensor):
-            counts = torch.stack(counts).tolist()
-        found = [
-            StepNumbers(step, loss / max(count, 1), count, correct, norm, rate, end)
-            for step, (loss, correct), count, norm, rate, end in zip(
-                steps, rows, counts, norms, rates, ended, strict=True
-            )
-        ]
+        values = iter(_numbers([one for pairs in sums for pair in pairs for one in pair]))
+        pairs, found = zip(values, values, strict=True), []
+        columns = zip(steps, sums, _numbers(counts), _numbers(norms), rates, ended, strict=True)
+        for step, parts, count, norm, rate, end in columns:
+            loss, correct = map(sum, zip(*islice(pairs, len(parts)), strict=True))
+            found.append(StepNumbers(step, loss / max(count, 1), count, correct, norm, rate, end))
         self._steps.clear()
         return found
 
@@ -85,3 +85,9 @@ class Window:
     def forget(self) -> None:
         """Nothing was wrong with the steps that were read."""
         self._batches.clear()
+
+
+def _numbers(values: list[Any]) -> list[float]:
+    """Numbers, or scalars on a device in one copy from it."""
+    on_device = isinstance(values[0], torch.Tensor)
+    return torch.stack(values).tolist() if on_device else values

@@ -14,6 +14,7 @@ from pytest_transformer_validate.training.losses import (
     loss_sum,
     perplexity,
     target_count,
+    targets,
 )
 
 CAUSAL, MASKED = TaskSpec("causal_lm"), TaskSpec("masked_lm")
@@ -28,7 +29,7 @@ def test_a_causal_loss_holds_each_output_against_the_next_label(logits):
     labels = torch.tensor([[1, 2, 3, -100, -100], [4, 5, -100, 6, 0]])
     pairs = [(0, 0, 2), (0, 1, 3), (1, 0, 5), (1, 2, 6), (1, 3, 0)]
     expected = sum(-logits[b, t].log_softmax(-1)[label] for b, t, label in pairs)
-    assert torch.isclose(loss_sum(logits, labels, CAUSAL), expected)
+    assert torch.isclose(loss_sum(logits, targets(labels, CAUSAL), CAUSAL), expected)
     assert target_count(labels, CAUSAL) == len(pairs)
 
 
@@ -55,7 +56,8 @@ def test_label_smoothing_is_torchs(logits):
 
 def test_hits_count_where_targets_count():
     logits = functional.one_hot(torch.tensor([[2, 3, 4, 0]]), 7).float()
-    assert correct_sum(logits, torch.tensor([[1, 2, -100, 4]]), CAUSAL) == 2
+    wanted = targets(torch.tensor([[1, 2, -100, 4]]), CAUSAL)
+    assert correct_sum(logits, wanted, CAUSAL) == 2
 
 
 def test_losses_of_low_precision_are_summed_in_float32(logits):
@@ -66,7 +68,7 @@ def test_losses_of_low_precision_are_summed_in_float32(logits):
 def test_all_ignored_labels_give_zero_and_no_nan(logits):
     labels = torch.full((2, 5), -100)
     logits.requires_grad_()
-    loss = loss_sum(logits, labels, CAUSAL)
+    loss = loss_sum(logits, targets(labels, CAUSAL), CAUSAL)
     loss.backward()
     assert loss == 0
     assert logits.grad is not None
@@ -89,5 +91,28 @@ def test_hits_are_those_of_argmax_ties_included(rounded):
         task = TaskSpec(kind)
         scores, wanted = (logits[:, :-1], labels[:, 1:]) if task.shifts else (logits, labels)
         expected = int((scores.argmax(-1) == wanted).sum())
-        assert int(correct_sum(logits, labels, task)) == expected
+        assert int(correct_sum(logits, targets(labels, task), task)) == expected
     assert int(correct_sum(logits * float("nan"), labels, task)) == 0
+
+
+@pytest.mark.parametrize("ignored", [0, -100, 7, 50_000])
+def test_hits_leave_out_what_is_ignored_whatever_its_number(logits, ignored):
+    task = TaskSpec("causal_lm", ignore_index=ignored)
+    labels = torch.randint(7, (2, 5), generator=torch.Generator().manual_seed(1))
+    labels[:, 1] = logits[:, 0].argmax(-1)
+    labels[0, 2:] = ignored
+    wanted = targets(labels, task)
+    counts = wanted[:, :-1] != ignored
+    expected = ((logits.argmax(-1)[:, :-1] == labels[:, 1:]) & counts).sum()
+    assert (wanted[:, :-1] == labels[:, 1:]).all()
+    assert (wanted[:, -1] == ignored).all()
+    assert correct_sum(logits, wanted, task) == expected
+    assert target_count(labels, task) == counts.sum()
+
+
+def test_the_last_output_of_a_row_gets_no_gradient(logits):
+    logits.requires_grad_()
+    loss_sum(logits, targets(torch.randint(7, (2, 5)), CAUSAL), CAUSAL).backward()
+    assert logits.grad is not None
+    assert not logits.grad[:, -1].any()
+    assert logits.grad[:, :-1].all()
