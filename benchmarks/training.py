@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 GOAL_SPEED, GOAL_OVERHEAD, GOAL_COLLATION, GOAL_FILTER, GOAL_MEMORY = 0.98, 0.5, 1.5, 100, 1.02
 GOAL_IMPORT = 1.15
 VOCABULARY = 1_000
-LOWEST = {"clip": 1.0, "rate": 1e-4}
+CLIP, RATE, LOG_EVERY = 1.0, 1e-4, 64
 
 
 class Model(nn.Module):
@@ -86,16 +86,29 @@ class Setting:
         made = [torch.randint(VOCABULARY, shape, generator=generator) for _ in range(self.steps)]
         return [{"input_ids": ids, "labels": ids} for ids in made]
 
+    def loader(self) -> torch.utils.data.DataLoader[dict[str, torch.Tensor]]:
+        return torch.utils.data.DataLoader(
+            self.batches(), 1, shuffle=True, collate_fn=only, generator=torch.Generator()
+        )
+
+    def rate(self, step: int) -> float:
+        return 1 - step / self.steps
+
+
+def only(examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The batch that is the one example."""
+    return dict(examples[0])
+
 
 def bare(setting: Setting) -> None:
     """A loop as one writes it."""
     model = setting.model().train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LOWEST["rate"], fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / setting.steps)
-    for batch in setting.batches():
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, setting.rate)
+    for batch in setting.loader():
         loss = loss_of(model(batch["input_ids"])["logits"], batch["labels"])
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), LOWEST["clip"])
+        nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
@@ -107,11 +120,12 @@ def ours(setting: Setting) -> None:
     config = TrainingConfig(
         epochs=1,
         precision="32-true",
-        learning_rate=LOWEST["rate"],
+        learning_rate=RATE,
+        gradient_clip_norm=CLIP,
         checkpoint_dir=None,
         console=False,
     )
-    Trainer(setting.model(), None, config, TaskSpec("causal_lm")).train(setting.batches())
+    Trainer(setting.model(), None, config, TaskSpec("causal_lm")).train(setting.loader())
 
 
 def hugging_face(setting: Setting) -> None:
@@ -123,9 +137,10 @@ def hugging_face(setting: Setting) -> None:
             output_dir=folder,
             max_steps=setting.steps,
             per_device_train_batch_size=1,
-            learning_rate=LOWEST["rate"],
+            learning_rate=RATE,
+            max_grad_norm=CLIP,
             optim="adamw_torch_fused",
-            logging_steps=10**9,
+            logging_steps=LOG_EVERY,
             save_strategy="no",
             report_to=[],
             disable_tqdm=True,
@@ -135,7 +150,7 @@ def hugging_face(setting: Setting) -> None:
         trainer = transformers.Trainer(
             setting.model(),
             arguments,
-            data_collator=lambda examples: dict(examples[0]),
+            data_collator=only,
             train_dataset=setting.batches(),
         )
         trainer.remove_callback(transformers.PrinterCallback)
@@ -152,21 +167,27 @@ def lightning(setting: Setting) -> None:
             self.model = setting.model()
 
         def training_step(self, batch: dict[str, torch.Tensor], index: int) -> torch.Tensor:
-            return loss_of(self.model(batch["input_ids"])["logits"], batch["labels"])
+            loss = loss_of(self.model(batch["input_ids"])["logits"], batch["labels"])
+            self.log("loss", loss)
+            return loss
 
-        def configure_optimizers(self) -> torch.optim.Optimizer:
-            return torch.optim.AdamW(self.parameters(), lr=LOWEST["rate"], fused=True)
+        def configure_optimizers(self) -> dict[str, Any]:
+            optimizer = torch.optim.AdamW(self.parameters(), lr=RATE, fused=True)
+            schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, setting.rate)
+            each = {"scheduler": schedule, "interval": "step"}
+            return {"optimizer": optimizer, "lr_scheduler": each}
 
     trainer = pytorch_lightning.Trainer(
         accelerator="cpu",
         max_epochs=1,
+        gradient_clip_val=CLIP,
+        log_every_n_steps=LOG_EVERY,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    loader = torch.utils.data.DataLoader(setting.batches(), batch_size=None)
-    trainer.fit(Module(), loader)
+    trainer.fit(Module(), setting.loader())
 
 
 def loops() -> dict[str, Callable[[Setting], None]]:
