@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import unittest
 from typing import TYPE_CHECKING, Any
 
@@ -29,15 +30,17 @@ class Verdict(Exception):
 def keep(item: CheckItem, record: Record) -> None:
     """Remember the record with the item, and its numbers as the item's properties."""
     if RECORD in item.stash:
-        item.user_properties.clear()
+        item.user_properties = []
     item.stash[RECORD] = record
     item.user_properties.extend(properties(record))
 
 
 def forget(item: CheckItem) -> None:
-    """Let go of the record: pytest keeps the item until the run ends, and its reports have it."""
+    """Let go of what the reports have: pytest keeps the item until the run ends."""
     if RECORD in item.stash:
         del item.stash[RECORD]
+    item.user_properties = []
+    item._report_sections.clear()
 
 
 def speak(outcome: Outcome) -> None:
@@ -97,14 +100,20 @@ def properties(record: Record) -> Iterator[tuple[str, object]]:
 def _flat(prefix: str, value: Any) -> Iterator[tuple[str, object]]:
     if isinstance(value, dict):
         for key, item in value.items():
-            yield from _flat(f"{prefix}.{key}" if prefix else key, item)
+            yield from _flat(_joined(prefix, key) if prefix else key, item)
     elif isinstance(value, list):
-        if value and all(isinstance(row, list) for row in value):
-            return  # a matrix is for the page, not for a thousand properties
+        if value and all(isinstance(row, list | dict) for row in value):
+            return  # a table is for the page, not for a thousand properties
         for index, item in enumerate(value[:32]):
-            yield from _flat(f"{prefix}.{index}", item)
+            yield from _flat(_joined(prefix, index), item)
     elif value is not None:
         yield prefix, value
+
+
+@functools.lru_cache(maxsize=1024)
+def _joined(prefix: str, key: object) -> str:
+    """One object for a name, which comes again with every model."""
+    return f"{prefix}.{key}"
 
 
 def _record_without_check(

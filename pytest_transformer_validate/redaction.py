@@ -62,12 +62,18 @@ def remember(values: Iterable[str]) -> None:
     _remembered.update(value for value in values if len(value) >= SHORTEST)
 
 
-def redact(text: str) -> str:
-    """``text`` without credentials: neither values of variables (of 8 characters or more) nor
-    anything that has the form of a token, a private key or a password in a URL."""
+def secrets() -> frozenset[str]:
+    """The values to look for now: of variables, of 8 characters or more, and remembered ones."""
+    found = _environment.secrets()
+    return found | _remembered if _remembered else found
+
+
+def redact(text: str, values: frozenset[str] | None = None) -> str:
+    """``text`` without credentials: neither ``values`` (those of ``secrets()``) nor anything that
+    has the form of a token, a private key or a password in a URL."""
     if len(text) < SHORTEST:
         return text
-    values = _environment.secrets() | _remembered
+    values = secrets() if values is None else values
     if values:
         text = _of_values(values).sub(REDACTED, text)
     for pattern in _PATTERNS:

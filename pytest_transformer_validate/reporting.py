@@ -36,7 +36,8 @@ class Results:
         self.config = config
         self.run = run
         self.records: dict[str, Record] = {}
-        self.places: dict[str, tuple[str, int]] = {}
+        self.locations: dict[str, tuple[str, int]] = {}
+        self.contexts: dict[str, dict[str, Any]] = {}
         self.remarks: list[str] = []
         self.held_back = held_back
         self.held_back_by_workers: dict[str, int] = {}
@@ -79,8 +80,13 @@ class Results:
         data: dict[str, Any] | None = getattr(report, "tb_record", None)
         if data is not None:
             record = Record.from_json(data)
+            known = self.contexts.setdefault(record.model, record.context)
+            if record.context == known:  # one for all records of a model
+                data["context"] = known
+                record = Record.from_json(data)
             self.records[report.nodeid] = record
-            self._place(record.model, getattr(report, "tb_location", None))
+            if (location := getattr(report, "tb_location", None)) is not None:
+                self.locations[record.model] = location
             self.config.hook.pytest_tb_record(record=record)
 
     def in_order(self) -> list[Record]:
@@ -89,15 +95,15 @@ class Results:
         checks = {check.name: place for place, check in enumerate(self.run.checks)}
         return sorted(self.records.values(), key=lambda r: (models[r.model], checks[r.check]))
 
-    def _place(self, model: str, location: tuple[str, int] | None) -> None:
-        """Remember where the class of a model stands, for one in the repository."""
+    def _places(self) -> Iterator[tuple[str, tuple[str, int]]]:
+        """Where the classes of the models stand that are in the repository."""
         repository = Path(os.environ.get("GITHUB_WORKSPACE") or self.config.rootpath)
-        if location is None:
-            known = next((each.path for each in self.run.models if each.id == model), None)
-            location = None if known is None or not known.is_file() else (str(known), 1)
-        if location is not None and Path(location[0]).is_relative_to(repository):
-            file = Path(location[0]).relative_to(repository).as_posix()
-            self.places[model] = (file, int(location[1]))
+        for model in self.run.models:
+            beside = (str(model.path), 1) if model.path.is_file() else None
+            location = self.locations.get(model.id, beside)
+            if location is not None and Path(location[0]).is_relative_to(repository):
+                file = Path(location[0]).relative_to(repository).as_posix()
+                yield model.id, (file, int(location[1]))
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
@@ -185,7 +191,7 @@ class Results:
             for line in lines:
                 terminalreporter.write_line(printable(line.text), **_MARKUP.get(line.tone, {}))
         if os.environ.get("GITHUB_ACTIONS") == "true":
-            for command in github.commands(self.in_order(), self.places):
+            for command in github.commands(self.in_order(), dict(self._places())):
                 terminalreporter.write_line(command)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import linecache
+import operator
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,7 +13,6 @@ from pytest_transformer_validate.errors import text_of
 from pytest_transformer_validate.redaction import redact
 from pytest_transformer_validate.report.text import (
     LONGEST_OUTPUT,
-    capped,
     escaped,
     printable,
     tail,
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
     from pytest_transformer_validate.models import Run
+
+_NO_TEXT = frozenset({int, float, bool})
 
 
 class Sinks:
@@ -35,6 +37,7 @@ class Sinks:
 
     def __init__(self, run: Run) -> None:
         self.heads = tuple(f"{model.id}::" for model in run.models)
+        self._before: pytest.TestReport | None = None
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_makereport(
@@ -43,6 +46,9 @@ class Sinks:
         report = yield
         if entry_of(item) is not None:
             clean(report, _text_of_model, _output_of_model)
+            if self._before is not None and self._before.nodeid == report.nodeid:
+                _share(self._before, report)
+            self._before = report
         return report
 
     @pytest.hookimpl(tryfirst=True)
@@ -79,7 +85,7 @@ class Sinks:
 
 
 def _text_of_model(text: str) -> str:
-    return escaped(capped(text, LONGEST_OUTPUT))
+    return printable(text, LONGEST_OUTPUT)
 
 
 def _output_of_model(text: str) -> str:
@@ -92,16 +98,30 @@ def clean(
     output: Callable[[str], str],
 ) -> None:
     """Put every text of a report through ``text``, captured output through ``output``."""
-    report.sections = [(text(title), output(content)) for title, content in report.sections]
+    sections = [(text(title), output(content)) for title, content in report.sections]
+    if sections != report.sections:
+        report.sections = sections
     for name in ("longrepr", "wasxfail", "user_properties", "tb_record"):
         if hasattr(report, name):
             setattr(report, name, _mapped(getattr(report, name), text))
 
 
+def _share(before: pytest.TestReport, report: pytest.TestReport) -> None:
+    """Give the next report of a test what it has in common with the one before: pytest keeps
+    all of them until the run ends."""
+    for name in ("keywords", "user_properties", "sections"):
+        if getattr(before, name) == getattr(report, name):
+            setattr(report, name, getattr(before, name))
+
+
 def _mapped(value: Any, change: Callable[[str], str]) -> Any:
-    """``value`` with its texts changed; lines of text as the one text that they are."""
+    """``value`` with its texts changed; the same object where there was nothing to change. Lines
+    of text are changed as the one text that they are."""
+    if value is None or type(value) in _NO_TEXT:
+        return value
     if isinstance(value, str):
-        return change(value)
+        changed = change(value)
+        return value if type(value) is str and changed == value else changed
     if isinstance(value, list) and value and all(isinstance(line, str) for line in value):
         ended = all(line.endswith("\n") for line in value)
         whole = "".join(value)[:-1] if ended else "\n".join(value)
@@ -109,9 +129,12 @@ def _mapped(value: Any, change: Callable[[str], str]) -> Any:
         end = "\n" if ended else ""
         return value if changed == whole else [line + end for line in changed.split("\n")]
     if isinstance(value, list | tuple):
-        return type(value)(_mapped(item, change) for item in value)
+        items = [_mapped(item, change) for item in value]
+        return value if all(map(operator.is_, items, value)) else type(value)(items)
     if isinstance(value, dict):
-        return {_mapped(key, change): _mapped(item, change) for key, item in value.items()}
+        whole = tuple(value), tuple(value.values())
+        changed = _mapped(whole, change)
+        return value if changed is whole else dict(zip(*changed, strict=True))
     if hasattr(value, "toterminal"):  # what pytest keeps of an exception
         vars(value).update({name: _mapped(item, change) for name, item in vars(value).items()})
     return value

@@ -10,7 +10,7 @@ STATUSES = ("passed", "failed", "broken", "blocked", "skipped", "xfailed", "stal
 FAILURES = frozenset({"failed", "broken", "blocked", "stale"})
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
     """The outcome of one check (or one case of it) on one model.
 
@@ -42,10 +42,13 @@ class Record:
         return self.status in FAILURES
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-able dict; ``from_json`` gives the record back."""
-        return dataclasses.asdict(self)
+        """JSON-able dict; ``from_json`` gives the record back. They share numbers and context."""
+        return {name: getattr(self, name) for name in _FIELDS}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Record:
         """The record that ``to_json`` gave."""
         return cls(**data)
+
+
+_FIELDS = tuple(each.name for each in dataclasses.fields(Record))

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 from typing import Any
 
 from pytest_transformer_validate.errors import MARGIN, text_of
-from pytest_transformer_validate.redaction import redact
+from pytest_transformer_validate.redaction import redact, secrets
 
 LONGEST = 8 * 1024
 LONGEST_TEXT = 2 * LONGEST
 LONGEST_OUTPUT = 64 * 1024
 CUT = "\n... (cut)"
 
+_SHORT = 128
 _KEPT = frozenset("\n\t")
 # Control, format (bidirectional marks among them), surrogate, private, no characters; separators
 # of lines and paragraphs.
@@ -22,10 +24,12 @@ _UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 _COMMAND = re.compile(r"^([^\S\n]*):(?=:)|#(?=#\[)", re.MULTILINE)
 
 
-def printable(text: str) -> str:
-    """``text`` fit to be shown: without credentials, at most 16 KiB, and with control, format
-    and surrogate characters written as escapes."""
-    return escaped(capped(text, LONGEST_TEXT))
+def printable(text: str, longest: int = LONGEST_TEXT) -> str:
+    """``text`` fit to be shown: without credentials, of at most ``longest`` characters (16 KiB),
+    and with control, format and surrogate characters written as escapes."""
+    if type(text) is str and len(text) <= _SHORT:
+        return _short(text, secrets())
+    return escaped(capped(text, longest))
 
 
 def escaped(text: str) -> str:
@@ -63,6 +67,12 @@ def plain(value: Any) -> Any:
     if isinstance(value, list | tuple | set | frozenset):
         return [plain(item) for item in value]
     return printable(text_of(value, repr))
+
+
+@functools.lru_cache(maxsize=2048)
+def _short(text: str, values: frozenset[str]) -> str:
+    """``printable`` of what is short: names, which come again with every report."""
+    return escaped(redact(text, values))
 
 
 def _escaped(character: str) -> str:
