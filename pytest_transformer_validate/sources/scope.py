@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import operator
 import os
 import sys
 import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
+
+from pytest_transformer_validate.identity import Identities
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -73,7 +74,7 @@ class ModuleScope(PathScope):
         self._before: dict[str, ModuleType] = {}
         self._aside: dict[str, ModuleType] = {}
         self._put: dict[str, ModuleType] = {}
-        self._opened: dict[str, ModuleType] = {}
+        self._opened = Identities(())
         self._write_bytecode = True
         self._is_new = True
 
@@ -100,17 +101,17 @@ class ModuleScope(PathScope):
         present = own & sys.modules.keys()
         self._put = {n: own for n, own in self._own.items() if _top(n) not in present}
         sys.modules.update(self._put)
-        self._opened = dict(sys.modules)
+        self._opened = Identities((sys.modules.keys(), sys.modules.values()))
 
     def _close(self) -> None:
         super()._close()
-        if _same(sys.modules, self._opened):
+        if self._opened.same():
             for name in self._put:
                 del sys.modules[name]
             sys.modules.update(self._aside)
         else:
             self._take_own_out()
-        self._before, self._opened = {}, {}
+        self._before, self._opened = {}, Identities(())
         sys.dont_write_bytecode = not self._write_bytecode
 
     def _take_own_out(self) -> None:
@@ -212,13 +213,6 @@ def _take_out(tops: set[str]) -> dict[str, ModuleType]:
 def _inside(names: Iterable[str], tops: set[str]) -> list[str]:
     """Those of all names of modules that are one of ``tops``, or inside of one."""
     return [name for name in names if name.partition(".")[0] in tops] if tops else []
-
-
-def _same(modules: dict[str, ModuleType], others: dict[str, ModuleType]) -> bool:
-    """Whether the same names stand for the very same modules."""
-    if modules.keys() != others.keys():
-        return False
-    return all(map(operator.is_, modules.values(), others.values()))
 
 
 def _top(name: str) -> str:
