@@ -65,15 +65,16 @@ def undropped(model: nn.Module) -> list[tuple[str, str]]:
         for own, layer in holder.named_children():
             by_class.setdefault(type(layer), {})[prefix + own] = layer
         for layers in by_class.values():
-            for role, _ in next(iter(layers.values())).named_modules():
-                found += _undropped_in(layers, role)
+            parts = {name: dict(layer.named_modules()) for name, layer in layers.items()}
+            for role in next(iter(parts.values())):
+                found += _undropped_in(parts, role)
     return found
 
 
-def _undropped_in(layers: dict[str, nn.Module], role: str) -> list[tuple[str, str]]:
+def _undropped_in(layers: dict[str, dict[str, nn.Module]], role: str) -> list[tuple[str, str]]:
     rates: dict[str, float] = {}
-    for layer, module in layers.items():
-        rate = _rate(dict(module.named_modules()).get(role))
+    for layer, modules in layers.items():
+        rate = _rate(modules.get(role))
         if rate is None:
             return []
         rates[f"{layer}.{role}"] = rate

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from pytest_transformer_validate.probe.attention_calls import AttentionCalls, WrongAxis
+from pytest_transformer_validate.probe.compare import some_rows
 from pytest_transformer_validate.probe.hooked import hooked
 from pytest_transformer_validate.probe.passes import Passes, remembered
 from pytest_transformer_validate.probe.trace import ROOT
@@ -80,7 +81,7 @@ class Attention(Passes):
         batch = self._same_rows()
         if batch is None:
             return found
-        owners, found.sites = self._owners(batch)
+        owners, found.sites = self._owners(some_rows(batch, 0, 2))
         found.modules = sorted(owners)
         if found.sites:
             with contextlib.suppress(Exception):  # no model has to take tensors that we exchange
@@ -139,15 +140,11 @@ class Attention(Passes):
         rows = batch.rows
 
         def enter(name: str, inputs: list[torch.Tensor]) -> list[torch.Tensor] | None:
-            if name not in owners:
-                return None
             stack.append(name)
             lengths[name] = [t.shape[1] for t in inputs if _sequence(t, rows)]
             return [_changed_positions(t, rows) if _sequence(t, rows) else t for t in inputs]
 
-        def leave(name: str, outputs: list[torch.Tensor]) -> list[torch.Tensor] | None:
-            if name not in owners:
-                return None
+        def leave(_name: str, outputs: list[torch.Tensor]) -> list[torch.Tensor] | None:
             stack.pop()
             return [_first_row(t, rows) for t in outputs]
 
@@ -166,7 +163,7 @@ class Attention(Passes):
 
         with self.probe.running("footprints") as subject:
             sites = AttentionCalls(site, self._place(stack), found.wrong_axis)
-            with hooked(subject.model, enter, leave), sites:
+            with hooked(subject.model, enter, leave, owners), sites:
                 subject(batch)
 
     def _results(self, batch: Batch, owners: set[str], found: Footprints) -> None:
@@ -176,9 +173,8 @@ class Attention(Passes):
         rows = batch.rows
 
         def enter(name: str, _inputs: list[torch.Tensor]) -> None:
-            if name in owners:
-                stack.append(name)
-                calls[name] = []
+            stack.append(name)
+            calls[name] = []
 
         def change(result: torch.Tensor) -> torch.Tensor:
             if not stack or result.dim() != 4 or result.shape[0] != rows:
@@ -188,8 +184,6 @@ class Attention(Passes):
             return result if heads < 2 else _changed_cells(result)
 
         def leave(name: str, outputs: list[torch.Tensor]) -> list[torch.Tensor] | None:
-            if name not in owners:
-                return None
             stack.pop()
             if len(calls[name]) == 1 and outputs and _sequence(outputs[0], rows):
                 heads, length, _ = calls[name][0]
@@ -201,7 +195,7 @@ class Attention(Passes):
 
         with self.probe.running("footprints") as subject:
             sites = AttentionCalls(lambda *_: None, None, None, change)
-            with hooked(subject.model, enter, leave), sites:
+            with hooked(subject.model, enter, leave, owners), sites:
                 subject(batch)
 
     def _place(self, stack: list[str]) -> Callable[[], str]:
@@ -229,17 +223,17 @@ def _noise(like: torch.Tensor) -> torch.Tensor:
 
 
 def _changed_positions(x: torch.Tensor, rows: int) -> torch.Tensor:
-    changed = x.clone()
+    changed, noise = x.clone(), _noise(x[:1])
     for row in range(1, rows):
-        changed[row, _position(row, x.shape[1], rows)] += _noise(x[:1])
+        changed[row, _position(row, x.shape[1], rows)] += noise
     return changed
 
 
 def _changed_cells(result: torch.Tensor) -> torch.Tensor:
     """Rows 1 and 2: first and last head at one position; rows 3 and 4: at another one."""
-    changed = result.clone()
+    changed, noise = result.clone(), _noise(result[:1])
     for row, (head, position) in _places(result.shape[1], result.shape[2]).items():
-        changed[row, head, position] += _noise(result[:1])
+        changed[row, head, position] += noise
     return changed
 
 
@@ -272,15 +266,15 @@ def _cells(tensors: dict[str, torch.Tensor], rows: int) -> dict[str, torch.Tenso
 
 def _uneven(module: str, what: str, moved: torch.Tensor) -> Footprint | None:
     """A change that reaches some of the heads that others reach, at positions not its own."""
-    alive = moved.any(-1).any(0)
+    heads = moved.any(-1)
+    some = heads.any(1) & (heads.any(0) & ~heads).any(1)
     rows = len(moved) + 1
-    for row in range(1, rows):
+    for row in (some.nonzero().flatten() + 1).tolist():
         reached = moved[row - 1]
         position = _position(row, moved.shape[-1], rows)
-        heads = reached.any(-1)
         elsewhere = reached.clone()
         elsewhere[:, position] = False
-        if bool(heads.any()) and bool((alive & ~heads).any()) and bool(elsewhere.any()):
+        if bool(elsewhere.any()):
             places = tuple(tuple(head.nonzero().flatten().tolist()) for head in reached)
             return Footprint(module, what, position, places)
     return None
@@ -314,7 +308,9 @@ def _note_twins(
     looks = tensors["query" if kind == "sdpa" else "scores"]
     if result.dim() != 4 or looks.dim() != 4 or looks.shape[:2] != result.shape[:2]:
         return
-    for head in range(1, result.shape[1]):
+    apart = (result[0] - result[0, :1]).abs().flatten(1).amax(1)
+    near = ~(apart > 1e-3 * result[0, 0].abs().max())  # no number counts as near
+    for head in near.nonzero().flatten().tolist()[1:]:
         a, b = result[0, 0], result[0, head]
         same = _alike(a, b) and _alike(looks[0, 0], looks[0, head])
         shown = looks[0, 0][looks[0, 0].isfinite() & (looks[0, 0].abs() < _MASKED)]

@@ -85,7 +85,7 @@ class AttentionCalls(TorchFunctionMode):
             self._follow(args[0], result)
         elif func in _SWAPS and args and id(args[0]) in self.weights:
             self._swap(args, kwargs, result)
-        else:
+        elif self.scores:
             self._follow_scores(args, result)
         return result
 

@@ -145,7 +145,7 @@ class Draws(Passes):
         """What the model is called on; see ``ways``."""
         subject = self.probe.subject
         rows, length = subject.sizes
-        batch = self.probe.batch(rows if subject.small else min(rows, 2), length, "draws")
+        batch = self.probe.batch(min(rows, 2), length, "draws")
         if way == "masked":
             batch = batch.with_(attention_mask=torch.ones_like(batch["input_ids"]))
         return batch
@@ -154,9 +154,15 @@ class Draws(Passes):
     def _running(self, way: str, which: str) -> Iterator[Subject]:
         """The subject in evaluation, by ``train()`` and ``eval()`` as users call them."""
         with self.probe.running("draws", which, grad=way == "gradients") as subject:
-            subject.model.train()
-            subject.model.eval()
+            if self._switches:
+                subject.model.train()
+                subject.model.eval()
             yield subject
+
+    @functools.cached_property
+    def _switches(self) -> bool:
+        """Whether ``train()`` or ``eval()`` does more than what has been done already."""
+        return any(map(_switches_itself, self.probe.subject.model.modules()))
 
     def _trained(self, which: str) -> contextlib.AbstractContextManager[Subject]:
         return self.probe.running("trained", which)
@@ -194,17 +200,19 @@ def keeps_mode(model: nn.Module, name: str) -> str | None:
     modules = dict(model.named_modules())
     place = "" if name == ROOT else name
     while True:
-        module = modules[place]
-        own = any(
-            method in vars(module)
-            or getattr(type(module), method) is not getattr(nn.Module, method)
-            for method in ("train", "eval")
-        )
-        if own:
+        if _switches_itself(modules[place]):
             return place or ROOT
         if not place:
             return None
         place = place.rpartition(".")[0]
+
+
+def _switches_itself(module: nn.Module) -> bool:
+    """Whether a module has a ``train()`` or ``eval()`` of its own."""
+    return any(
+        method in vars(module) or getattr(type(module), method) is not getattr(nn.Module, method)
+        for method in ("train", "eval")
+    )
 
 
 def _generators(device: torch.device) -> dict[str, Any]:

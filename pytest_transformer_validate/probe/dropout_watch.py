@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -11,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from pytest_transformer_validate.subject.outputs import tensors_in
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 DROPOUT = nn.modules.dropout._DropoutNd
 _NOT_READING = ("shape", "dtype", "device", "ndim", "requires_grad")
@@ -29,19 +30,30 @@ class DropoutWatch(TorchFunctionMode):
         self._unread: dict[int, tuple[str, torch.Tensor]] = {}
         self._last: dict[str, torch.Tensor] = {}
         self._model = model
-        self._handles: list[Any] = []
+        self._hooks = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
-        for name, module in self._model.named_modules():
-            if isinstance(module, DROPOUT) or drops_inside(module) or _may_drop(module):
-                self._handles.append(module.register_forward_hook(self._leave(name)))
+        self._hooks.enter_context(self.outputs())
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *exception: object) -> None:
         super().__exit__(*exception)  # type: ignore[no-untyped-call]
-        for handle in self._handles:
-            handle.remove()
+        self._hooks.close()
+
+    @contextlib.contextmanager
+    def outputs(self) -> Iterator[None]:
+        """Watch what dropout modules give, and not who reads it."""
+        handles = [
+            module.register_forward_hook(self._leave(name))
+            for name, module in self._model.named_modules()
+            if isinstance(module, DROPOUT) or drops_inside(module) or _may_drop(module)
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self._unread and _reads(func):

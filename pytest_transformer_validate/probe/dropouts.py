@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from pytest_transformer_validate.probe.alike import like_layers, undropped
+from pytest_transformer_validate.probe.alike import undropped
 from pytest_transformer_validate.probe.compare import moved_by
 from pytest_transformer_validate.probe.draws import keeps_mode
 from pytest_transformer_validate.probe.dropout_watch import DROPOUT, DropoutWatch, drops_inside
 from pytest_transformer_validate.probe.passes import Passes, remembered
 from pytest_transformer_validate.probe.trace import ROOT
-from pytest_transformer_validate.probe.watch import drawing, generator_state, same, watched
+from pytest_transformer_validate.probe.watch import drawing, generator_state, same
 from pytest_transformer_validate.subject.declared import declared_size
+from pytest_transformer_validate.subject.guard import seed_all
 
 if TYPE_CHECKING:
     from pytest_transformer_validate.subject.subject import Subject
@@ -36,7 +37,8 @@ class Trained:
     where nothing around them draws instead (their probability may be read); ``discarded`` those
     whose output nothing reads; ``on_logits`` the place of a dropout whose output are the logits;
     ``alike`` those that drop the same numbers in the next forwards too, and ``reseeded`` whether
-    torch's generator is in the same state after two of them.
+    torch's generator is in the same state after two of them; ``called`` are all modules that the
+    first forward called.
     """
 
     moved: float
@@ -47,8 +49,9 @@ class Trained:
     uncalled: tuple[str, ...]
     discarded: tuple[str, ...]
     on_logits: str | None
-    alike: tuple[str, ...] = ()
-    reseeded: bool = False
+    alike: tuple[str, ...]
+    reseeded: bool
+    called: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -102,12 +105,17 @@ class Dropouts(Passes):
         """Two forwards in training mode, the first one watched."""
         probe, model = self.probe, self.probe.subject.model
         watch = DropoutWatch(model)
+        called: set[str] = set()
+        alike: tuple[str, ...] = ()
+        second, reseeded = None, False
         with probe.under("training"), probe.running("trained", "one") as subject:
-            with drawing(model, subject.device) as names, watch:
+            with drawing(model, subject.device, called) as names, watch:
                 output = subject(self.probe.draws.batch("plain"))
             watch.read(output.logits)
-            alike, reseeded = self._next(subject, watch, names) if subject.small else ((), False)
-        second = self._training_logits("another")
+            if subject.small:
+                second, alike, reseeded = self._next(subject, watch, names)
+        if second is None or not names:  # what one forward leaves for the next is no dropout
+            second = self._training_logits("another")
         logits = output.logits.detach()
         modules = dict(model.named_modules())
         kinds = {n: m for n, m in modules.items() if isinstance(m, DROPOUT) and m.p > 0}
@@ -123,24 +131,27 @@ class Dropouts(Passes):
             on_logits=self._on_logits(watch, logits),
             alike=alike,
             reseeded=reseeded,
+            called=frozenset(called),
         )
 
     def _next(
         self, subject: Subject, first: DropoutWatch, drawing: list[str]
-    ) -> tuple[tuple[str, ...], bool]:
-        """What the next forwards under other random states drop like the first one, and whether
-        the next leaves torch's generator where that left it."""
+    ) -> tuple[torch.Tensor | None, tuple[str, ...], bool]:
+        """The logits of the last of the next forwards under other random states, what they drop
+        like the first one, and whether it leaves torch's generator where that left it."""
         state = generator_state(subject.device)
         alike, reseeded = [n for n in first.zeros if n in drawing or _drops(subject, n)], False
+        logits = None
         for time in range(1 + _CONFIRMED):  # what drops whole rows may do it alike by chance
-            torch.manual_seed(self.probe.seed_for("trained", "next", time))
-            with DropoutWatch(subject.model) as watch:
-                subject(self.probe.draws.batch("plain"))
+            seed_all(self.probe.seed_for("trained", "next", time))
+            watch = DropoutWatch(subject.model)
+            with watch.outputs():
+                logits = subject(self.probe.draws.batch("plain")).logits.detach()
             reseeded = state.equal(generator_state(subject.device))
             alike = [n for n in alike if _alike(first.zeros[n], watch.zeros.get(n))]
             if reseeded or not alike:
                 break
-        return tuple(alike), reseeded
+        return logits, tuple(alike), reseeded
 
     @remembered
     def trained_noised(self) -> float:
@@ -158,9 +169,13 @@ class Dropouts(Passes):
     def lacking(self) -> list[tuple[str, str]]:
         """Modules that draw nothing in training, each with the one of the same role in another
         layer that does, in every one of some forwards."""
-        found = self._lacking(set(self._drawn("one"))) if self._like() else []
+        layers = self.probe.siblings.alike()
+        found = []
+        if layers:
+            trained = self.trained()
+            found = self._lacking(set(trained.drawing), set(trained.called))
         for time in range(_CONFIRMED if found else 0):
-            again = set(self._lacking(set(self._drawn(f"again {time}"))))
+            again = set(self._lacking(*self._drawn(f"again {time}")))
             found = [pair for pair in found if pair in again]
             if not found:
                 break
@@ -198,26 +213,22 @@ class Dropouts(Passes):
         with probe.under("training"), probe.running("trained", which) as subject:
             return subject(self.probe.draws.batch("plain")).logits.detach()
 
-    def _drawn(self, which: str) -> list[str]:
-        """Names of what draws in one forward in training, and ``!name`` of what is called."""
+    def _drawn(self, which: str) -> tuple[set[str], set[str]]:
+        """Names of what draws in one forward in training, and of what is called."""
         probe, model = self.probe, self.probe.subject.model
-        called: list[str] = []
+        called: set[str] = set()
         with (
             probe.under("training"),
             probe.running("trained", which) as subject,
-            drawing(model, subject.device) as names,
-            watched(model, lambda _: None, called=lambda n, *_: called.append(n)),
+            drawing(model, subject.device, called) as names,
         ):
             subject(self.probe.draws.batch("plain"))
-        return [*names, *(f"!{name}" for name in called)]
+        return set(names), called
 
-    @remembered
-    def _like(self) -> list[list[str]]:
-        return like_layers(self.probe.subject.model)
-
-    def _lacking(self, drawn: set[str]) -> list[tuple[str, str]]:
+    def _lacking(self, drawn: set[str], called: set[str]) -> list[tuple[str, str]]:
         modules = dict(self.probe.subject.model.named_modules())
-        return [pair for layers in self._like() for pair in _lacking_among(layers, modules, drawn)]
+        groups = self.probe.siblings.alike()
+        return [p for layers in groups for p in _lacking_among(layers, modules, drawn, called)]
 
     def _ignored(self, name: str) -> bool:
         """Whether the logits are the same when a module gives NaN."""
@@ -294,10 +305,10 @@ def _alike(a: torch.Tensor, b: torch.Tensor | None) -> bool:
 
 
 def _lacking_among(
-    layers: list[str], modules: dict[str, nn.Module], drawn: set[str]
+    layers: list[str], modules: dict[str, nn.Module], drawn: set[str], called: set[str]
 ) -> list[tuple[str, str]]:
     """Pairs of a module that should draw and does not, and its like that does."""
-    ran = [layer for layer in layers if f"!{layer}" in drawn]
+    ran = [layer for layer in layers if layer in called]
     found = []
     roles = [name.removeprefix(layers[0]) for name in modules if _inside(name, layers[0])]
     for role in roles:
@@ -306,7 +317,7 @@ def _lacking_among(
             name = layer + role
             if name in drawn:
                 with_.append(name)
-            elif name in modules and _had_its_chance(name, modules, drawn):
+            elif name in modules and _had_its_chance(name, modules, called):
                 without.append(name)
         if with_ and len(with_) >= len(without):
             found += [(name, with_[0]) for name in without]
@@ -321,12 +332,12 @@ def _inside(name: str, layer: str) -> bool:
     return name == layer or name.startswith(f"{layer}.")
 
 
-def _had_its_chance(name: str, modules: dict[str, nn.Module], drawn: set[str]) -> bool:
+def _had_its_chance(name: str, modules: dict[str, nn.Module], called: set[str]) -> bool:
     """Whether the code that would make a module draw ran, for something that is trained."""
     module = modules[name]
     above = name.rpartition(".")[0]
     user = name if not isinstance(module, DROPOUT) else above
-    return f"!{user or ROOT}" in drawn and _trains(modules, name)
+    return (user or ROOT) in called and _trains(modules, name)
 
 
 def _trains(modules: dict[str, nn.Module], name: str) -> bool:

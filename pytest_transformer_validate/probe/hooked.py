@@ -12,7 +12,7 @@ from pytest_transformer_validate.probe.trace import ROOT
 from pytest_transformer_validate.subject.outputs import floating
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
     Exchange = Callable[[str, list[torch.Tensor]], list[torch.Tensor] | None]
 
@@ -33,9 +33,10 @@ def hooked(
     model: torch.nn.Module,
     enter: Exchange,
     leave: Exchange,
+    only: Collection[str] | None = None,
 ) -> Iterator[None]:
     """Call ``enter`` and ``leave`` around every call of a module, with the floating point tensors
-    in and out; lists that they give take their place."""
+    in and out; lists that they give take their place. ``only`` names the modules meant."""
 
     def before(name: str) -> Callable[..., Any]:
         def hook(_module: Any, args: Any, kwargs: Any) -> Any:
@@ -53,7 +54,9 @@ def hooked(
 
     handles: list[Any] = []
     for name, module in model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):
+        if isinstance(module, torch.jit.ScriptModule) or not (
+            only is None or (name or ROOT) in only
+        ):
             continue
         handles.append(module.register_forward_pre_hook(before(name or ROOT), with_kwargs=True))
         handles.append(module.register_forward_hook(after(name or ROOT), with_kwargs=True))

@@ -87,6 +87,11 @@ class Siblings(Passes):
         return found
 
     @remembered
+    def alike(self) -> list[list[str]]:
+        """See ``alike.like_layers``."""
+        return like_layers(self.probe.subject.model)
+
+    @remembered
     def identities(self) -> list[list[Identity]]:
         """One forward in which the input of every layer is moved a little at random.
 
@@ -94,7 +99,7 @@ class Siblings(Passes):
         back to that of row 0, so that every layer is looked at by itself.
         """
         probe = self.probe
-        groups = [g for g in like_layers(probe.subject.model) if self._large(g[0])]
+        groups = [g for g in self.alike() if self._large(g[0])]
         batch = self._same_rows()
         if batch is None or not groups:
             return []
@@ -107,7 +112,7 @@ class Siblings(Passes):
         rows = batch.rows
 
         def enter(name: str, given: list[torch.Tensor]) -> list[torch.Tensor] | None:
-            if name not in wanted or not given or not _fits(given[0], rows):
+            if not given or not _fits(given[0], rows):
                 return None
             previous = gave.get(before.get(name, ""))
             if previous is not None and torch.equal(previous, given[0][:1]):
@@ -130,7 +135,7 @@ class Siblings(Passes):
         with (
             contextlib.suppress(Exception),  # no model has to take tensors that we exchange
             probe.running("identities") as subject,
-            hooked(subject.model, enter, leave),
+            hooked(subject.model, enter, leave, wanted),
         ):
             subject(batch)
         kept = [[found[name] for name in group if name in found] for group in groups]

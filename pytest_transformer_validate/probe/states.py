@@ -106,14 +106,13 @@ class States(Passes):
 
     @remembered
     def after_training(self) -> Step | None:
-        """The first input before and after a forward and backward in training mode; ``None``
-        where training changed what it may change: buffers, parameters, counters; and for large
-        models."""
+        """The first input after a forward and backward in training mode; ``None`` where training
+        changed what it may change: buffers, parameters, counters; and for large models."""
         if not self.probe.subject.small:
             return None
+        reference = self._first()
         with self._running() as subject:
             model = subject.model
-            reference = self._give(FIRST)
             before = _numbers(model)
             tensors = [(t, t.clone()) for t in (*model.buffers(), *model.parameters())]
             try:
@@ -122,30 +121,34 @@ class States(Passes):
                 return None
             if any(module.training for module in model.modules()):
                 return None  # what eval() does not reach: see determinism
-            logits = self._give(FIRST)
-            moved = moved_by(reference, logits)
-            lawful = _numbers(model) != before or not all(same(t, v) for t, v in tensors)
-            if moved and lawful:
+            moved = moved_by(reference, self._give(FIRST))
+            if moved and (_numbers(model) != before or not all(same(t, v) for t, v in tensors)):
                 return None
-            return Step(FIRST, (FIRST, TRAINING), moved, reference)
+            return Step(FIRST, (TRAINING,), moved, reference)
 
     @remembered
     def after_too_long(self) -> Step | None:
-        """The first input before and after a text that is longer than declared; ``None`` where
-        that raises, as it may."""
+        """The first input after a text that is longer than declared; ``None`` where that raises,
+        as it may."""
         subject = self.probe.subject
         longest = subject.max_length
         cheap = subject.small and subject.device.type == "cpu" and not subject.vision
         if not cheap or longest is None or longest > _TOO_LONG:
             return None
         with self._running():
-            reference = self._give(FIRST)
             try:
                 self._give(TOO_LONG)
             except Exception:  # noqa: BLE001 - a text that is too long may raise
                 return None
-            moved = moved_by(reference, self._give(FIRST))
-            return Step(FIRST, (FIRST, TOO_LONG), moved, reference)
+            logits = self._give(FIRST)
+        reference = self._first()
+        return Step(FIRST, (TOO_LONG,), moved_by(reference, logits), reference)
+
+    @remembered
+    def _first(self) -> torch.Tensor:
+        """What the model as loaded gives for the first input alone."""
+        with self._running():
+            return self._give(FIRST)
 
     @remembered
     def written_inputs(self) -> tuple[str, ...]:
@@ -214,7 +217,7 @@ class States(Passes):
         """Every input by its name, without the one that is too long."""
         subject = self.probe.subject
         rows, length = subject.sizes
-        rows = rows if subject.small else min(rows, 3)
+        rows = min(rows, 3)
         fewer = 2 if rows > 2 else rows + 1
         shapes = {FIRST: (rows, length), OTHER: (rows, length)}
         shapes |= {FEWER: (fewer, length)} if subject.small or subject.vision else {}
@@ -269,7 +272,7 @@ class States(Passes):
                         raise
                     steps.append(_raised(subject.model, name, done, error, condition))
                     break
-                ledger.note(self._batch(name), given, logits, again=index == 1)
+                ledger.note(self._batch(name), given, logits)
                 reference = alone.setdefault(name, logits.clone())
                 assert reference is not None
                 moved = moved_by(reference, logits)
@@ -343,35 +346,28 @@ class _Ledger:
             n: (p, p.shape, self._look(p.detach())) for n, p in model.named_parameters()
         }
         self._lawful = _renormalised(model)
-        self._modes = {n or ROOT: m.training for n, m in model.named_modules()}
+        self._modes = [(n or ROOT, m, m.training) for n, m in model.named_modules()]
         self._settings = settings_of_torch()
-        self._buffers: dict[str, torch.Tensor] = {}
+        self._buffers: list[dict[str, torch.Tensor]] = []
         self._returned: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self.going_on: dict[str, torch.Tensor] = {}
         self.inputs: dict[str, None] = {}
         self.modes: dict[str, None] = {}
         self.settings: dict[str, None] = {}
 
-    def note(self, batch: Batch, given: Batch, logits: torch.Tensor, *, again: bool) -> None:
-        """Look after a call; ``again`` says that it was given the same as the one before."""
+    def note(self, batch: Batch, given: Batch, logits: torch.Tensor) -> None:
+        """Look after a call; what goes on changing is seen after the first two."""
         self.inputs |= dict.fromkeys(_written(batch, given))
-        for name, module in self._model.named_modules():
-            if module.training != self._modes.get(name or ROOT, module.training):
-                self.modes[name or ROOT] = None
+        self.modes |= {n: None for n, module, mode in self._modes if module.training != mode}
         now = settings_of_torch()
         self.settings |= dict.fromkeys(n for n, v in self._settings.items() if now[n] != v)
-        persistent = _persistent(self._model)
-        if again:
-            self.going_on = {
-                n: b
-                for n, b in persistent.items()
-                if n in self._buffers and not same(b, self._buffers[n])
-            }
-        self._buffers = {n: b.clone() for n, b in persistent.items()} if not again else {}
+        if len(self._buffers) < 2:
+            self._buffers.append({n: b.clone() for n, b in _persistent(self._model).items()})
         self._returned = [*self._returned[:2], (logits, logits.clone())]
 
     def left(self) -> Left:
         """What is not as it was."""
+        once, again = (*self._buffers, {}, {})[:2]
+        going_on = {n: b for n, b in again.items() if n in once and not same(b, once[n])}
         now = dict(self._model.named_parameters())
         kept = {
             name: (parameter, value)
@@ -385,8 +381,8 @@ class _Ledger:
         ]
         return Left(
             parameters=tuple(written),
-            buffers=tuple(n for n, b in self.going_on.items() if not _counts(b)),
-            counters=tuple(n for n, b in self.going_on.items() if _counts(b)),
+            buffers=tuple(n for n, b in going_on.items() if not _counts(b)),
+            counters=tuple(n for n, b in going_on.items() if _counts(b)),
             inputs=tuple(self.inputs),
             modes=tuple(self.modes),
             settings=tuple(self.settings),

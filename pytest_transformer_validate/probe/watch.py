@@ -96,9 +96,13 @@ def first_change(model: nn.Module, happened: Callable[[], bool]) -> Iterator[lis
 
 
 @contextlib.contextmanager
-def drawing(model: nn.Module, device: torch.device) -> Iterator[list[str]]:
-    """The modules that draw from torch's generator by their own code, in order, while inside."""
+def drawing(
+    model: nn.Module, device: torch.device, called: set[str] | None = None
+) -> Iterator[list[str]]:
+    """The modules that draw from torch's generator by their own code, in order, while inside;
+    those that are called are added to ``called``."""
     names: list[str] = []
+    seen = set() if called is None else called
     last = generator_state(device)
 
     def event(name: str) -> None:
@@ -108,7 +112,7 @@ def drawing(model: nn.Module, device: torch.device) -> Iterator[list[str]]:
             names.append(name)
         last = state
 
-    with watched(model, event):
+    with watched(model, event, called=lambda name, *_: seen.add(name)):
         yield names
 
 
