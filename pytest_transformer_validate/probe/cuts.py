@@ -6,7 +6,6 @@ the forward runs again with its cuts passing gradients on, and the gradients are
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import linecache
 import math
@@ -36,7 +35,11 @@ _OVER = {torch.Tensor.div, torch.Tensor.__truediv__, torch.Tensor.true_divide, t
 _STEPS = re.compile(r"^(Round|Sign|Floor|Ceil|Trunc|Heaviside)")
 _STRAIGHT = re.compile(r"^R?Sub")  # what stands inside of (hard - soft).detach()
 # Words next to a cut that is meant: truncated back-propagation, quantisation, a teacher.
-_MEANT = re.compile(r"trunc|bptt|mem|segment|stop_?grad|straight|quant|codebook|ema|teacher", re.I)
+_MEANT = re.compile(
+    r"(?<![a-z])(trunc\w*|bptt|mem|mems|memory|memories|segments?|stop_?grad\w*|straight\w*"
+    r"|quant\w*|codebooks?|ema|teacher)(?![a-z])",
+    re.IGNORECASE,
+)
 _NODES = 2000  # of the graph behind a cut are looked at
 _MOVED = 0.01  # of a gradient: float32 keeps one to better than 1e-3
 _TRIED = 6  # places that are opened one by one
@@ -76,13 +79,11 @@ class Cuts(Passes):
         probe = self.probe
         batch = probe.batch(*probe.subject.sizes, "cuts")
         condition = "noised" if probe.subject.small else ""
-        with contextlib.suppress(Exception), probe.under(condition):  # a cut may have to be one
+        with probe.under(condition):
             sites = self._sites(batch)
             left = [number for number, site in enumerate(sites) if not site.meant]
-            if not left:
-                return None
-            closed = self._gradients(batch, ())
-            if not _changed(closed, self._gradients(batch, left)):
+            closed = self._gradients(batch, ()) if left else {}
+            if not closed or not _changed(closed, self._gradients(batch, left)):
                 return None
             places: dict[tuple[str, str], list[int]] = {}
             for number in left:
@@ -94,21 +95,28 @@ class Cuts(Passes):
         return None
 
     def _sites(self, batch: Batch) -> list[_Site]:
+        """All cuts of a forward; none where one of them has to be one."""
         with self.probe.running("cuts", grad=True) as subject, counting(subject.model) as calls:
             found = _Open(subject.model, None)
-            with found:
-                subject(batch)
+            try:
+                with found:
+                    subject(batch)
+            except Exception:  # noqa: BLE001 - whatever the model says of a tensor with a gradient
+                return []
         for site in found.sites:
             site.meant |= _again(calls, site.module)
         return found.sites
 
     def _gradients(self, batch: Batch, opened: Any) -> Gradient:
         """The gradient of a random projection of the logits; ``opened`` are the numbers of the
-        calls that pass gradients on."""
+        calls that pass gradients on. Empty where one of these has to be a cut."""
         with self.probe.running("cuts", grad=True) as subject:
-            with _Open(subject.model, frozenset(opened)):
-                logits = subject(batch).logits
-            differentiate(self.probe, subject.model, [logits])
+            try:
+                with _Open(subject.model, frozenset(opened)):
+                    logits = subject(batch).logits
+                differentiate(self.probe, subject.model, [logits])
+            except Exception:  # noqa: BLE001 - whatever the model says of a tensor with a gradient
+                return {}
             named = subject.model.named_parameters()
             return {n: None if p.grad is None else p.grad.to_dense() for n, p in named}
 

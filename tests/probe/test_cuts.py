@@ -40,9 +40,18 @@ class TiedByData(Seam):
         )
 
 
+class Members(Seam):
+    """A name in which a word for a cut that is meant happens to stand."""
+
+    def second(self, x):
+        remaining = x.detach()
+        return remaining + self.blocks[1](x)
+
+
 @pytest.mark.parametrize(
     ("model", "line"),
     [
+        (Members, "remaining = x.detach()"),
         (Skip, "x.detach() + self.blocks[1](x)"),
         (Data, "self.blocks[1](x.data)"),
         (TiedByData, "self.tokens.weight.data.T"),
@@ -103,6 +112,16 @@ class Round(models.Block):
         return super().forward(0.5 * x + 0.5 * x.sigmoid().detach(), causal, mask)
 
 
+class Refusing(Seam):
+    """A step that takes no tensor with a gradient."""
+
+    def second(self, x):
+        scale = x.detach()
+        if scale.requires_grad:
+            raise TypeError("no gradient here")
+        return self.blocks[1](x) * scale
+
+
 class Beside(Seam):
     """What is detached goes to a result beside the logits."""
 
@@ -112,7 +131,8 @@ class Beside(Seam):
 
 
 @pytest.mark.parametrize(
-    "model", [Straight, Quantised, Maximum, Normed, Shrunk, Looped, Beside, models.Decoder]
+    "model",
+    [Straight, Quantised, Maximum, Normed, Shrunk, Looped, Refusing, Beside, models.Decoder],
 )
 def test_a_cut_that_is_meant_passes(model):
     gradient_flow(probe_of(model()))
