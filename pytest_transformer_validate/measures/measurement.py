@@ -34,10 +34,16 @@ class Measurement:
 
     def numbers(self) -> dict[str, Any]:
         """The fields as JSON-able types; a number that is not finite becomes its name."""
-        return {name: _plain(value) for name, value in dataclasses.asdict(self).items()}
+        return _fields(self)
+
+
+def _fields(instance: Any) -> dict[str, Any]:
+    return {f.name: _plain(getattr(instance, f.name)) for f in dataclasses.fields(instance)}
 
 
 def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return _fields(value)
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, dict):

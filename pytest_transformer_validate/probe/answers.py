@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,8 @@ from pytest_transformer_validate.subject.outputs import floating
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pytest_transformer_validate.subject.outputs import Output
+
 # Operations that move numbers to other places and leave them as they are.
 _MOVES = re.compile(
     r"(Unsafe)?View|Alias|AsStrided|Clone|Expand|Permute|Reshape\w*|Select|Slice|Split\w*|"
@@ -38,19 +40,17 @@ _ENTRY = 1e-3  # two float32 (or half precision) rows that sum to one are closer
 
 @dataclass(frozen=True)
 class Answer:
-    """The output of one forward, and where it is from.
+    """The output of one forward.
 
     ``operation`` is the last operation of the graph that computes (``Softmax``, ``Addmm``...),
-    empty where there is no graph; ``where`` the innermost module that gives its result; ``shape``,
-    ``field`` and ``kind`` are those of the output as the model returned it; ``sums_to_one``: all
-    numbers are positive or zero and sum to one along the last axis; ``log_sums_to_zero``: they
-    are logarithms of such numbers; ``whole``: every number is a
-    whole one, by an operation without a gradient; ``negative``: at least
-    one is below zero; ``ran`` are the modules that were called.
+    empty where there is no graph; ``shape``, ``field`` and ``kind`` are those of the output as
+    the model returned it; ``sums_to_one``: all numbers are positive or zero and sum to one along
+    the last axis; ``log_sums_to_zero``: they are logarithms of such numbers; ``whole``: every
+    number is a whole one, by an operation without a gradient; ``negative``: at least one is below
+    zero.
     """
 
     operation: str
-    where: str
     shape: tuple[int, ...]
     field: str
     kind: str
@@ -58,42 +58,51 @@ class Answer:
     log_sums_to_zero: bool
     whole: bool
     negative: bool
-    ran: frozenset[str] = dataclasses.field(default_factory=frozenset)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where an output is from: ``where`` is the innermost module that gives the result of its
+    last operation, ``ran`` are the modules that were called."""
+
+    where: str
+    ran: frozenset[str]
 
 
 class Answers(Passes):
     """What the model answers with in eval mode, in training mode, and for one row."""
 
     @remembered
-    def answer(self, condition: str = "eval", rows: int | None = None) -> Answer:
+    def answer(self, condition: str = "eval", rows: int = 2) -> Answer:
         """One forward with its graph, in ``eval`` or ``training`` mode."""
-        probe = self.probe
-        many, length = probe.subject.sizes
-        batch = probe.batch(many if rows is None else rows, length, "answer")
-        results: list[tuple[str, torch.Tensor]] = []
-        with probe.under(condition), probe.running("answer", grad=True) as subject:
-            handles = [
-                module.register_forward_hook(_collect(name or ROOT, results))
-                for name, module in subject.model.named_modules()
-                if not isinstance(module, torch.jit.ScriptModule)
-            ]
-            try:
-                output = subject(batch)
-            finally:
-                for handle in handles:
-                    handle.remove()
-        source = _source(output.logits.grad_fn)
-        places = (n for n, t in results if source is not None and _source(t.grad_fn) is source)
+        output = self._output(condition, rows)
         logits = output.logits.detach()
         return Answer(
-            operation=_operation(source),
-            where=next(places, ROOT),
+            operation=_operation(_source(output.logits.grad_fn)),
             shape=tuple(logits.shape),
             field=output.field,
             kind=output.kind,
-            ran=frozenset(name for name, _ in results),
             **_values(logits, output.logits.grad_fn),
         )
+
+    @remembered
+    def origin(self, condition: str = "eval") -> Origin:
+        """Where the output of ``answer`` is from."""
+        results: list[tuple[str, torch.Tensor]] = []
+        with contextlib.ExitStack() as hooks:
+            for name, module in self.probe.subject.model.named_modules():
+                if not isinstance(module, torch.jit.ScriptModule):
+                    hook = module.register_forward_hook(_collect(name or ROOT, results))
+                    hooks.callback(hook.remove)
+            source = _source(self._output(condition).logits.grad_fn)
+        places = (n for n, t in results if source is not None and _source(t.grad_fn) is source)
+        return Origin(next(places, ROOT), frozenset(name for name, _ in results))
+
+    def _output(self, condition: str, rows: int = 2) -> Output:
+        most, length = self.probe.subject.sizes
+        batch = self.probe.batch(min(rows, most), length, "answer")
+        with self.probe.under(condition), self.probe.running("answer", grad=True) as subject:
+            return subject(batch)
 
     def unreadable(self) -> str | None:
         """Why the output cannot be judged at all (whole numbers only), ``None`` where it can."""

@@ -42,7 +42,11 @@ def text_logits(probe: Probe, batch: Batch, length: int) -> torch.Tensor:
     subject = probe.subject
     most = min(MANY, subject.most_rows) if subject.small else subject.full_batch
     parts = (some_rows(batch, start, start + most) for start in range(0, batch.rows, most))
-    logits = torch.cat([finite_logits(probe, part) for part in parts])
+    return as_text(torch.cat([finite_logits(probe, part) for part in parts]), length)
+
+
+def as_text(logits: torch.Tensor, length: int) -> torch.Tensor:
+    """The logits of texts as (B, T, V); Blocked where they have another shape."""
     if logits.dim() > 3:
         logits = logits.flatten(2)
     if logits.dim() != 3 or logits.shape[1] != length:

@@ -94,11 +94,13 @@ class Draws(Passes):
         calls: list[list[Call]] = []
         stuck: set[str] = set()
         switched: set[str] = set()
+        # what is drawn once a row shows in the first of its modules where there are many rows
+        batch = self.batch(way, rows=5 if self.probe.subject.small else 2)
         with self.probe.under(twice.condition):
             for which in ("one", twice.other):
                 with self._running(way, which) as subject, traced(model, tensors_in) as found:
                     stuck = _in_training(model)
-                    subject(self.batch(way))
+                    subject(batch)
                     switched = _in_training(model) - stuck
                 calls.append(found)
         name = first_difference(model, calls[0], calls[1])
@@ -141,11 +143,10 @@ class Draws(Passes):
             subject(self.batch("plain"))
         return found[0] if found else None
 
-    def batch(self, way: str) -> Batch:
+    def batch(self, way: str, rows: int = 2) -> Batch:
         """What the model is called on; see ``ways``."""
-        subject = self.probe.subject
-        rows, length = subject.sizes
-        batch = self.probe.batch(min(rows, 2), length, "draws")
+        most, length = self.probe.subject.sizes
+        batch = self.probe.batch(min(rows, most), length, "draws")
         if way == "masked":
             batch = batch.with_(attention_mask=torch.ones_like(batch["input_ids"]))
         return batch

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pytest_transformer_validate.errors import Blocked, first_line
 from pytest_transformer_validate.probe.compare import (
+    as_text,
     batch_axis,
     difference,
     over,
@@ -62,9 +63,9 @@ class Resizing(Passes):
         length = probe.subject.sizes[1]
         batch = self._text(length)
         with probe.under(condition):
-            whole = text_logits(probe, batch, length)
+            whole = as_text(self._plain(1, condition), length)
             moved, place = {}, {}
-            for size in self.prefix_sizes():
+            for size in self.prefix_sizes(condition):
                 part = text_logits(probe, self._cut(batch, size), size)
                 apart = difference(whole[:, :size], part).amax((0, 2))
                 moved[size], place[size] = float(apart.max()), int(apart.argmax())
@@ -94,11 +95,11 @@ class Resizing(Passes):
         moved, place = {size: float(apart.max())}, {size: int(apart.argmax())}
         return Resized(condition, moved, place, whole)
 
-    def prefix_sizes(self) -> list[int]:
+    def prefix_sizes(self, condition: str = "eval") -> list[int]:
         """Lengths of prefixes, all shorter than the text."""
         subject = self.probe.subject
         length, step = subject.sizes[1], subject.multiple
-        sizes = {2, length // 2, length - 1} if subject.small else {length // 2}
+        sizes = {2, length // 2, length - 1} if condition == "noised" else {length // 2}
         if step > 1:
             sizes = set(range(step, length, step))
         return sorted(size for size in sizes if 1 < size < length)
@@ -121,9 +122,9 @@ class Resizing(Passes):
         return first_to_differ(_each(whole, cut), part, _moved)
 
     def _text(self, length: int) -> Batch:
-        subject = self.probe.subject
-        few = subject.small and length == subject.sizes[1]
-        return self.probe.batch(min(3 if few else 1, subject.most_rows), length, "prefixes")
+        if length == self.probe.subject.sizes[1]:
+            return plain_batch(self.probe, 1)
+        return self.probe.batch(1, length, "prefixes")
 
     def _cut(self, batch: Batch, size: int) -> Batch:
         """The batch with its sequence cut; what stands token by token beside it is too."""
@@ -140,19 +141,24 @@ class Resizing(Passes):
     @remembered
     def rows(self, condition: str) -> Resized:
         """The first row alone, in smaller batches, and in the largest."""
-        probe, noised = self.probe, condition == "noised"
+        probe = self.probe
         most, sizes = self._rows(condition)
-        full = without_nan(probe.plain(most, noised=noised))
+        full = without_nan(probe.plain(most, noised=condition == "noised"))
         with probe.under(condition):
             moved, place = {}, {}
             for size in sizes:
-                part = without_nan(plain(probe, size) if noised else probe.plain(size))
+                part = self._plain(size, condition)
                 if part.shape[1:] != full.shape[1:] or len(part) != size:
                     shape = tuple(part.shape)
                     raise Blocked(f"logits are {shape} for {size} rows: see shape_robustness")
                 apart = difference(full[:size], part).flatten(1).amax(1)
                 moved[size], place[size] = float(apart.max()), int(apart.argmax())
         return Resized(condition, moved, place, full)
+
+    def _plain(self, rows: int, condition: str) -> torch.Tensor:
+        """The logits of short texts, where the probe is under the condition."""
+        noised = condition == "noised"
+        return without_nan(plain(self.probe, rows) if noised else self.probe.plain(rows))
 
     def _rows(self, condition: str) -> tuple[int | None, list[int]]:
         """Rows of the largest batch, ``None`` for a full one, and of those that are smaller."""

@@ -244,7 +244,7 @@ class Weights(Passes):
         every one that is as wide."""
         model = self.probe.subject.model
         try:
-            place = self.probe.answers.answer().where
+            place = self.probe.answers.origin().where
         except Exception:  # noqa: BLE001 - a model need not support a graph in eval mode
             place = self.probe.root
         spreads = self.spreads()

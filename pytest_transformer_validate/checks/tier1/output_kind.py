@@ -78,12 +78,13 @@ def _measure(
 def _judge_values(probe: Probe, given: Answer, notes: list[str]) -> None:
     """Fail where the output is squashed in training mode, where the loss is made."""
     if given.whole:
+        where = probe.answers.origin().where
         raise CheckFailed(
             f"{RULE}\nevery number of the output is a whole one: a choice is returned\n"
-            f"first module that gives it: {given.where}\n"
+            f"first module that gives it: {where}\n"
             "likely: argmax, one_hot or round at the end of forward",
             _measure(given),
-            where=given.where,
+            where=where,
         )
     words = _squashed(given)
     try:
@@ -99,7 +100,7 @@ def _judge_values(probe: Probe, given: Answer, notes: list[str]) -> None:
     if single or _means_it(probe, given, training):
         notes.append(f"{trained} is the last operation: take a loss that expects it")
         return
-    where = training.where
+    where = probe.answers.origin("training").where
     raise CheckFailed(
         f"{RULE}\nthe last operation is {trained}\n"
         f"first module that gives it: {where}\n"
@@ -175,7 +176,7 @@ def _judge_labels(probe: Probe, given: Answer, notes: list[str]) -> int | None:
     raise CheckFailed(
         f"{RULE}\n{width} outputs, {found} classes declared\nlikely: {cause}",
         _measure(given, found),
-        where=_place(given, unused, probe),
+        where=_place(unused, probe),
     )
 
 
@@ -221,7 +222,7 @@ def _judge_narrow(
         f"likely: {_cause(probe, width, unused)}\n"
         'other outputs on purpose? declare them: "num_labels" in config.json',
         _measure(given, wanted),
-        where=_place(given, unused, probe),
+        where=_place(unused, probe),
     )
 
 
@@ -237,8 +238,9 @@ def _labels_tokens(probe: Probe, width: int) -> bool:
 def _unused_heads(probe: Probe, given: Answer, wanted: int) -> list[str]:
     """Modules as wide as the answers that did not run and whose weight nothing read."""
     wide = probe.answers.heads(wanted)
-    idle = [name for name in wide if name not in given.ran]
-    if any(name in given.ran for name in wide) and given.shape[-1] >= wanted:
+    ran = probe.answers.origin().ran
+    idle = [name for name in wide if name not in ran]
+    if any(name in ran for name in wide) and given.shape[-1] >= wanted:
         return []
     return idle
 
@@ -251,8 +253,10 @@ def _cause(probe: Probe, width: int, unused: list[str]) -> str:
     return "the head is built for another number of answers (a vocabulary without its special ids)"
 
 
-def _place(given: Answer, unused: list[str], probe: Probe) -> str:
-    return (unused[-1].rpartition(".")[0] or probe.root) if unused else given.where
+def _place(unused: list[str], probe: Probe) -> str:
+    if not unused:
+        return probe.answers.origin().where
+    return unused[-1].rpartition(".")[0] or probe.root
 
 
 def _size(value: object) -> bool:
