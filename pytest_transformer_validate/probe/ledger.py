@@ -6,8 +6,10 @@ Axes: B batch, T positions, H heads, S keys, E and V widths of keys and values.
 from __future__ import annotations
 
 import contextlib
+import functools
+from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -35,23 +37,34 @@ class Work:
     multiplications: int = 0
 
 
+class Saved(NamedTuple):
+    """One storage that autograd keeps for the backward, or that an operation makes: the tensor's
+    shape, the bytes of the storage, and the module that was running."""
+
+    shape: tuple[int, ...]
+    size: int
+    place: str
+
+
 class Ledger(Operations):
-    """Counts the operations of a model, and knows which of their results are still alive.
+    """Counts the operations of a model: by module in ``work_of``, where ``inside`` is kept up to
+    date (see ``places``). ``made`` are all floating point results in their order."""
 
-    ``made`` are all floating point results in their order, unless it is asked to ``remember``
-    which results are alive: as long as anything refers to their storage, an attribute, a list, a
-    graph. Storages that existed before (parameters, buffers) are not counted then.
-    """
-
-    def __init__(self, model: torch.nn.Module, *, remember: bool = False) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.work = Work()
         self.inside: list[str] = [ROOT]
-        self.work_of: dict[str, Work] = {}
+        self.work_of: defaultdict[str, Work] = defaultdict(Work)
         self.made: list[Saved] = []
-        self._remember = remember
-        self._refs: dict[int, tuple[StorageWeakRef, int, str]] = {}
-        self._known = _storages(model) if remember else set()
+
+    @property
+    def work(self) -> Work:
+        """All of it."""
+        each = self.work_of.values()
+        return Work(
+            sum(work.operations for work in each),
+            sum(work.products for work in each),
+            sum(work.multiplications for work in each),
+        )
 
     def __torch_dispatch__(
         self,
@@ -61,29 +74,43 @@ class Ledger(Operations):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        multiplied = _multiplications(func, args, result)
-        weighted = func.overloadpacket in _WEIGHTED or func.overloadpacket in _CONVOLUTIONS
-        for work in (self.work, self.work_of.setdefault(self.inside[-1], Work())):
-            work.operations += 1
+        work = self.work_of[self.inside[-1]]
+        work.operations += 1
+        kind = _kind(func)
+        if kind:
+            multiplied = _multiplications(kind, args, result)
             work.multiplications += multiplied
-            work.products += 0 if weighted else multiplied
-        if not self._remember:
-            self._measure(result)
-        else:
-            if isinstance(result, torch.Tensor):
-                self._note(result)
-            elif isinstance(result, tuple | list):
-                for each in result:
-                    if isinstance(each, torch.Tensor):
-                        self._note(each)
+            work.products += multiplied if kind in ("batched", "attention") else 0
+        if isinstance(result, torch.Tensor) and result.is_floating_point():
+            storage = _storage(result)
+            if storage is not None:
+                self.made.append(Saved(tuple(result.shape), storage.nbytes(), self.inside[-1]))
         return result
 
-    def _measure(self, result: Any) -> None:
-        """Note shape and bytes of a floating point result."""
-        if isinstance(result, torch.Tensor) and result.is_floating_point():
-            with contextlib.suppress(RuntimeError, NotImplementedError):  # sparse, nested, wrapped
-                size = result.untyped_storage().nbytes()
-                self.made.append(Saved(tuple(result.shape), size, self.inside[-1]))
+
+class Survivors(Operations):
+    """Knows which results of a model's operations are still alive: as long as anything refers to
+    their storage, an attribute, a list, a graph. Storages that existed before (parameters,
+    buffers) are not counted. ``inside`` as for a Ledger."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.inside: list[str] = [ROOT]
+        self._refs: dict[int, tuple[StorageWeakRef, int, str]] = {}
+        self._known = _storages(model)
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for each in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(each, torch.Tensor):
+                self._note(each)
+        return result
 
     def alive(self) -> dict[int, tuple[int, str]]:
         """Bytes, and the module that was running, of every result that is still alive."""
@@ -96,24 +123,12 @@ class Ledger(Operations):
         return sum(size for size, _ in self.alive().values())
 
     def _note(self, tensor: torch.Tensor) -> None:
-        try:
-            storage = tensor.untyped_storage()
-        except (RuntimeError, NotImplementedError):  # sparse, nested, wrapped
+        storage = _storage(tensor)
+        if storage is None:
             return
         key = storage._cdata
         if key not in self._known and key not in self._refs:
-            place = self.inside[-1]
-            self._refs[key] = (StorageWeakRef(storage), storage.nbytes(), place)
-
-
-@dataclass(frozen=True)
-class Saved:
-    """One storage that autograd keeps for the backward, or that an operation makes: the tensor's
-    shape, the bytes of the storage, and the module that was running."""
-
-    shape: tuple[int, ...]
-    size: int
-    place: str
+            self._refs[key] = (StorageWeakRef(storage), storage.nbytes(), self.inside[-1])
 
 
 @dataclass
@@ -127,15 +142,14 @@ class Keeping:
 
     def pack(self, tensor: torch.Tensor) -> torch.Tensor:
         """Called by autograd with every tensor that it keeps."""
-        detached = tensor.detach()
-        with contextlib.suppress(RuntimeError, NotImplementedError):  # sparse, nested, wrapped
-            storage = tensor.untyped_storage()
+        storage = _storage(tensor)
+        if storage is not None:
             key = storage._cdata
             if key not in self.known and key not in self._held:
                 self._held[key] = storage
                 shape = tuple(tensor.shape)
                 self.saved.append(Saved(shape, storage.nbytes(), self.inside[-1]))
-        return detached
+        return tensor.detach()
 
 
 @contextlib.contextmanager
@@ -180,24 +194,38 @@ def _storages(model: torch.nn.Module, *, plain: bool = True) -> set[int]:
     if plain:
         values = (value for module in model.modules() for value in vars(module).values())
         owned += [value for value in values if isinstance(value, torch.Tensor)]
-    found = set()
-    for tensor in owned:
-        with contextlib.suppress(RuntimeError, NotImplementedError):
-            found.add(tensor.untyped_storage()._cdata)
-    return found
+    return {storage._cdata for storage in map(_storage, owned) if storage is not None}
 
 
-def _multiplications(func: Any, args: tuple[Any, ...], result: Any) -> int:
-    """Multiplications of a product of matrices, 0 for every other operation."""
+def _storage(tensor: torch.Tensor) -> torch.UntypedStorage | None:
+    """The storage of a tensor; ``None`` where it has none that can be read."""
+    try:
+        return tensor.untyped_storage()
+    except (RuntimeError, NotImplementedError):  # sparse, nested, wrapped
+        return None
+
+
+@functools.cache
+def _kind(func: Any) -> str:
+    """Which kind of product an operation is; empty for every other one."""
     packet = func.overloadpacket
-    if packet in _WEIGHTED or packet in _BATCHED:
-        left = args[1] if packet in (_aten.addmm, _aten.baddbmm) else args[0]
-        return int(result.numel() * left.shape[-1])
     if packet in _CONVOLUTIONS:
-        weight = args[1]
-        return int(result.numel() * weight.numel() // max(1, weight.shape[0]))
-    if packet.__name__.startswith(_ATTENTION):
+        return "convolution"
+    if packet in _WEIGHTED:
+        return "weighted"
+    if packet in _BATCHED:
+        return "batched"
+    return "attention" if packet.__name__.startswith(_ATTENTION) else ""
+
+
+def _multiplications(kind: str, args: tuple[Any, ...], result: Any) -> int:
+    """Multiplications of a product of matrices."""
+    if kind == "attention":
         query, key, value = args[:3]
         rows = query.numel() // max(1, query.shape[-1])
         return int(rows * key.shape[-2] * (query.shape[-1] + value.shape[-1]))
-    return 0
+    if kind == "convolution":
+        weight = args[1]
+        return int(result.numel() * weight.numel() // max(1, weight.shape[0]))
+    left, _ = [arg for arg in args if isinstance(arg, torch.Tensor)][-2:]
+    return int(result.numel() * left.shape[-1])

@@ -19,7 +19,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pytest_transformer_validate.errors import NotApplicable, first_line
-from pytest_transformer_validate.probe.ledger import Ledger, Saved, Work, keeping, places
+from pytest_transformer_validate.probe.ledger import (
+    Ledger,
+    Saved,
+    Survivors,
+    Work,
+    keeping,
+    places,
+)
 from pytest_transformer_validate.probe.passes import Passes, remembered
 from pytest_transformer_validate.probe.trace import ROOT
 
@@ -35,6 +42,7 @@ Size = tuple[int, int]
 # memories of segments and queues that models keep on purpose.
 _CALLS = (8, 32, 32)
 _CALLS_OF_LARGE = (2, 4, 4)
+_TURNS, _SOME_TIME = 10, 0.006  # of forwards of all sizes: what is timed is a report
 # Methods that empty a collection, called between steps.
 _EMPTIES = re.compile(
     r"(reset|clear|empty|pop|flush|drain)(_\w+)?(?<!parameters)(?<!weights)|"
@@ -174,7 +182,7 @@ class Resources(Passes):
     def _counted(self, rows: int, length: int, *, located: bool, grad: bool = True) -> Counts:
         batch = self._batch(rows, length)
         with self.probe.running("resources", grad=grad) as subject:
-            ledger = Ledger(subject.model)
+            ledger = Ledger()
             calls: dict[str, int] = {}
             saved: list[Saved] = []
             with contextlib.ExitStack() as stack:
@@ -218,15 +226,15 @@ class Resources(Passes):
             decodes = any(map(subject.signature.takes, ("start", "input_pos")))
             caches = _plain(subject.model) if training and decodes else {}
             calls.run(1)
-            first = calls.ledger.alive_bytes()
+            first = calls.results.alive_bytes()
             calls.run(1)
-            if calls.ledger.alive_bytes() <= first:
+            if calls.results.alive_bytes() <= first:
                 return Growth(mode)
             gc.collect()  # a cycle of references keeps until then
-            first = calls.ledger.alive_bytes()
+            first = calls.results.alive_bytes()
             calls.run(1)
             gc.collect()
-            if calls.ledger.alive_bytes() <= first:
+            if calls.results.alive_bytes() <= first:
                 return Growth(mode)
             if any(
                 tensor.grad_fn is not None and id(tensor) in caches
@@ -242,26 +250,26 @@ class Resources(Passes):
         for count in counts:
             calls.run(count)
             gc.collect()
-            alive.append(calls.ledger.alive_bytes())
+            alive.append(calls.results.alive_bytes())
         before, after = (b - a for a, b in itertools.pairwise(alive))
         if before <= 0 or after < 0.9 * before:
             return Growth(mode)
-        module, holder, bounded = _holder(self.probe.subject.model, calls.ledger)
+        module, holder, bounded = _holder(self.probe.subject.model, calls.results)
         total = 3 + sum(counts)
         each = after / counts[-1]
         emptied = self._emptied(calls, alive[-1])
         if emptied is not None:
             return Growth(mode, each, 0.0, total, module, holder, emptied=emptied)
-        alive[-1] = calls.ledger.alive_bytes()
+        alive[-1] = calls.results.alive_bytes()
         wider = 0.0
         if "wide" in self.sizes:
             calls.given = self._given(*self.sizes["wide"], labels=mode == "training")
             calls.run(1)  # another shape may let go of what was kept
             gc.collect()
-            settled = calls.ledger.alive_bytes()
+            settled = calls.results.alive_bytes()
             calls.run(counts[0])
             gc.collect()
-            wider = (calls.ledger.alive_bytes() - settled) / counts[0]
+            wider = (calls.results.alive_bytes() - settled) / counts[0]
         if module is None:
             module = self._created(calls)
         return Growth(mode, each, wider, total, module, holder, bounded)
@@ -274,16 +282,16 @@ class Resources(Passes):
                 if _EMPTIES.fullmatch(method):
                     with contextlib.suppress(Exception):  # it may want arguments
                         getattr(module, method)()
-                        if calls.ledger.alive_bytes() < full / 2:
+                        if calls.results.alive_bytes() < full / 2:
                             return f"{name}.{method}".strip(".")
         return None
 
     def _created(self, calls: _Calls) -> str | None:
         """The module that was running when what one more call leaves was made."""
-        before = calls.ledger.alive()
-        with places(self.probe.subject.model, calls.ledger.inside):
+        before = calls.results.alive()
+        with places(self.probe.subject.model, calls.results.inside):
             calls.run(1)
-        new = [place for key, (_, place) in calls.ledger.alive().items() if key not in before]
+        new = [place for key, (_, place) in calls.results.alive().items() if key not in before]
         return Counter(new).most_common(1)[0][0] if new else None
 
     def _given(self, rows: int, length: int, *, labels: bool) -> list[Batch]:
@@ -317,28 +325,30 @@ class Resources(Passes):
         return sum(sizes.values()) / (rows * length) if sizes else None
 
     def timed(
-        self, rounds: int | None = None, warm: int = 1, sizes: Sequence[Size] | None = None
+        self, rounds: int | None = None, warm: int = 0, sizes: Sequence[Size] | None = None
     ) -> dict[Size, list[float]]:
         """Seconds of forwards in eval mode at ``sizes`` (default: all, and ``lengths``), which
         take turns.
 
-        ``rounds`` forwards of each after ``warm`` that are not counted; by default few: what
-        takes about 12 ms, one of each for a large model.
+        ``rounds`` forwards of each after ``warm`` that are not counted; by default as many as
+        take about 6 ms together, one of each for a large model, which has run at these sizes.
         """
         probe = self.probe
         sizes = sizes or list(dict.fromkeys((*self.sizes.values(), *self.lengths())))
         batches = {size: self._batch(*size) for size in sizes}
         seconds: dict[Size, list[float]] = {size: [] for size in sizes}
         with probe.running("timed") as subject:
-            if rounds is None:
-                once = min(_seconds(subject, batches[sizes[0]]) for _ in range(2))
-                rounds = max(1, min(10, int(0.012 / (once * (len(sizes) + 1)))))
-                warm = 1 if subject.small else 0
-            for turn in range(warm + rounds):
+            for _ in range(warm):
+                for batch in batches.values():
+                    _seconds(subject, batch)
+            start = time.perf_counter()
+            turns = 0
+            while turns < (rounds or _TURNS):
                 for size, batch in batches.items():
-                    took = _seconds(subject, batch)
-                    if turn >= warm:
-                        seconds[size].append(took)
+                    seconds[size].append(_seconds(subject, batch))
+                turns += 1
+                if rounds is None and time.perf_counter() - start > _SOME_TIME:
+                    break
         return seconds
 
     def locate_work(self, small: Size, large: Size, ratio: float, kind: str) -> str | None:
@@ -360,11 +370,11 @@ class _Calls:
     def __init__(self, subject: Subject, given: list[Batch]) -> None:
         self.subject = subject
         self.given = given
-        self.ledger = Ledger(subject.model, remember=True)
+        self.results = Survivors(subject.model)
 
     def run(self, count: int) -> None:
         for _ in range(count):
-            with self.ledger:
+            with self.results:
                 self._call()
 
     def _call(self) -> None:
@@ -402,9 +412,9 @@ def _inside(counts: Counts, name: str, kind: str) -> int:
     )
 
 
-def _holder(model: torch.nn.Module, ledger: Ledger) -> tuple[str | None, str | None, bool]:
+def _holder(model: torch.nn.Module, results: Survivors) -> tuple[str | None, str | None, bool]:
     """The module, and its attribute, that holds most of what is alive; whether it is bounded."""
-    alive = ledger.alive()
+    alive = results.alive()
     best: tuple[int, str | None, str | None, bool] = (0, None, None, False)
     for name, module in model.named_modules():
         for key, value in _attributes(module):
