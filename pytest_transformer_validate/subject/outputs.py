@@ -71,32 +71,36 @@ def read_output(raw: Any, *, column: bool = False, per_token: bool = False) -> O
     axes: with ``per_token``, one of three axes goes first; with ``column``, one (B,) will do.
     Raises SubjectError where there is none, with what was returned.
     """
-    found = dict(_fields(raw))
-    plain = {name: _plain(value) for name, value in found.items() if _is_tensor(value)}
-    tensors = {
-        name: value
-        for name, value in plain.items()
-        if value.is_floating_point() and not value.is_nested
-    }
-    wide = {name: value for name, value in tensors.items() if value.dim() >= 2 - column}
-    deep = [name for name, value in wide.items() if per_token and value.dim() > 2]
+    name, tensors = _main(raw, column=column, per_token=per_token)
+    loss = tensors.get("loss")
+    if loss is None and not isinstance(raw, Mapping):
+        loss = next((v for v in tensors.values() if v.dim() == 0), None)
+    cache = next((value for _, value in named_caches(raw)), None)
+    main = field_of(raw, name)
+    with torch._C.DisableTorchFunctionSubclass():
+        others = tuple(_plain(t) for t in floating(raw) if t is not main)
+    return Output(tensors[name], name, type(raw).__name__, loss, cache, others)
+
+
+def read_logits(raw: Any, *, column: bool = False, per_token: bool = False) -> torch.Tensor:
+    """The ``logits`` of that Output alone, for a loop that asks for nothing else."""
+    name, tensors = _main(raw, column=column, per_token=per_token)
+    return tensors[name]
+
+
+def _main(raw: Any, *, column: bool, per_token: bool) -> tuple[str, dict[str, torch.Tensor]]:
+    """The name of the main tensor, and every floating point tensor by name."""
+    plain = {n: _plain(value) for n, value in _fields(raw) if isinstance(value, torch.Tensor)}
+    tensors = {n: t for n, t in plain.items() if t.is_floating_point() and not t.is_nested}
+    wide = {n: t for n, t in tensors.items() if t.dim() >= 2 - column}
+    deep = [n for n, t in wide.items() if per_token and t.dim() > 2]
     for name in (*_MAIN, *_HIDDEN, *deep, *wide):
         if name in wide:
-            loss = tensors.get("loss")
-            if loss is None and not isinstance(raw, Mapping):
-                loss = next((v for v in tensors.values() if v.dim() == 0), None)
-            cache = next((value for _, value in named_caches(raw)), None)
-            with torch._C.DisableTorchFunctionSubclass():
-                others = tuple(_plain(t) for t in floating(raw) if t is not found[name])
-            return Output(wide[name], name, type(raw).__name__, loss, cache, others)
+            return name, tensors
     raise SubjectError(
         f"forward must return logits, a floating point tensor (B, T, V) or (B, K); "
         f"it returned {describe(raw)}"
     )
-
-
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, torch.Tensor)
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:

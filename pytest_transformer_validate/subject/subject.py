@@ -30,7 +30,7 @@ from pytest_transformer_validate.subject.images import image_shape
 from pytest_transformer_validate.subject.intermediates import Values, run_with_intermediates
 from pytest_transformer_validate.subject.layout import arrange
 from pytest_transformer_validate.subject.look import Facts, look
-from pytest_transformer_validate.subject.outputs import Output, read_output
+from pytest_transformer_validate.subject.outputs import Output, read_logits, read_output
 from pytest_transformer_validate.subject.signature import Signature, read_signature
 from pytest_transformer_validate.subject.sizes import LARGE, other_sizes, probe_sizes
 from pytest_transformer_validate.task import TaskSpec
@@ -362,14 +362,25 @@ class Subject:
 
     def read(self, raw: Any, batch: Batch) -> Output:
         """What the model returned for ``batch``, its logits as (B, T, V) or (B, K)."""
-        facts = self.facts
-        column = facts.layout == "column"
+        column = self.facts.layout == "column"
         output = read_output(raw, column=column, per_token=self.per_token)
-        if facts.layout == "rows":
+        if self.facts.layout == "rows":
             return output
+        return replace(output, logits=self._arranged(output.logits, batch))
+
+    def logits(self, batch: Batch) -> torch.Tensor:
+        """The logits of a call alone, for a loop that asks for nothing else."""
+        column = self.facts.layout == "column"
+        raw = self.call(batch, {})
+        return self._arranged(read_logits(raw, column=column, per_token=self.per_token), batch)
+
+    def _arranged(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Logits as (B, T, V) or (B, K), whatever the model makes of them."""
+        layout = self.facts.layout
+        if layout == "rows":
+            return logits
         following = batch.inputs.get("decoder_input_ids", batch.main)
-        length = following.shape[1]
-        return replace(output, logits=arrange(output.logits, facts.layout, batch.rows, length))
+        return arrange(logits, layout, batch.rows, following.shape[1])
 
     # How it is done...
 

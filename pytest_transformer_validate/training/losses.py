@@ -18,12 +18,14 @@ if TYPE_CHECKING:
 LARGEST_EXPONENT = 100.0  # exp of more is no number that says anything
 
 
-def targets(labels: torch.Tensor, task: TaskSpec) -> torch.Tensor:
-    """What the outputs are held against, in the shape of the labels: where they shift (B, T), the
-    last output of a row against nothing."""
-    if not task.shifts:
-        return labels
-    return functional.pad(labels[:, 1:], (0, 1), value=task.ignore_index)
+def pairs(
+    logits: torch.Tensor, labels: torch.Tensor, task: TaskSpec
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores (N, V) and the targets (N,) that they are held against, of ``logits`` (B, T, V) or
+    (B, K) and ``labels`` (B, T) or (B,). Where they shift, the last of a row is ignored."""
+    if task.shifts:
+        labels = functional.pad(labels[:, 1:], (0, 1), value=task.ignore_index)
+    return logits.flatten(0, -2), labels.flatten()
 
 
 def counted(labels: torch.Tensor, task: TaskSpec) -> torch.Tensor:
@@ -37,29 +39,27 @@ def target_count(labels: torch.Tensor, task: TaskSpec) -> int:
     return int(counted(labels, task))
 
 
-def loss_sum(logits: torch.Tensor, wanted: torch.Tensor, task: TaskSpec) -> torch.Tensor:
+def loss_sum(scores: torch.Tensor, wanted: torch.Tensor, task: TaskSpec) -> torch.Tensor:
     """The sum of the cross entropy over all targets that count, in float32: a scalar.
 
-    ``logits`` (B, T, V) or (B, K); ``wanted`` (B, T) or (B,), the ``targets``.
     ``label_smoothing`` is torch's: with e, the target has 1 - e + e / V and every other class
     e / V (Szegedy et al. 2016).
     """
     return functional.cross_entropy(
-        logits.flatten(0, -2).float(),
-        wanted.flatten(),
+        scores.float(),
+        wanted,
         ignore_index=task.ignore_index,
         label_smoothing=task.label_smoothing,
         reduction="sum",
     )
 
 
-def correct_sum(logits: torch.Tensor, wanted: torch.Tensor, task: TaskSpec) -> torch.Tensor:
-    """How many targets that count have the highest score: a scalar on the logits' device.
+def correct_sum(scores: torch.Tensor, wanted: torch.Tensor, task: TaskSpec) -> torch.Tensor:
+    """How many targets that count have the highest score: a scalar on the scores' device.
 
     Of equal scores the first one is the highest. An ``ignore_index`` that is a class, 0 say, does
     not count either.
     """
-    scores, wanted = logits.flatten(0, -2), wanted.flatten()
     if scores.device.type == "cpu":
         # The largest score is found ten times faster than its place, which few rows then need.
         classes = wanted.clamp(0, scores.shape[-1] - 1).unsqueeze(-1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
 from typing import TYPE_CHECKING
 
@@ -78,14 +79,15 @@ class Precision:
             if parameter.grad is not None and parameter.grad.is_sparse:  # AdamW takes none
                 parameter.grad = parameter.grad.to_dense()
         norm = gradient_norm(trained)
-        if clip:
+        on_cpu = norm.device.type == "cpu"  # where looking at a number is no wait
+        if clip and not (on_cpu and norm.item() <= clip):
             torch.nn.utils.clip_grads_with_norm_(trained, clip, norm)
         if self.scaler.is_enabled():
             self.scaler.step(optimizer)
             self.scaler.update()
-        elif optimizer.defaults.get("fused") and norm.device.type != "cpu":
+        elif optimizer.defaults.get("fused") and not on_cpu:
             optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
             optimizer.step()
-        elif norm.isfinite():
+        elif math.isfinite(norm.item()):
             optimizer.step()
         return norm

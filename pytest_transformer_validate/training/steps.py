@@ -15,8 +15,8 @@ from pytest_transformer_validate.training.losses import (
     correct_sum,
     counted,
     loss_sum,
+    pairs,
     target_count,
-    targets,
 )
 
 if TYPE_CHECKING:
@@ -71,9 +71,9 @@ class Stepper:
         labels = self._labels(batch).to(self.subject.device, non_blocking=True)
         logits = None
         try:
-            logits = self.subject(self._inputs(batch, labels)).logits
-            wanted = targets(labels, self.task)
-            loss = loss_sum(logits, wanted, self.task)
+            logits = self.subject.logits(self._inputs(batch, labels))
+            scores, wanted = pairs(logits, labels, self.task)
+            loss = loss_sum(scores, wanted, self.task)
         except (IndexError, ValueError, RuntimeError):
             self._refuse_strange_kinds(batch)
             self._refuse_strange_ids(batch)
@@ -84,7 +84,7 @@ class Stepper:
                 "the outputs depend on no parameter that asks for a gradient: the model detaches "
                 "them, or runs under no_grad"
             )
-        hits = correct_sum(logits.detach(), wanted, self.task)
+        hits = correct_sum(scores.detach(), wanted, self.task)
         return StepResult(loss, (loss.detach(), hits))
 
     @contextlib.contextmanager

@@ -18,7 +18,7 @@ from pytest_transformer_validate.task import TaskSpec
 from pytest_transformer_validate.training.checkpoints import checkpoints
 from pytest_transformer_validate.training.config import ConfigWarning, TrainingConfig
 from pytest_transformer_validate.training.hooks import TrainingHooks
-from pytest_transformer_validate.training.losses import loss_sum, target_count, targets
+from pytest_transformer_validate.training.losses import loss_sum, pairs, target_count
 from pytest_transformer_validate.training.optim import gradient_norm, warmup_cosine
 from pytest_transformer_validate.training.precision import Precision
 from pytest_transformer_validate.training.trainer import Trainer
@@ -135,8 +135,8 @@ class TestEpochs:
         batch = padded(texts)
         logits = model(batch["input_ids"], batch["attention_mask"])
         task = TaskSpec("causal_lm")
-        wanted = targets(batch["labels"], task)
-        mean = loss_sum(logits, wanted, task) / target_count(batch["labels"], task)
+        total = loss_sum(*pairs(logits, batch["labels"], task), task)
+        mean = total / target_count(batch["labels"], task)
         assert result["final_loss"] == pytest.approx(mean.item(), rel=1e-5)
         assert result["val_loss_history"] == pytest.approx([mean.item()], rel=1e-5)
 
@@ -215,7 +215,7 @@ def test_what_is_left_of_a_scaled_gradient_has_the_norm_that_was_asked_for():
     precision = Precision("16-mixed", torch.device("cpu"))
     logits = model(batch["input_ids"], batch["attention_mask"])
     task = TaskSpec("causal_lm")
-    precision.backward(loss_sum(logits, targets(batch["labels"], task), task))
+    precision.backward(loss_sum(*pairs(logits, batch["labels"], task), task))
     assert gradient_norm(model.parameters()) > 1e4  # scaled
     norm = precision.step(torch.optim.SGD(model.parameters(), lr=1.0), 1e-3)
     assert norm < 1e3
