@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from functools import cached_property
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -294,7 +294,8 @@ def _words(expression: str) -> Iterator[str]:
 
 def _function(check: Check, node: str) -> Callable[..., None]:
     """The test function of a check; its code is called after ``node``, so that the stack that
-    Python prints when the interpreter crashes names model and check."""
+    Python prints when the interpreter crashes names model and check. It has no globals, with
+    which ``linecache`` would find this file, and keep it under every such name."""
 
     def plain_check(request: pytest.FixtureRequest) -> None:
         request.node.judge(request)
@@ -302,10 +303,9 @@ def _function(check: Check, node: str) -> Callable[..., None]:
     def check_with_cases(request: pytest.FixtureRequest, _tb_case: str) -> None:
         request.node.judge(request)
 
-    function: Any = check_with_cases if check.cases else plain_check
-    function.__code__ = function.__code__.replace(
-        co_filename=f"{node}::{check.name}", co_name=check.name
-    )
+    code = (check_with_cases if check.cases else plain_check).__code__
+    code = code.replace(co_filename=f"{node}::{check.name}", co_name=check.name)
+    function: Any = FunctionType(code, {"__name__": __name__})
     if check.cases:
         ids = list(check.cases)
         function = pytest.mark.parametrize(CASE, ids, ids=ids, indirect=True)(function)

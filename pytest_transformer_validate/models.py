@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import linecache
 import os
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -224,6 +225,7 @@ class RunModel:
         self.shared.clear()
         self._loaded = self._as_loaded = None
         self._changed = False
+        _forget_lines(self.path)
 
     def prepare(self) -> None:
         """What the process needs before a model's code runs. Raises MissingDependency."""
@@ -311,6 +313,15 @@ class Run:
         """Whether the id of ``node`` (``tier3``, ``tier2::export``) or one below it was typed."""
         typed = self.selected.get(model.id, frozenset())
         return any(f"{name.partition('[')[0]}::".startswith(f"{node}::") for name in typed)
+
+
+def _forget_lines(path: Path) -> None:
+    """Drop what ``linecache`` holds of the files beside a model: it keeps all that it ever read,
+    and reads again what it is asked for."""
+    folder = f"{path if path.is_dir() else path.parent}{os.sep}"
+    for name in [name for name in linecache.cache if name.startswith(folder)]:
+        if "site-packages" not in name:
+            del linecache.cache[name]
 
 
 def pick_device(name: str) -> torch.device:

@@ -132,9 +132,9 @@ def _mapped(value: Any, change: Callable[[str], str]) -> Any:
         items = [_mapped(item, change) for item in value]
         return value if all(map(operator.is_, items, value)) else type(value)(items)
     if isinstance(value, dict):
-        whole = tuple(value), tuple(value.values())
-        changed = _mapped(whole, change)
-        return value if changed is whole else dict(zip(*changed, strict=True))
+        pair = tuple(value), tuple(value.values())
+        new = _mapped(pair, change)
+        return value if new is pair else dict(zip(*new, strict=True))
     if hasattr(value, "toterminal"):  # what pytest keeps of an exception
         vars(value).update({name: _mapped(item, change) for name, item in vars(value).items()})
     return value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import linecache
 import re
 from pathlib import Path
 from xml.etree import ElementTree
@@ -174,18 +175,57 @@ def test_reports_grow_by_as_much_for_every_model(healthy: pytest.Pytester) -> No
         assert many - some == pytest.approx(some - few, rel=0.02)
 
 
-def test_no_item_keeps_its_record_until_the_run_ends(healthy: pytest.Pytester) -> None:
-    class Watch:
-        kept: list[bool]
+class Kept:
+    """What is there when a run has ended: items, reports by test, names of remembered sources."""
 
-        def pytest_sessionfinish(self, session: pytest.Session) -> None:
-            self.kept = [RECORD in item.stash for item in session.items]
+    items: list[pytest.Item]
+    sources: set[str]
 
-    watch = Watch()
-    result = healthy.inline_run(MODEL, plugins=[watch])
-    assert result.ret == 0
-    assert len(watch.kept) > 3
-    assert not any(watch.kept)
+    def __init__(self) -> None:
+        self.reports: dict[str, list[pytest.TestReport]] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.reports.setdefault(report.nodeid, []).append(report)
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        self.items = session.items
+        self.sources = set(linecache.cache)
+
+
+@pytest.fixture
+def kept(healthy: pytest.Pytester) -> Kept:
+    model = (healthy.path / "model.py").read_text(encoding="utf-8")
+    (healthy.path / "model.py").write_text(f"{model}\nprint('loud')\n", encoding="utf-8")
+    conftest = (healthy.path / "conftest.py").read_text(encoding="utf-8")
+    stacks = "import traceback\n@check(tier=1)\ndef stacked(probe): traceback.format_stack()\n"
+    (healthy.path / "conftest.py").write_text(f"{conftest}\n{stacks}", encoding="utf-8")
+    watch = Kept()
+    assert healthy.inline_run(MODEL, plugins=[watch]).ret == 0
+    assert len(watch.items) > 4
+    return watch
+
+
+def test_no_item_keeps_what_its_reports_have(kept: Kept) -> None:
+    assert not any(RECORD in item.stash for item in kept.items)
+    assert not any(item.user_properties for item in kept.items)
+    assert not any(item._report_sections for item in kept.items)
+    assert any("loud" in text for _, _, last in kept.reports.values() for _, text in last.sections)
+
+
+def test_reports_of_a_test_share_what_is_the_same(kept: Kept) -> None:
+    for first, call, last in kept.reports.values():
+        assert first.keywords is call.keywords is last.keywords
+        assert call.user_properties is last.user_properties
+        assert dict(call.user_properties)["status"] in {"passed", "skipped"}
+    contexts = [vars(call)["tb_record"]["context"] for _, call, _ in kept.reports.values()]
+    assert contexts[0]
+    assert all(context is contexts[0] for context in contexts)
+
+
+def test_sources_of_models_and_checks_are_not_kept(kept: Kept, healthy: pytest.Pytester) -> None:
+    assert any(name.endswith("runner.py") for name in kept.sources), "a stack was formatted"
+    own = (f"{healthy.path}/model.py", "model.py::")
+    assert not [name for name in kept.sources if name.startswith(own)]
 
 
 def test_no_fixture_is_remembered_until_the_run_ends(healthy: pytest.Pytester) -> None:

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from pytest_transformer_validate.errors import error_line, first_line, text_of
+from pytest_transformer_validate.redaction import REDACTED, remember
 from pytest_transformer_validate.report.text import (
     LONGEST,
     LONGEST_OUTPUT,
@@ -128,3 +129,28 @@ def test_a_text_of_50_megabytes_is_cut() -> None:
 )
 def test_no_line_is_a_command_to_the_runner_of_a_ci(said: str, shown: str) -> None:
     assert escaped(said) == printable(said) == escaped(shown) == shown
+
+
+@pytest.mark.parametrize("text", ["it is swordfish", "it is swordfish " + "x" * 200])
+def test_a_text_that_was_shown_is_looked_at_again_when_credentials_change(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert printable(text) == text
+    monkeypatch.setenv("A_KEY", "swordfish")
+    assert printable(text) == text.replace("swordfish", REDACTED)
+    monkeypatch.delenv("A_KEY")
+    assert printable(text) == text
+    remember(["swordfish"])
+    assert printable(text) == text.replace("swordfish", REDACTED)
+
+
+def test_a_short_text_of_another_kind_is_not_taken_for_one_that_was_shown() -> None:
+    class Liar(str):
+        def __eq__(self, other: object) -> bool:
+            return True
+
+        def __hash__(self) -> int:
+            return hash("harmless")
+
+    assert printable("harmless") == "harmless"
+    assert str.__eq__(printable(Liar("\x1b[31m")), "\\x1b[31m")
