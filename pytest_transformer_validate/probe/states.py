@@ -217,8 +217,8 @@ class States(Passes):
         """Every input by its name, without the one that is too long."""
         subject = self.probe.subject
         rows, length = subject.sizes
-        rows = min(rows, 3)
-        fewer = 2 if rows > 2 else rows + 1
+        rows = min(rows, 2)
+        fewer = 3 - rows
         shapes = {FIRST: (rows, length), OTHER: (rows, length)}
         shapes |= {FEWER: (fewer, length)} if subject.small or subject.vision else {}
         if not subject.vision:
@@ -302,9 +302,8 @@ class States(Passes):
 
     def _rich_batches(self) -> list[Batch]:
         """Batches with all that a forward takes, the richest first."""
-        subject, probe = self.probe.subject, self.probe
-        rows, length = subject.sizes
-        plain = probe.batch(rows, length, "states", FIRST)
+        subject = self.probe.subject
+        plain = self._batch(FIRST)
         if subject.vision:
             return [plain]
         batch = subject.with_special(plain)

@@ -30,7 +30,7 @@ def shape_robustness(probe: Probe, case: str) -> ShapeOf:
 
     ``single_token``: one token, one row and several; ``coprime``: rows and positions without a
     common divisor, because equal ones hide an exchanged axis; ``typical``: two rows of a length
-    and of one more; ``full_length``: one row as long as the model says it can, up to 4096;
+    and one of one more; ``full_length``: one row as long as the model says it can, up to 4096;
     ``full_batch``: as many rows as its configuration says. Shapes have to be equal, and no number
     may be NaN.
     """
