@@ -128,11 +128,21 @@ class Resources(Passes):
             if size is None:
                 break
             try:
-                self.counted(*size)
+                self.kept(*size)
             except Exception:  # noqa: BLE001 - what is drawn is no promise
                 break
             found.append(size)
         return found
+
+    @remembered
+    def kept(self, rows: int, length: int) -> int:
+        """Bytes that a backward would need of a forward; see ``counted``."""
+        if (rows, length) in self.sizes.values():
+            return self.counted(rows, length).bytes
+        with self.probe.running("resources", grad=True) as subject:
+            with keeping(subject.model, [ROOT]) as found:
+                subject.call(self._batch(rows, length), {})
+            return sum(each.size for each in found.saved)
 
     def base(self) -> Counts:
         """What was counted at the ``base`` size."""
@@ -225,8 +235,11 @@ class Resources(Passes):
             calls = _Calls(subject, self._given(rows, length, labels=training))
             decodes = any(map(subject.signature.takes, ("start", "input_pos")))
             caches = _plain(subject.model) if training and decodes else {}
+            calls.call()  # the first one may set up what stays for good
             calls.run(1)
             first = calls.results.alive_bytes()
+            if not first:
+                return Growth(mode)
             calls.run(1)
             if calls.results.alive_bytes() <= first:
                 return Growth(mode)
@@ -255,7 +268,7 @@ class Resources(Passes):
         if before <= 0 or after < 0.9 * before:
             return Growth(mode)
         module, holder, bounded = _holder(self.probe.subject.model, calls.results)
-        total = 3 + sum(counts)
+        total = 4 + sum(counts)
         each = after / counts[-1]
         emptied = self._emptied(calls, alive[-1])
         if emptied is not None:
@@ -373,11 +386,13 @@ class _Calls:
         self.results = Survivors(subject.model)
 
     def run(self, count: int) -> None:
+        """That many calls whose results are followed."""
         for _ in range(count):
             with self.results:
-                self._call()
+                self.call()
 
-    def _call(self) -> None:
+    def call(self) -> None:
+        """One call."""
         batch = self.given[0]
         fresh = batch.with_(**{role: t.clone() for role, t in batch.inputs.items()})
         try:
@@ -386,7 +401,7 @@ class _Calls:
             if len(self.given) == 1:
                 raise
             self.given = self.given[1:]
-            self._call()
+            self.call()
 
 
 def _seconds(subject: Subject, batch: Batch) -> float:
@@ -490,9 +505,9 @@ def quadratic(
 
 def _squared(small: Saved, large: Saved, ratio: float) -> bool:
     """Whether two axes, and the bytes, grow with a size that grows by ``ratio``."""
-    if len(small.shape) != len(large.shape):
+    if len(small.shape) != len(large.shape) or large.size < 0.99 * ratio**2 * small.size:
         return False
     growing = sum(
         b > 1 and math.isclose(b, ratio * a) for a, b in zip(small.shape, large.shape, strict=True)
     )
-    return growing >= 2 and large.size >= 0.99 * ratio**2 * small.size
+    return growing >= 2

@@ -73,7 +73,7 @@ def _footprint(probe: Probe, base: Counts, slack: float) -> Footprint:
         parameter_bytes=sum(p.numel() * p.element_size() for p in model.parameters()),
         buffer_bytes=sum(b.numel() * b.element_size() for b in model.buffers()),
         activations={"x".join(map(str, sizes[n])): c.bytes for n, c in counted.items()},
-        by_length={size[1]: resources.counted(*size).bytes for size in resources.lengths()},
+        by_length={size[1]: resources.kept(*size) for size in resources.lengths()},
         per_token=None if probe.subject.vision else base.bytes / (base.size[0] * base.size[1]),
         length_growth=grows,
         cache_per_token=resources.cache_bytes(),
