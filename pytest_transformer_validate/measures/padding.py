@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 from pytest_transformer_validate.errors import NotApplicable
 from pytest_transformer_validate.measures.measurement import Measurement
-from pytest_transformer_validate.measures.tolerance import same_shape_limit, two_shapes_limit, unit
+from pytest_transformer_validate.measures.tolerance import same_shape_limit, shapes_limit, unit
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
 
     from pytest_transformer_validate.measures.measurement import Limit
@@ -53,9 +55,9 @@ def content_limit(found: Content, factor: float) -> Limit:
     return same_shape_limit(found.reference, factor)
 
 
-def lengths_limit(found: Lengths, noise: float, factor: float) -> Limit:
+def lengths_limit(found: Lengths, noise: Callable[[], float], factor: float) -> Limit:
     """64 u, or 16 times the model's own noise: two shapes."""
-    return two_shapes_limit(found.reference, noise, factor)
+    return shapes_limit(worst_length(found)[0], found.reference, noise, factor)
 
 
 def effect_floor(reference: torch.Tensor, factor: float) -> float:

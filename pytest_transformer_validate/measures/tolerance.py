@@ -66,6 +66,15 @@ def two_shapes_limit(
     return Limit(value=units, rule=f"{factor:g} u")
 
 
+def shapes_limit(
+    value: float, reference: torch.Tensor, noise: Callable[[], float], factor: float = TWO_SHAPES
+) -> Limit:
+    """``two_shapes_limit`` for a value; the model's ``noise()`` is asked for only where it is
+    needed: above ``factor`` u."""
+    limit = two_shapes_limit(reference, 0.0, factor)
+    return limit if value <= limit.value else two_shapes_limit(reference, noise(), factor)
+
+
 def settle(value: float, limit: Limit, repeat: Repeat, *, sure: float = ARBITRATED) -> Verdict:
     """Compare, and repeat the probe where the value is within ``sure`` times its limit.
 

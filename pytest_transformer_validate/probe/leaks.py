@@ -38,7 +38,7 @@ class Leaks(Passes):
     def locate_comparison(self, covers: str, number: int) -> str | None:
         """The module whose code compares ids with a number."""
         subject = self.probe.subject
-        batch = self.probe.batch(*subject.sizes, "padding")
+        batch = self.probe.padding.texts()
         reader = _Comparer(subject.model, {covers: batch[covers]}, subject.sizes[1], number)
         with self.probe.running("compares"), reader:
             subject.call(batch, {})
@@ -50,7 +50,7 @@ class Leaks(Passes):
             before = trace(self.probe, found.before)
             after = trace(self.probe, found.after[found.filling])
         where = _first_real(before, after, found.keep)
-        kind = self._kind(before, where)
+        kind = self._kind(before, where, len(found.keep))
         if kind == "ids" and not _near(_call(before, where), _call(after, where), found.keep):
             kind = None
         return Place(where, kind)
@@ -63,13 +63,16 @@ class Leaks(Passes):
             with OtherVectors(batch[way.covers], keep):
                 after = trace(self.probe, batch)
         where = _first_real(before, after, keep)
-        return Place(where, self._kind(before, where))
+        return Place(where, self._kind(before, where, len(keep)))
 
     def locate_no_mask(self, way: Way) -> str | None:
         """The first module that a mask of ones changes."""
-        batch = self.probe.batch(*self.probe.subject.sizes, "padding")
+        padding = self.probe.padding
+        batch, _ = padding.text(way.covers, padding.layout(way.covers))
         told = way.tell(batch, torch.ones_like(batch[way.covers], dtype=torch.bool))
-        return first_to_differ(trace(self.probe, batch), trace(self.probe, told), _far)
+        with padding.under("plain"):
+            before, after = trace(self.probe, batch), trace(self.probe, told)
+        return first_to_differ(before, after, _far)
 
     def locate_lengths(self, found: Lengths) -> Place:
         """The first module in which a padded text differs from the same text alone."""
@@ -88,7 +91,7 @@ class Leaks(Passes):
             for call in padded
         ]
         where = first_to_differ(cut, alone, _far)
-        kind = self._kind(padded, where)
+        kind = self._kind(padded, where, rows)
         way, _ = self.probe.padding.way(found.covers)
         if kind == "ids" and way is not None:
             kind = self.locate_content(
@@ -96,8 +99,9 @@ class Leaks(Passes):
             ).kind
         return Place(where, None if way is None else kind)
 
-    def _kind(self, calls: list[Call], where: str | None) -> str | None:
-        """What is special about the module called ``where``: see ``Place``.
+    def _kind(self, calls: list[Call], where: str | None, rows: int) -> str | None:
+        """What is special about the module called ``where`` in calls with ``rows`` texts: see
+        ``Place``.
 
         It pools neighbours where what it gives has fewer places than there are tokens, and more
         of them for a longer text.
@@ -107,9 +111,10 @@ class Leaks(Passes):
             return None
         if not call.inputs:
             return "ids"
-        rows, length = self.probe.subject.sizes
+        length = self.probe.subject.sizes[1]
         most = min(4 * length, self.probe.subject.max_length or 4 * length)
-        longer = _call(trace(self.probe, self.probe.batch(rows, most, "padding")), where)
+        with self.probe.padding.under("plain"):
+            longer = _call(trace(self.probe, self.probe.batch(rows, most, "padding")), where)
         if longer is None:
             return None
         fewer = any(

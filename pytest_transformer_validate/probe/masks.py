@@ -65,40 +65,46 @@ class Masks(Passes):
         """How far the outputs of real tokens move when the tokens that the mask would hide are
         replaced and nothing is masked: 0 shows that no token reaches another."""
         found = self.padding.content(way, layout, condition)
-        changed = found.open.with_(**{way.covers: found.after[0][way.covers]})
+        changed = way.tell(found.after[0], torch.ones_like(found.keep))
         with self.padding.under(condition):
             moved = self.padding.outputs(changed, way.covers, found.keep)
-        return gap(found.reference, moved)
+        return gap(self.padding.unmasked(found), moved)
 
     @remembered
     def reads_lengths(self, way: Way) -> bool:
         """Whether a hole means the same as as much padding on the right: the mask is added up."""
         hole = self.padding.content(way, "hole", "plain")
         last = hole.keep.sort(dim=1, descending=True).values
-        logits = self.probe.forward(way.tell(hole.before, last)).logits
-        same = logits == self.probe.forward(hole.before).logits
-        return hole.effect > 0 and bool(same.all())
+        with self.padding.under("plain"):
+            logits = self.probe.forward(way.tell(hole.before, last)).logits
+        same = logits == self.padding.logits(way, "hole")
+        return self.padding.effect(hole) > 0 and bool(same.all())
 
     def silent(self, found: Content) -> list[str]:
         """The roles, of several masks that go together, that have no effect: outputs are the
         same when that one alone keeps everything."""
         way = found.way
+        everything = way.mask(torch.ones_like(found.keep))
+        roles = []
         with self.padding.under(found.condition):
-            told = self.padding.outputs(found.before, way.covers, found.keep)
-            roles = []
             for role in (way.role, *way.together):
-                without = found.before.with_(**{role: found.open[role]})
-                if not gap(told, self.padding.outputs(without, way.covers, found.keep)):
+                without = found.before.with_(**{role: everything})
+                outputs = self.padding.outputs(without, way.covers, found.keep)
+                if not gap(found.reference, outputs):
                     roles.append(role)
         return roles
 
     @remembered
     def touched(self, way: Way, role: str) -> bool:
         """Whether any operation reads the mask called ``role``."""
-        batch = self.probe.batch(*self.probe.subject.sizes, "padding")
+        batch = self.padding.texts()
         told = way.tell(batch, self.padding.keep(batch[way.covers], "right"))
         told = told.with_(**{role: told[role].clone()})
-        with self.probe.running("touched") as subject, _Reader(told[role]) as reader:
+        with (
+            self.padding.under("plain"),
+            self.probe.running("touched") as subject,
+            _Reader(told[role]) as reader,
+        ):
             subject.call(told, {})
         return bool(reader.read)
 
@@ -110,18 +116,18 @@ class Masks(Passes):
     @remembered
     def no_mask(self, way: Way) -> tuple[float, torch.Tensor]:
         """How far the outputs move between a mask of ones and none, and those without one."""
-        batch = self.probe.batch(*self.probe.subject.sizes, "padding")
-        ones = torch.ones_like(batch[way.covers], dtype=torch.bool)
-        reference = without_nan(self.padding.outputs(batch, way.covers, None))
-        given = self.padding.outputs(way.tell(batch, ones), way.covers, None)
-        return gap(reference, given), reference
+        layout = self.padding.layout(way.covers)
+        batch, _ = self.padding.text(way.covers, layout)
+        with self.padding.under("plain"):
+            reference = without_nan(self.padding.outputs(batch, way.covers, None))
+        ones = self.padding.logits(way, layout, hides=False)
+        return gap(reference, self.padding.outputs(batch, way.covers, None, ones)), reference
 
     @remembered
     def other_dtypes(self, way: Way) -> dict[str, float | str]:
         """How far the outputs of real tokens move when the mask is of another dtype, or the
         exception that forward raises then."""
         found = self.padding.content(way, self.padding.layout(way.covers), "plain")
-        reference = self.padding.outputs(found.before, way.covers, found.keep)
         moved: dict[str, float | str] = {}
         for dtype in (torch.int64, torch.bool, self.probe.subject.dtype):
             if dtype == way.dtype:
@@ -129,7 +135,9 @@ class Masks(Passes):
             told = replace(way, dtype=dtype).tell(found.before, found.keep)
             name = str(dtype).removeprefix("torch.")
             try:
-                moved[name] = gap(reference, self.padding.outputs(told, way.covers, found.keep))
+                with self.padding.under("plain"):
+                    outputs = self.padding.outputs(told, way.covers, found.keep)
+                moved[name] = gap(found.reference, outputs)
             except Exception as error:  # noqa: BLE001 - a model need not take every dtype
                 moved[name] = error_line(error, 100)
         return moved

@@ -71,12 +71,11 @@ class PaddedTexts(Passes):
         way = self.padding.way(covers)[0] if filler is None else None
         given = self._given(covers, plan)
         size = given[covers].shape[1]
-        sizes = {
+        lengths = {
             "mixed": [size - 1, size // 2 + 1, size, 3],
-            "equal": [size - 3],
+            "equal": [size - 3] * 3,
             "long": [size - 2, size // 2],
-        }[plan]
-        lengths = [sizes[row % len(sizes)] for row in range(given.rows)]
+        }[plan][: given.rows]
         padded, keep = self._padded(given, covers, lengths, side, way, filler)
         moved = [0.0] * given.rows
         groups: dict[int, Batch] = {}
@@ -137,6 +136,7 @@ class PaddedTexts(Passes):
         subject = self.probe.subject
         rows, length = subject.sizes
         if plan != "long" or self.longest is None:
+            rows = min(rows, 4 if plan == "mixed" else 3)
             return self.probe.batch(rows, length, "lengths", plan)
         source = self.longest if covers == SOURCE else None
         length = length if subject.decodes and covers == SOURCE else self.longest

@@ -45,20 +45,19 @@ class Content:
     """Ids under a mask replaced, everything else as it was.
 
     ``moved`` is how far the worst output of a real token moved, over the fillings ``after``
-    (other ids, the padding id), and ``filling`` the worst of them; ``effect`` how far the mask
-    itself moves the outputs of real tokens, against a mask of ones.
+    (other ids, the padding id), and ``filling`` the worst of them; ``reference`` holds these
+    outputs before.
     """
 
     way: Way
+    layout: str
     condition: str
     moved: float
     filling: int
-    effect: float
     reference: torch.Tensor
     keep: torch.Tensor
     before: Batch
     after: tuple[Batch, ...]
-    open: Batch
 
 
 class Padding(Passes):
@@ -74,16 +73,13 @@ class Padding(Passes):
     @remembered
     def accepted(self, covers: str) -> tuple[Way | None, str]:
         """The first mask argument that forward takes, and what the first refusal said."""
-        refused = ""
-        rows, length = self.probe.subject.sizes
+        refused, layout = "", self.layout(covers)
         for way in ways(self.probe.subject, covers):
-            batch = self.probe.batch(rows, length, "padding")
-            keep = self.keep(batch[covers], "right")
             try:
-                self.probe.forward(way.tell(batch, keep))
+                self.logits(way, layout)
             except Exception as error:  # noqa: BLE001 - a model need not take every form
-                line = error_line(error, 150)
-                refused = refused or f"{way.role} {tuple(way.mask(keep).shape)} raised {line}"
+                shape = tuple(way.mask(self.text(covers, layout)[1]).shape)
+                refused = refused or f"{way.role} {shape} raised {error_line(error, 150)}"
                 continue
             return way, refused
         return None, refused
@@ -103,7 +99,7 @@ class Padding(Passes):
         if self.holds(found):
             return way, False
         other = self.content(way.inverted(), self.layout(covers), "plain")
-        if self.holds(other) and other.effect > 0:
+        if self.holds(other) and self.effect(other) > 0:
             return way.inverted(), True
         return way, False
 
@@ -126,7 +122,7 @@ class Padding(Passes):
         subject = self.probe.subject
         if not subject.decodes or not subject.facts.compared:
             return set(subject.facts.compared)
-        batch = self.probe.batch(*subject.sizes, "padding")
+        batch = self.texts()
         with (
             self.probe.running("compares"),
             TableReader(subject.model, {covers: batch[covers]}, subject.sizes[1]) as reader,
@@ -204,51 +200,86 @@ class Padding(Passes):
             start = 1 + row % max(1, length - HIDDEN - 1)
             keep = (steps < start) | (steps >= start + HIDDEN)
         else:
-            padding = torch.tensor([3, 0, 1, length // 2], device=ids.device)
+            padding = torch.tensor([3, 1, length // 2, 0], device=ids.device)
             keep = steps < length - padding[row % 4]
         return keep | (row == 0) if layout.startswith("full") and rows > 1 else keep
 
     # ... and ids under a mask.
 
-    @remembered
-    def content(self, way: Way, layout: str, condition: str, *, blank: bool = False) -> Content:
-        """Replace the ids under the mask; ``condition`` is ``plain`` or ``noised``."""
-        probe, subject = self.probe, self.probe.subject
-        if subject.sizes[1] < 2 * HIDDEN:
-            raise NotApplicable("texts are too short to be padded")
-        covers = way.covers
-        batch = probe.batch(*subject.sizes, "padding")
+    def texts(self) -> Batch:
+        """A few texts, of which nothing is hidden yet."""
+        rows, length = self.probe.subject.sizes
+        return self.probe.batch(min(rows, self.probe.subject.other_sizes[0]), length, "padding")
+
+    def text(self, covers: str, layout: str) -> tuple[Batch, torch.Tensor]:
+        """The texts as they are to be padded, and what of them is real."""
+        batch = self.texts()
         keep = self.keep(batch[covers], layout)
         batch = self._ended(batch, covers, keep)
         if layout == "left" and self.takes_positions:
             batch = batch.with_(position_ids=real_positions(keep))
+        return batch, keep
+
+    @remembered
+    def logits(
+        self, way: Way, layout: str, condition: str = "plain", *, hides: bool = True
+    ) -> torch.Tensor:
+        """What forward gives with a mask: of the layout, or of ones where it ``hides`` nothing."""
+        batch, keep = self.text(way.covers, layout)
+        with self.under(condition):
+            told = way.tell(batch, keep if hides else torch.ones_like(keep))
+            return self.probe.forward(told).logits
+
+    @remembered
+    def content(self, way: Way, layout: str, condition: str, *, blank: bool = False) -> Content:
+        """Replace the ids under the mask; ``condition`` is ``plain`` or ``noised``."""
+        probe, covers, length = self.probe, way.covers, self.probe.subject.sizes[1]
+        if length < 2 * HIDDEN:
+            raise NotApplicable("texts are too short to be padded")
+        batch, keep = self.text(covers, layout)
         before = way.tell(batch, keep)
-        other = probe.batch(*subject.sizes, "padding", "other")[covers].clone()
+        other = probe.batch(batch.rows, length, "padding", "other")[covers].clone()
         other[:, -1] = other[:, 0]  # no end id among them
         fillings = [torch.where(keep, batch[covers], other)]
-        pad = padding_id(subject)
-        if pad is not None and not self.compares(covers) and condition == "plain":
+        pad = padding_id(probe.subject)
+        plain = condition == "plain" and not layout.startswith("equal")
+        if pad is not None and plain and not self.compares(covers):
             fillings.append(batch[covers].masked_fill(~keep, pad))
         after = tuple(before.with_(**{covers: ids}) for ids in fillings)
-        everything = way.tell(batch, torch.ones_like(keep))
+        known = self.logits(way, layout) if condition == "plain" and not blank else None
         with self.under(condition), blanked(keep if blank else None):
-            reference = self.outputs(before, covers, keep)
+            reference = self.outputs(before, covers, keep, known)
             moved = [gap(reference, self.outputs(a, covers, keep)) for a in after]
-            unmasked = self.outputs(everything, covers, keep)
-            if bool(unmasked.isnan().any()):
-                finite_logits(self.probe, batch)  # then the mask is not to blame
-        return Content(
+        worst = max(moved, key=nan_first)
+        found = Content(
             way=way,
+            layout=layout,
             condition=condition,
-            moved=max(moved, key=nan_first),
-            filling=moved.index(max(moved, key=nan_first)),
-            effect=gap(unmasked, reference),
-            reference=unmasked,
+            moved=worst,
+            filling=moved.index(worst),
+            reference=reference,
             keep=keep,
             before=before,
             after=after,
-            open=everything,
         )
+        if worst != worst:
+            self.unmasked(found)
+        return found
+
+    def unmasked(self, found: Content) -> torch.Tensor:
+        """(n, V): the outputs of real tokens with a mask of ones; Blocked where they hold NaN
+        without a mask too, which is then not to blame."""
+        covers = found.way.covers
+        logits = self.logits(found.way, found.layout, found.condition, hides=False)
+        outputs = self.outputs(found.before, covers, found.keep, logits)
+        if bool(outputs.isnan().any()):
+            with self.under(found.condition):
+                finite_logits(self.probe, self.text(covers, found.layout)[0])
+        return outputs
+
+    def effect(self, found: Content) -> float:
+        """How far the mask itself moves the outputs of real tokens, against a mask of ones."""
+        return gap(self.unmasked(found), found.reference)
 
     def repeats(self, batch: Batch, condition: str) -> float:
         """How far the logits move when the very same batch is run again."""
@@ -260,17 +291,17 @@ class Padding(Passes):
 
     @contextlib.contextmanager
     def under(self, condition: str) -> Iterator[None]:
-        """The condition, with the rows of padding in embeddings as they are: they never train."""
+        """The condition, with the rows of padding in embeddings as they are: they never train;
+        torch's own layers take the path on which modes see them."""
         tables = [
             module
-            for module in self.probe.subject.model.modules()
+            for module in (self.probe.subject.model.modules() if condition == "noised" else ())
             if isinstance(module, nn.Embedding) and module.padding_idx is not None
         ]
         rows = [table.weight.data[table.padding_idx].clone() for table in tables]
-        with self.probe.under(condition):
-            if condition == "noised":
-                for table, row in zip(tables, rows, strict=True):
-                    table.weight.data[table.padding_idx] = row
+        with self.probe.under(condition), blanked(None):
+            for table, row in zip(tables, rows, strict=True):
+                table.weight.data[table.padding_idx] = row
             yield
 
     def _ended(self, batch: Batch, covers: str, keep: torch.Tensor) -> Batch:
@@ -284,9 +315,9 @@ class Padding(Passes):
         ids.scatter_(1, last[:, None], ends)
         return batch.with_(**{covers: ids})
 
-    def by_row(self, batch: Batch, covers: str) -> torch.Tensor:
-        """(B, T, V), or (B, 1, K) where there is one output a text."""
-        logits = self.probe.forward(batch).logits
+    def by_row(self, batch: Batch, covers: str, known: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, T, V), or (B, 1, K) where there is one output a text; of ``known`` logits."""
+        logits = self.probe.forward(batch).logits if known is None else known
         if logits.dim() == 2:
             return logits[:, None]
         if covers == SOURCE and self.probe.subject.decodes:
@@ -297,9 +328,16 @@ class Padding(Passes):
             raise NotApplicable(f"outputs are {shape} for {length} tokens: not one for each token")
         return logits[:, :length].flatten(2)
 
-    def outputs(self, batch: Batch, covers: str, keep: torch.Tensor | None) -> torch.Tensor:
-        """(n, V): outputs of real tokens, or all there are where they do not follow ``covers``."""
-        logits = self.by_row(batch, covers)
+    def outputs(
+        self,
+        batch: Batch,
+        covers: str,
+        keep: torch.Tensor | None,
+        known: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """(n, V): outputs of real tokens, or all there are where they do not follow ``covers``;
+        from ``known`` logits where the batch was run."""
+        logits = self.by_row(batch, covers, known)
         follow = not (self.probe.subject.decodes and covers == SOURCE)
         if keep is None or not follow or logits.shape[:2] != keep.shape:
             return logits.flatten(0, 1)

@@ -15,7 +15,7 @@ from pytest_transformer_validate.checks.tier1.mask_reach import (
 from pytest_transformer_validate.errors import CheckFailed, NotApplicable
 from pytest_transformer_validate.measures.measurement import Limit
 from pytest_transformer_validate.measures.padding import MaskEffect, content_limit, effect_floor
-from pytest_transformer_validate.measures.tolerance import settle, two_shapes_limit
+from pytest_transformer_validate.measures.tolerance import settle, shapes_limit, two_shapes_limit
 
 if TYPE_CHECKING:
     from pytest_transformer_validate.probe.padding import Content
@@ -65,14 +65,14 @@ def _judge_mask(probe: Probe, covers: str, floor: float, two_shapes: float) -> M
         notes.append(f"{way.role}: {'True keeps' if way.keeps else 'True hides'} (measured)")
     ones = _judge_ones(probe, way, two_shapes)
     found = passes.content(way, layout, "plain")
-    if not found.effect > effect_floor(found.reference, floor):
+    if not passes.effect(found) > effect_floor(found.reference, floor):
         found = _require_effect(probe, way, layout, floor)
         notes.append("the mask shows its effect with moved parameters only")
     notes += _judge_each(probe, found, floor)
     notes += ones.notes
     notes += _dtype_notes(probe, way, two_shapes)
     limit = Limit(value=effect_floor(found.reference, floor), rule=f"at least {floor:g} u")
-    told = {"value": found.effect, "limit": limit, "notes": tuple(notes)}
+    told = {"value": passes.effect(found), "limit": limit, "notes": tuple(notes)}
     return MaskEffect(**{**vars(ones), **told})
 
 
@@ -81,7 +81,8 @@ def _require_effect(probe: Probe, way: Way, layout: str, floor: float) -> Conten
     layout = f"full_{layout}"
     found = passes.content(way, layout, "noised")
     limit = effect_floor(found.reference, floor)
-    if found.effect > limit:
+    effect = passes.effect(found)
+    if effect > limit:
         return found
     if not probe.masks.without_mask(way, layout, "noised") > limit:
         raise NotApplicable("no token reaches another: there is nothing to hide")
@@ -102,13 +103,13 @@ def _require_effect(probe: Probe, way: Way, layout: str, floor: float) -> Conten
     raise CheckFailed(
         "a mask must hide tokens from the others\n"
         f"masking tokens by {way.role} moved {outputs_of(probe, way.covers)} by "
-        f"{found.effect:.2g} (at least {limit:.2g} = {floor:g} u expected), and replacing the "
+        f"{effect:.2g} (at least {limit:.2g} = {floor:g} u expected), and replacing the "
         f"masked tokens moves them by {found.moved:.2g}\n"
         f"first module that sees masked tokens: {where or 'none stands out'}\n"
         f"likely: {likely}\n"
         f"{WAY_OUT}",
         MaskEffect(
-            value=found.effect,
+            value=effect,
             limit=Limit(value=limit, rule=f"at least {floor:g} u"),
             argument=way.role,
         ),
@@ -152,7 +153,7 @@ def _judge_ones(probe: Probe, way: Way, factor: float) -> MaskEffect:
     if way.role in probe.subject.signature.required:
         return MaskEffect(argument=way.role)
     value, reference = probe.masks.no_mask(way)
-    limit = two_shapes_limit(reference, probe.noise(), factor)
+    limit = shapes_limit(value, reference, probe.noise, factor)
     measured = MaskEffect(argument=way.role, ones=value, ones_limit=limit.value)
 
     def again(other: Probe) -> float:

@@ -38,8 +38,9 @@ def usable_way(probe: Probe, covers: str) -> tuple[Way | None, str]:
     if inverted and way.fixed:
         return None, f"{way.role} is read the other way round: see mask_effect"
     layout = passes.layout(covers)
-    shown = passes.content(way, layout, "plain").effect
-    if not shown and not passes.content(way, f"full_{layout}", "noised").effect:
+    found = passes.content(way, layout, "plain")
+    found = found if passes.effect(found) else passes.content(way, f"full_{layout}", "noised")
+    if not passes.effect(found):
         return None, f"{way.role} hides nothing: see mask_effect"
     return way, ""
 

@@ -79,7 +79,7 @@ def _require_declared(probe: Probe, covers: str, factor: float) -> None:
     for other in others:
         hidden = probe.padded_texts.lengths(covers, "mixed", "right", "plain", filler=other)
         value, _ = worst_length(hidden)
-        limit = lengths_limit(hidden, probe.noise(), factor)
+        limit = lengths_limit(hidden, probe.noise, factor)
         if not value <= limit.value:
             continue
         where = probe.leaks.locate_comparison(covers, other)
@@ -110,7 +110,7 @@ def judge_left(probe: Probe, factor: float) -> PaddingInvariance:
         raise NotApplicable(f"pad on the right: padding in front gives NaN, by {NOTHING_LEFT}")
     if passes.takes_positions:
         return _judge_lengths(probe, covers, "left", factor)
-    limit = lengths_limit(found, probe.noise(), factor)
+    limit = lengths_limit(found, probe.noise, factor)
     value, _ = worst_length(found)
 
     def again(other: Probe) -> float:
@@ -135,7 +135,7 @@ def _judge_lengths(probe: Probe, covers: str, side: str, factor: float) -> Paddi
     measured = PaddingInvariance()
     for plan, condition in plans:
         found = probe.padded_texts.lengths(covers, plan, side, condition)
-        noise = probe.noise() if condition == "plain" else 0.0
+        noise = probe.noise if condition == "plain" else lambda: 0.0
         limit = lengths_limit(found, noise, factor)
         moved, row = worst_length(found)
         before = measured

@@ -86,6 +86,7 @@ def _judge_content(probe: Probe, way: Way, factor: float) -> PaddingInvariance:
     if probe.subject.small:
         plans += [(f"equal_{layout}", "plain"), (f"full_{layout}", "noised")]
     measured = PaddingInvariance()
+    effect = probe.padding.effect(probe.padding.content(way, layout, "plain"))
     for name, condition in plans:
         found = probe.padding.content(way, name, condition)
         limit = content_limit(found, factor)
@@ -95,7 +96,7 @@ def _judge_content(probe: Probe, way: Way, factor: float) -> PaddingInvariance:
             value=value,
             limit=held,
             argument=way.role,
-            effect=max(found.effect, measured.effect or 0.0),
+            effect=effect,
             comparisons=measured.comparisons + len(found.after),
             notes=tuple(notes),
         )
@@ -140,7 +141,8 @@ def _settle_content(
     excuse = excused_by(probe, found, layout, limit) or REACHED_BY_NONE.get(place.kind)
     if excuse is not None:
         raise NotApplicable(excuse)
-    likely = _OPEN if found.moved > 1e-2 * found.effect else _WEAK
+    effect = passes.effect(found)
+    likely = _OPEN if found.moved > 1e-2 * effect else _WEAK
     if found.moved != found.moved:
         likely = NOTHING_LEFT
     if layout.startswith("equal"):
@@ -154,7 +156,7 @@ def _settle_content(
                 _RULE,
                 f"{outputs_of(probe, way.covers)} moved by {found.moved:.2g} (limit {limit}) when "
                 f"{what} stood where {way.role} says padding{in_words(found.condition)}; "
-                f"the mask as such moves them by {found.effect:.2g}",
+                f"the mask as such moves them by {effect:.2g}",
                 f"first module to differ: {where or 'none stands out'}",
                 f"likely: {likely}",
                 *notes,

@@ -16,7 +16,7 @@ from pytest_transformer_validate.measures.invariance import (
     same_vectors,
 )
 from pytest_transformer_validate.measures.measurement import Limit
-from pytest_transformer_validate.measures.tolerance import settle, two_shapes_limit
+from pytest_transformer_validate.measures.tolerance import settle, shapes_limit
 
 if TYPE_CHECKING:
     from pytest_transformer_validate.probe.order import Constant
@@ -243,7 +243,7 @@ def _shift(probe: Probe, measured: PositionSensitivity) -> PositionSensitivity:
         note = f"position_ids could not be given: {first_line(error)}"
         return replace(measured, notes=(*measured.notes, note))
     measured = replace(measured, shift=value)
-    limit = two_shapes_limit(reference, probe.noise())
+    limit = shapes_limit(value, reference, probe.noise)
     if measured.not_by_distance is None:
         return _judge_ignored(measured, value)
     if value <= limit.value:
