@@ -170,6 +170,7 @@ class Own:
         now = _settings()
         self._settings = {name: now[name] for name in now if now[name] != settings[name]}
         _set({name: settings[name] for name in self._settings})
+        self._outside = {}, {}
 
 
 def _change_environment(values: dict[str, str | None]) -> None:
