@@ -78,7 +78,7 @@ def full_pattern(seen: torch.Tensor, positions: tuple[int, ...] | None = None) -
     """The pattern of ``seen`` (K, T), of which row k is that of ``positions[k]``."""
     places = positions or tuple(range(seen.shape[1]))
     visible, unseen = set(), []
-    for k, row in zip(places, seen.tolist(), strict=True):
+    for k, row in zip(places, seen.tolist(), strict=False):
         for s, sees in enumerate(row):
             if sees:
                 visible.add(s - k)
