@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
-from pytest_transformer_validate.probe.holders import held_tensors, named_tensors
+import torch
+
+from pytest_transformer_validate.probe.holders import held_tensors
 
 if TYPE_CHECKING:
-    import torch
+    from collections.abc import Iterator
 
     from pytest_transformer_validate.probe.probe import Probe
     from pytest_transformer_validate.subject.subject import Subject
@@ -30,20 +33,22 @@ def duplicate(model: torch.nn.Module) -> torch.nn.Module:
     return copy.deepcopy(model, memo)
 
 
-def light_copy(model: torch.nn.Module) -> torch.nn.Module:
-    """A copy of the modules around the same parameters; buffers and attributes are copied."""
-    memo: dict[int, Any] = {id(p): p for p in model.parameters()}
-    for _, tensor in named_tensors(model):
-        if id(tensor) not in memo:
-            memo[id(tensor)] = tensor.detach().clone().requires_grad_(tensor.requires_grad)
-    return copy.deepcopy(model, memo)
-
-
 def twin_of(subject: Subject, model: torch.nn.Module) -> Subject:
     """The same subject with another model object: what is known of its inputs stays known."""
     twin = copy.copy(subject)
     twin.model = model
     return twin
+
+
+@contextlib.contextmanager
+def convertible(probe: Probe, *words: object) -> Iterator[Subject]:
+    """A twin of the subject whose model may be moved to another dtype or device inside: the model
+    itself, which the guard gives back, or a copy where parts are scripted, which it cannot."""
+    model = probe.subject.model
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        model = duplicate(model)
+    with probe.running(*words) as subject:
+        yield twin_of(subject, model)
 
 
 def probe_beside(probe: Probe, twin: Subject) -> Probe:

@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map_only
 
 from pytest_transformer_validate.probe.holders import storage_of
 from pytest_transformer_validate.subject.dispatch import Operations
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from types import TracebackType
 
 _aten = torch.ops.aten
@@ -138,7 +137,7 @@ class Pretence(Operations):
             here.append(tensor)
             return tensor
 
-        inside, named = tree_map_only(torch.Tensor, unwrap, (args, dict(kwargs or {})))
+        inside, named = _mapped(args, unwrap), _mapped(kwargs or {}, unwrap)
         wanted = named.get("device")
         if wanted is not None and torch.device(wanted).type == PRETENDED.type:
             named["device"] = torch.device("cpu")
@@ -155,7 +154,7 @@ class Pretence(Operations):
         def wrap(tensor: torch.Tensor) -> torch.Tensor:
             return known[id(tensor)] if id(tensor) in known else Elsewhere(tensor)
 
-        return tree_map_only(torch.Tensor, wrap, result)
+        return _mapped(result, wrap)
 
     def _refuse(self, func: Any, here: list[torch.Tensor]) -> None:
         """Raise Mixed for a tensor on the CPU, unless it is a plain number."""
@@ -213,6 +212,17 @@ def _goes(func: Any, args: tuple[Any, ...], wanted: Any, there: list[Elsewhere])
     if func is _aten.copy_.default:
         return isinstance(args[0], Elsewhere)
     return bool(there)
+
+
+def _mapped(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """The same with every tensor changed: operations take and give tensors and lists of them."""
+    if isinstance(value, torch.Tensor):
+        return change(value)
+    if isinstance(value, list | tuple):
+        return type(value)([_mapped(each, change) for each in value])
+    if isinstance(value, dict):
+        return {name: _mapped(each, change) for name, each in value.items()}
+    return value
 
 
 def _compute(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import linecache
 from dataclasses import dataclass
 from pathlib import Path
-from types import CodeType
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,7 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from pytest_transformer_validate.errors import error_line
 from pytest_transformer_validate.probe.compare import few_rows
-from pytest_transformer_validate.probe.copies import light_copy, probe_beside, twin_of
+from pytest_transformer_validate.probe.copies import convertible
 from pytest_transformer_validate.probe.elsewhere import MADE, PRETENDED, Mixed, Pretence
 from pytest_transformer_validate.probe.holders import held_tensors, own_storages, storage_of
 from pytest_transformer_validate.probe.passes import Passes, remembered
@@ -23,8 +21,7 @@ from pytest_transformer_validate.probe.trace import where_raised
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from pytest_transformer_validate.probe.probe import Probe
+    from types import CodeType
 
 
 @dataclass(frozen=True)
@@ -49,23 +46,17 @@ class LeftBehind(Passes):
 
         The device is a pretended one: see ``elsewhere``.
         """
-        probe, subject = self.probe, self.probe.subject
+        probe = self.probe
         batch = probe.batch(*few_rows(probe), "elsewhere")
+        model = probe.subject.model
         try:
-            model = light_copy(subject.model)
-        except Exception as error:  # noqa: BLE001 - a model need not support being copied
-            return None, f"it cannot be copied: {error_line(error, 160)}"
-        _told_at_start(model)
-        held = dict(self.held(model))
-        twin = twin_of(subject, model)
-        twin.device = PRETENDED
-        beside = probe_beside(probe, twin)
-        try:
-            with torch.no_grad(), Pretence(held):
-                model.to(PRETENDED)
-                given = batch.to(PRETENDED)
-                with _seeded(beside):
-                    twin.call(given, {})
+            with convertible(probe, "elsewhere") as twin:
+                model = twin.model
+                _told_at_start(model)
+                with Pretence(dict(_attributes(model))):
+                    model.to(PRETENDED)
+                    twin.device = PRETENDED
+                    twin.call(batch.to(PRETENDED), {})
         except Mixed as mixed:
             if mixed.origin == MADE and "meta" in _code_of(_owner(mixed)):
                 return None, "its code treats the device that is pretended apart from others"
@@ -79,16 +70,19 @@ class LeftBehind(Passes):
             return Stays("torch", (), MADE, where_raised(model, error), aware, line), None
         return None, None
 
-    def held(self, model: torch.nn.Module | None = None) -> list[tuple[str, torch.Tensor]]:
+    def held(self) -> list[tuple[str, torch.Tensor]]:
         """Tensors in plain attributes that are no parameters, buffers or views of them."""
-        model = self.probe.subject.model if model is None else model
+        model = self.probe.subject.model
         own = own_storages(model)
-        found = []
-        for name, module in model.named_modules():
-            for path, tensor in held_tensors(module, name):
-                if not is_lazy(tensor) and storage_of(tensor) not in own and tensor.numel():
-                    found.append((path, tensor))
-        return found
+        return [(name, t) for name, t in _attributes(model) if storage_of(t) not in own]
+
+
+def _attributes(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Tensors in plain attributes."""
+    for name, module in model.named_modules():
+        for path, tensor in held_tensors(module, name):
+            if not is_lazy(tensor) and tensor.numel():
+                yield path, tensor
 
 
 def _told_at_start(model: torch.nn.Module) -> None:
@@ -99,14 +93,6 @@ def _told_at_start(model: torch.nn.Module) -> None:
     for module in model.modules():
         if isinstance(vars(module).get("device"), str | torch.device):
             vars(module)["device"] = PRETENDED
-
-
-@contextlib.contextmanager
-def _seeded(probe: Probe) -> Iterator[None]:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(probe.seed_for("elsewhere"))
-        probe.subject.model.eval()
-        yield
 
 
 def _names_device(module: torch.nn.Module | None) -> bool:
@@ -131,7 +117,7 @@ def _words(code: CodeType) -> set[str]:
             found.add(constant)
         elif isinstance(constant, tuple):
             found.update(word for word in constant if isinstance(word, str))
-        elif isinstance(constant, CodeType):
+        elif inspect.iscode(constant):
             found |= _words(constant)
     return found
 

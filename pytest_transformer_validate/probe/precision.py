@@ -17,7 +17,7 @@ from torch.nn import Parameter
 
 from pytest_transformer_validate.errors import NotApplicable, error_line, first_line
 from pytest_transformer_validate.probe.compare import joined, some_rows
-from pytest_transformer_validate.probe.copies import probe_beside, twin_of
+from pytest_transformer_validate.probe.copies import convertible, probe_beside
 from pytest_transformer_validate.probe.forwards import padded_halves
 from pytest_transformer_validate.probe.moved_weights import data_kept
 from pytest_transformer_validate.probe.passes import Passes, remembered
@@ -213,7 +213,7 @@ class Precision(Passes):
                 _run(beside, self.batch(0))
             except RuntimeError as error:
                 if any(words in str(error) for words in _MIXED):
-                    return where_raised(subject.model, error), first_line(error, 160)
+                    return where_raised(beside.subject.model, error), first_line(error, 160)
             except Exception:  # noqa: BLE001 - a model need not run in half precision
                 return None
         return None
@@ -270,8 +270,8 @@ class Precision(Passes):
                     larger = moved and tensor.dim() > 1 and isinstance(tensor, Parameter)
                     numbers = data * _GAIN if larger else data
                     tensor.data = numbers.to(rounded).to(torch.float32)
-            with probe.running("precision") as subject:
-                yield probe_beside(probe, twin_of(subject, model))
+            with convertible(probe, "precision") as twin:
+                yield probe_beside(probe, twin)
 
     def where_differs(self, name: str, draw: int, factor: float) -> str | None:
         """The first module whose output in half precision is further from the reference than
