@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import linecache
 import operator
 from typing import TYPE_CHECKING, Any
@@ -10,9 +11,10 @@ import pytest
 
 from pytest_transformer_validate.collection import entry_of
 from pytest_transformer_validate.errors import text_of
-from pytest_transformer_validate.redaction import redact
+from pytest_transformer_validate.redaction import redact, secrets
 from pytest_transformer_validate.report.text import (
     LONGEST_OUTPUT,
+    NO_TEXT,
     escaped,
     printable,
     tail,
@@ -23,8 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
     from pytest_transformer_validate.models import Run
-
-_NO_TEXT = frozenset({int, float, bool})
 
 
 class Sinks:
@@ -45,7 +45,7 @@ class Sinks:
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         report = yield
         if entry_of(item) is not None:
-            clean(report, _text_of_model, _output_of_model)
+            clean(report, _texts_of_model(), _output_of_model)
             if self._before is not None and self._before.nodeid == report.nodeid:
                 _share(self._before, report)
             self._before = report
@@ -54,7 +54,7 @@ class Sinks:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.nodeid.startswith(self.heads):
-            clean(report, _text_of_model, _output_of_model)
+            clean(report, _texts_of_model(), _output_of_model)
         else:
             clean(report, redact, redact)
 
@@ -64,7 +64,7 @@ class Sinks:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_internalerror(self, excrepr: Any) -> None:
-        _mapped(excrepr, _text_of_model)
+        _mapped(excrepr, _texts_of_model())
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_warning_recorded(self, warning_message: warnings.WarningMessage) -> None:
@@ -84,8 +84,8 @@ class Sinks:
             known.update({key: _mapped(value, redact) for key, value in known.items()})
 
 
-def _text_of_model(text: str) -> str:
-    return printable(text, LONGEST_OUTPUT)
+def _texts_of_model() -> Callable[[str], str]:
+    return functools.partial(printable, longest=LONGEST_OUTPUT, values=secrets())
 
 
 def _output_of_model(text: str) -> str:
@@ -117,7 +117,7 @@ def _share(before: pytest.TestReport, report: pytest.TestReport) -> None:
 def _mapped(value: Any, change: Callable[[str], str]) -> Any:
     """``value`` with its texts changed; the same object where there was nothing to change. Lines
     of text are changed as the one text that they are."""
-    if value is None or type(value) in _NO_TEXT:
+    if value is None or type(value) in NO_TEXT:
         return value
     if isinstance(value, str):
         changed = change(value)

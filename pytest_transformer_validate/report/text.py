@@ -5,15 +5,19 @@ from __future__ import annotations
 import functools
 import re
 import unicodedata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pytest_transformer_validate.errors import MARGIN, text_of
 from pytest_transformer_validate.redaction import redact, secrets
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 LONGEST = 8 * 1024
 LONGEST_TEXT = 2 * LONGEST
 LONGEST_OUTPUT = 64 * 1024
 CUT = "\n... (cut)"
+NO_TEXT = frozenset({bool, int, float})
 
 _SHORT = 128
 _KEPT = frozenset("\n\t")
@@ -24,11 +28,12 @@ _UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 _COMMAND = re.compile(r"^([^\S\n]*):(?=:)|#(?=#\[)", re.MULTILINE)
 
 
-def printable(text: str, longest: int = LONGEST_TEXT) -> str:
+def printable(text: str, longest: int = LONGEST_TEXT, values: frozenset[str] | None = None) -> str:
     """``text`` fit to be shown: without credentials, of at most ``longest`` characters (16 KiB),
-    and with control, format and surrogate characters written as escapes."""
+    and with control, format and surrogate characters written as escapes. Who has many texts asks
+    for the ``values`` of ``secrets()`` once."""
     if type(text) is str and len(text) <= _SHORT:
-        return _short(text, secrets())
+        return _short(text, secrets() if values is None else values)
     return escaped(capped(text, longest))
 
 
@@ -58,15 +63,19 @@ def tail(text: str) -> str:
 
 def plain(value: Any) -> Any:
     """``value`` as JSON types that travel between processes; foreign objects as their text."""
-    if value is None or type(value) in {bool, int, float}:
+    return _plain(value, functools.partial(printable, values=secrets()))
+
+
+def _plain(value: Any, shown: Callable[[str], str]) -> Any:
+    if value is None or type(value) in NO_TEXT:
         return value
     if isinstance(value, str):
-        return printable(text_of(value, str.__str__))
+        return shown(text_of(value, str.__str__))
     if isinstance(value, dict):
-        return {printable(text_of(key)): plain(item) for key, item in value.items()}
+        return {shown(text_of(key)): _plain(item, shown) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [plain(item) for item in value]
-    return printable(text_of(value, repr))
+        return [_plain(item, shown) for item in value]
+    return shown(text_of(value, repr))
 
 
 @functools.lru_cache(maxsize=2048)
