@@ -33,19 +33,14 @@ def named_tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 def held_tensors(module: torch.nn.Module, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
     """Tensors in the plain attributes of one module, also in lists, tuples and dicts of them."""
     for name, value in vars(module).items():
-        if not isinstance(value, _HOLDS) or not _is_own(name):
+        if name in _REGISTRIES or not isinstance(value, _HOLDS) or name.endswith("_hooks"):
             continue
         for path, tensor in _tensors_in(value, name, depth=3):
             yield f"{prefix}.{path}" if prefix else path, tensor
 
 
 _HOLDS = (torch.Tensor, dict, list, tuple)
-
-
-def _is_own(attribute: str) -> bool:
-    return attribute not in {"_parameters", "_buffers", "_modules"} and not attribute.endswith(
-        "_hooks"
-    )
+_REGISTRIES = frozenset(vars(torch.nn.Module()))  # what every module has
 
 
 def _tensors_in(value: Any, path: str, depth: int) -> Iterator[tuple[str, torch.Tensor]]:

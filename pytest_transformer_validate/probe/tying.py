@@ -37,6 +37,12 @@ _TIES_OUTPUT = re.compile(r"emb|weight|output|head|input|^tie$|^tied$|decoder")
 _TIES_OTHERS = re.compile(r"encoder_decoder|layers?|blocks?|2nd|qk|attention|experts?|lora")
 
 
+# What a class may have of its own to be copied or converted.
+_CHANGES = frozenset(
+    {"__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "_apply", "to"}
+)
+
+
 @dataclass(frozen=True)
 class Ends:
     """What the ids index and what makes the logits: names of parameters, buffers or attributes.
@@ -98,10 +104,11 @@ class Tying(Passes):
 
     def _undone(self, names: tuple[str, ...]) -> str | None:
         """What of a copy and a conversion ends the sharing of storage, for a small model."""
-        if not self.probe.subject.small or len(names) < 2:
+        model = self.probe.subject.model
+        if not self.probe.subject.small or len(names) < 2 or _stays_one(model, names):
             return None
         try:
-            twin = duplicate(self.probe.subject.model)
+            twin = duplicate(model)
         except Exception:  # noqa: BLE001 - a model need not support being copied
             return None
         for what, change in (("copy.deepcopy", None), (".to(dtype)", torch.float64)):
@@ -176,6 +183,18 @@ def _apart(model: torch.nn.Module, names: tuple[str, ...]) -> tuple[str, ...]:
     parameters = dict(model.named_parameters(remove_duplicate=False))
     held = {id(parameters[n]): n for n in names if n in parameters}
     return tuple(held.values()) if len(held) > 1 else ()
+
+
+def _stays_one(model: torch.nn.Module, names: tuple[str, ...]) -> bool:
+    """Whether the names are one parameter of a model whose copy and conversion are torch's."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    found = [parameters.get(name) for name in names]
+    if type(found[0]) is not torch.nn.Parameter or any(each is not found[0] for each in found):
+        return False
+    modules = list(model.modules())
+    kinds = {kind for module in modules for kind in type(module).__mro__}
+    own = [vars(kind) for kind in kinds if not kind.__module__.startswith(("torch.", "builtins"))]
+    return all(_CHANGES.isdisjoint(named) for named in (*own, *map(vars, modules)))
 
 
 def _lists(listed: Any, names: tuple[str, ...]) -> bool:
