@@ -134,7 +134,7 @@ def locate(target: Any) -> tuple[str, int] | None:
     try:
         file = inspect.getsourcefile(target)
         linecache.checkcache(file)
-        line = inspect.getsourcelines(target)[1]
+        line = inspect.findsource(inspect.unwrap(target))[1] + 1
     except (OSError, TypeError):
         return None
     return (str(Path(file).absolute()), line) if file else None
