@@ -71,10 +71,9 @@ def plain_batch(probe: Probe, rows: int | None = None) -> Batch:
     return batch if rows is None else some_rows(batch, 0, rows)
 
 
-def plain(probe: Probe, rows: int | None = None, noised: bool = False) -> torch.Tensor:
+def plain(probe: Probe, rows: int | None = None) -> torch.Tensor:
     """The logits of ``plain_batch``, with which many passes compare."""
-    with probe.under("noised" if noised else "eval"):
-        return probe.forward(plain_batch(probe, rows)).logits
+    return probe.forward(plain_batch(probe, rows)).logits
 
 
 def noise(probe: Probe) -> float:

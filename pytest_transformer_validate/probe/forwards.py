@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from pytest_transformer_validate.errors import Blocked, NotApplicable
-from pytest_transformer_validate.probe.compare import MANY, joined, plain_batch, some_rows, trace
+from pytest_transformer_validate.probe.compare import (
+    MANY,
+    joined,
+    plain,
+    plain_batch,
+    some_rows,
+    trace,
+)
 from pytest_transformer_validate.probe.trace import ROOT, first_not_finite
 
 if TYPE_CHECKING:
@@ -119,8 +126,8 @@ class Samples:
 
 def samples(probe: Probe, noised: bool = False) -> Samples:
     """Forwards over random rows, one repeated token, the largest id, and padded rows."""
-    random = probe.plain(noised=noised)
     with probe.under("noised" if noised else "eval"):
+        random = plain(probe) if noised else probe.plain()
         bad: dict[str, str | None] = {}
         if not_finite(random):
             bad["random"] = _first_bad(probe, plain_batch(probe))

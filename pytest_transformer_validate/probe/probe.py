@@ -217,9 +217,9 @@ class Probe(Groups):
         """See ``compare.repeats``."""
         return compare.repeats(self, swaps)
 
-    def plain(self, rows: int | None = None, *, noised: bool = False) -> torch.Tensor:
-        """See ``compare.plain``."""
-        return self.once(compare.plain, rows, noised)
+    def plain(self, rows: int | None = None) -> torch.Tensor:
+        """See ``compare.plain``; with the model as loaded."""
+        return self.once(compare.plain, rows)
 
     def noise(self) -> float:
         """See ``compare.noise``."""
@@ -257,7 +257,7 @@ class Probe(Groups):
     def row_gradients(self) -> torch.Tensor | None:
         """See ``rows.row_gradients``."""
         count, length = self.subject.sizes
-        return self.once(rows.row_gradients, min(count, 3), length)
+        return self.once(rows.row_gradients, min(count, 2), length)
 
     # ... and where in the model something happens, run on a failure only.
 

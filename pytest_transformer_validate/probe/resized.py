@@ -142,8 +142,9 @@ class Resizing(Passes):
     def rows(self, condition: str) -> Resized:
         """The first row alone, in smaller batches, and in the largest."""
         probe = self.probe
-        most, sizes = self._rows(condition)
-        full = without_nan(probe.plain(most, noised=condition == "noised"))
+        _, sizes = self._rows(condition)
+        noised = condition == "noised"
+        full = probe.row_swaps("noised").reference if noised else without_nan(probe.plain())
         with probe.under(condition):
             moved, place = {}, {}
             for size in sizes:

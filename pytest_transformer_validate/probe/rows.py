@@ -56,11 +56,11 @@ def row_plans(probe: Probe) -> list[str]:
 def row_swaps(probe: Probe, plan: str) -> RowSwaps:
     """Replace all rows but some.
 
-    ``plan`` is ``full``, a full batch without the first, then without the last row; ``padded``,
-    in which the other rows have padding before and none after, while one kept row has none and
-    another less than the others had; ``noised``, with every parameter moved at random, which
-    keeps one row that has others on both sides; or ``rolled``, which keeps all rows and gives
-    each the next one's place.
+    ``plan`` is ``full``, a full batch of which the last row is kept (and the first one, in a run
+    of its own, in a large model, which has fewer plans); ``padded``, in which the other rows have
+    padding before and none after, while one kept row has none and another less than the others
+    had; ``noised``, with every parameter moved at random, which keeps one row that has others on
+    both sides; or ``rolled``, which keeps all rows and gives each the next one's place.
     """
     rows, length = probe.subject.sizes
     if plan == "rolled":
@@ -71,15 +71,14 @@ def row_swaps(probe: Probe, plan: str) -> RowSwaps:
     if plan == "padded":
         before, fresh, kept = _padded_pair(probe, before, fresh)
         runs = [kept]
-        reference = finite_logits(probe, before)
     elif plan == "noised":
         runs = [[max(0, rows - 2)]]
-        reference = without_nan(probe.plain(rows, noised=True))
     else:
-        runs = [[0], [rows - 1]]
-        reference = without_nan(probe.plain())
+        runs = [[rows - 1]] if probe.subject.small else [[0], [rows - 1]]
     after = [_keep_rows(before, fresh, kept) for kept in runs]
     with probe.under(plan):
+        full = plan == "full"
+        reference = without_nan(probe.plain()) if full else finite_logits(probe, before)
         moved = [
             difference(reference, finite_logits(probe, swapped)).flatten(1).amax(1)
             for swapped in after

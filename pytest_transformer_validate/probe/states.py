@@ -112,19 +112,26 @@ class States(Passes):
             return None
         reference = self._first()
         with self._running() as subject:
-            model = subject.model
-            before = _numbers(model)
-            tensors = [(t, t.clone()) for t in (*model.buffers(), *model.parameters())]
             try:
                 self._train()
             except Exception:  # noqa: BLE001 - training is judged elsewhere
                 return None
-            if any(module.training for module in model.modules()):
+            if any(module.training for module in subject.model.modules()):
                 return None  # what eval() does not reach: see determinism
             moved = moved_by(reference, self._give(FIRST))
-            if moved and (_numbers(model) != before or not all(same(t, v) for t, v in tensors)):
-                return None
-            return Step(FIRST, (TRAINING,), moved, reference)
+        if moved and self._training_changes():
+            return None
+        return Step(FIRST, (TRAINING,), moved, reference)
+
+    def _training_changes(self) -> bool:
+        """Whether training, and a call after it, change buffers, parameters or counters."""
+        with self._running() as subject:
+            model = subject.model
+            before = _numbers(model)
+            tensors = [(t, t.clone()) for t in (*model.buffers(), *model.parameters())]
+            self._train()
+            self._give(FIRST)
+            return _numbers(model) != before or not all(same(t, v) for t, v in tensors)
 
     @remembered
     def after_too_long(self) -> Step | None:

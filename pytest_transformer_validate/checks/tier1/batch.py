@@ -25,9 +25,9 @@ RULE = "a row's logits must not depend on the other rows of the batch"
 def batch_independence(probe: Probe, *, factor: float = 16.0) -> BatchIndependence:
     """The output of a row depends on no other row of its batch.
 
-    Other rows are replaced, and the gradient of every row's output at every row's input is
-    read. B and T are different primes, because equal ones hide an exchanged axis. The expected
-    movement is exactly 0; ``factor`` u are allowed.
+    All rows but one or two are replaced, in a full batch and in a smaller one, and the gradient
+    of a row's output at another row's input is read. B and T differ, because equal ones hide an
+    exchanged axis. The expected movement is exactly 0; ``factor`` u are allowed.
     """
     notes: list[str] = []
     results = [_judge_swaps(probe, plan, factor, notes) for plan in probe.row_plans()]
