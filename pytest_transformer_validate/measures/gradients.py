@@ -61,6 +61,8 @@ def dead_block(found: Gradients, name: str) -> tuple[int, int] | None:
 
     ``None`` for less than 4 in a row, or less than a sixteenth: single dead units are common.
     """
+    if not found.dead_rows[name].any():
+        return None
     dead = found.dead_rows[name].tolist()
     best, start = (0, 0), 0
     for index, value in enumerate([*dead, False]):

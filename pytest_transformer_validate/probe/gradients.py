@@ -24,7 +24,7 @@ CUTS = {
     torch.Tensor.data.__get__,  # type: ignore[attr-defined]
 }  # fmt: skip
 _SPECIAL = 1  # the batch that holds special ids (padding, end)
-_DIRECTIONS = 2  # a batch; six numbers agree by chance about once in 1e12
+_DIRECTIONS = 3  # a batch; six numbers agree by chance about once in 1e12
 
 
 @dataclass
@@ -97,9 +97,7 @@ def _gradients(
         if number == _SPECIAL and probe.subject.task.per_token:
             batch = probe.subject.with_special(batch)
         with probe.running("gradients", number, grad=True) as subject:
-            _train_without_dropout(subject.model)
-            if not training:
-                subject.model.eval()
+            _enter_mode(subject.model, training)
             watched = _watched(subject.model, found, thorough=thorough)
             with watched as results, _Reads(subject.model, found.used) as reads:
                 output = subject(batch)
@@ -141,22 +139,29 @@ def movement(probe: Probe, parameter: str) -> tuple[float, torch.Tensor]:
     return float((before - after)[both].abs().max()) if bool(both.any()) else 0.0, before
 
 
-def _train_without_dropout(model: torch.nn.Module) -> None:
-    """Training mode, but for dropout. Going there also drops what eval mode has cached."""
+def _enter_mode(model: torch.nn.Module, training: bool) -> None:
+    """Training mode, but for dropout; or eval mode from there, since going there also drops what
+    modules with a ``train()`` of their own have cached."""
+    plain = torch.nn.Module.train
+    if not training and all(type(module).train is plain for module in model.modules()):
+        return
     model.train()
     for module in model.modules():
         if isinstance(module, torch.nn.modules.dropout._DropoutNd):
             module.eval()
+    if not training:
+        model.eval()
 
 
 def _shapes(probe: Probe) -> list[tuple[int, int]]:
-    """Batches of different lengths: short ones, and one near the maximum where that is cheap."""
+    """Two batches of different lengths: a short one, and one text near the maximum where that is
+    cheap, else a shorter one."""
     rows, length = probe.subject.sizes
+    longest = min(probe.subject.max_length or 32, 64)
+    if probe.subject.small and longest > length:
+        return [(rows, length), (1, longest)]
     most = probe.subject.most_rows
-    short = [(rows, length), (min(most, max(2, rows - 2)), max(1, length - 3))]
-    if not probe.subject.small:
-        return short
-    return [*short, (min(most, 2), min(probe.subject.max_length or 32, 64))]
+    return [(rows, length), (min(most, max(2, rows - 2)), max(1, length - 3))]
 
 
 def _backward(
@@ -165,8 +170,7 @@ def _backward(
     model = probe.subject.model
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     differentiate(probe, model, [output.logits])
-    for name, parameter in named.items():
-        norm = _norm(parameter)
+    for (name, parameter), norm in zip(named.items(), _norms(list(named.values())), strict=True):
         if norm is None:
             found.norms.setdefault(name, None)
             continue
@@ -180,7 +184,8 @@ def _backward(
     if left and unused:
         gradients = [(p, p.grad) for p in named.values()]
         differentiate(probe, model, unused)
-        found.beside.update(name for name, parameter in left.items() if _norm(parameter))
+        norms = _norms(list(left.values()))
+        found.beside.update(name for name, norm in zip(left, norms, strict=True) if norm)
         for parameter, grad in gradients:
             parameter.grad = grad
 
@@ -189,10 +194,11 @@ def _note_dead_rows(name: str, parameter: torch.nn.Parameter, found: Gradients) 
     """Which outputs of a weight (rows) have no gradient in any batch."""
     grad = parameter.grad
     axis = found.output_axis.get(name)
-    if grad is None or axis is None or grad.is_sparse:
+    known = found.dead_rows.get(name)
+    if grad is None or axis is None or grad.is_sparse or (known is not None and not known.any()):
         return
     dead = (grad == 0).all(1 - axis).cpu()
-    found.dead_rows[name] = dead & found.dead_rows.get(name, dead)
+    found.dead_rows[name] = dead if known is None else dead & known
 
 
 def _note_dead_experts(name: str, parameter: torch.nn.Parameter, found: Gradients) -> None:
@@ -230,7 +236,7 @@ def _unused(results: list[list[torch.Tensor]]) -> list[torch.Tensor]:
     which has one, and positions without one in a result (B, T, D) of which others have one."""
     unused = []
     for group in results:
-        reached = [bool(_norm(t)) for t in group]
+        reached = list(map(bool, _norms(group)))
         if any(reached):
             unused += [t for t, has in zip(group, reached, strict=True) if not has]
         for tensor, has in zip(group, reached, strict=True):
@@ -261,12 +267,17 @@ def differentiate(probe: Probe, model: torch.nn.Module, outputs: list[torch.Tens
         torch.stack(parts).sum().backward(retain_graph=True)
 
 
-def _norm(tensor: torch.Tensor) -> float | None:
-    grad = tensor.grad
-    if grad is None:
-        return None
-    grad = grad.coalesce().values() if grad.is_sparse else grad
-    return float(torch.linalg.vector_norm(grad.detach(), dtype=torch.float64))
+def _norms(tensors: list[torch.Tensor]) -> list[float | None]:
+    """The norm of each tensor's gradient, in float64; ``None`` where it has none."""
+    grads = [t.grad for t in tensors]
+    dense = [
+        (g.coalesce().values() if g.is_sparse else g).detach() for g in grads if g is not None
+    ]
+    if not dense:
+        return [None] * len(grads)
+    found = torch._foreach_norm(dense, 2, torch.float64)
+    norms = iter(torch.stack([norm.cpu() for norm in found]).tolist())
+    return [None if g is None else next(norms) for g in grads]
 
 
 @contextlib.contextmanager
@@ -360,4 +371,4 @@ class _Reads(TorchFunctionMode):
 
 def plain_gradients(probe: Probe) -> Gradients:
     """``gradients`` with the parameters as they are now, not remembered."""
-    return _gradients(probe, _shapes(probe)[:2], training=False, thorough=False)
+    return _gradients(probe, _shapes(probe), training=False, thorough=False)

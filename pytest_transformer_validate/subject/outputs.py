@@ -52,6 +52,8 @@ def tensors_in(value: Any) -> list[torch.Tensor]:
     """Every tensor in such a nest, of whatever type."""
     if isinstance(value, torch.Tensor):
         return [] if value.is_nested else [value]
+    if type(value) is tuple:  # what modules are given: asking for abstract classes takes longer
+        return [t for item in value for t in tensors_in(item)]
     if isinstance(value, Mapping):
         return [t for item in value.values() for t in tensors_in(item)]
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
