@@ -11,7 +11,7 @@ import torch
 
 from pytest_transformer_validate.errors import ConfigError
 from pytest_transformer_validate.training.config import ConfigWarning
-from pytest_transformer_validate.training.optim import gradient_norm
+from pytest_transformer_validate.training.optim import clip_gradients, gradient_norm
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -81,7 +81,7 @@ class Precision:
         norm = gradient_norm(trained)
         on_cpu = norm.device.type == "cpu"  # where looking at a number is no wait
         if clip and not (on_cpu and norm.item() <= clip):
-            torch.nn.utils.clip_grads_with_norm_(trained, clip, norm)
+            clip_gradients(trained, clip, norm)
         if self.scaler.is_enabled():
             self.scaler.step(optimizer)
             self.scaler.update()
