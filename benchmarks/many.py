@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import re
 import shutil
 import statistics
 import tempfile
 from pathlib import Path
 
-from measure import EXAMPLE, compare, interleave, pytest, run, show
+from measure import EXAMPLE, Usage, compare, interleave, pytest, run, show
 
 # A conftest that notes, after the last test of each model, the time and the memory in use.
 WATCH = """
@@ -73,15 +74,11 @@ def main() -> None:
 
 
 def in_one_run(folder: Path, count: int) -> None:
-    """Whether later models cost more than earlier ones."""
+    """Whether later models cost more than earlier ones; of memory, what plain tests keep too."""
     if count < 2:
         return
     (folder / "conftest.py").write_text(WATCH, encoding="utf-8")
-    total = run(pytest(*_models(count)), folder)
-    rows = [
-        [float(value) for value in line.split()]
-        for line in (folder / "models.txt").read_text(encoding="utf-8").splitlines()
-    ]
+    total, rows = _watched(_models(count), folder)
     quarter = max(1, len(rows) // 4)
     print(f"{count} tiny models in one run: {total.wall:.1f} s, peak {total.peak:.0f} MB")
     for column, kind in ((0, "wall"), (1, "CPU")):
@@ -91,12 +88,43 @@ def in_one_run(folder: Path, count: int) -> None:
         show(f"each of the last {quarter}, {kind}", late)
         ratio = statistics.median(late) / statistics.median(early)
         compare(f"last / first, {kind}", [ratio], 1.2)
+    _show_memory("memory in use", rows)
+    tenths = rows[max(1, len(rows) // 10) - 1 :: max(1, len(rows) // 10)]
+    print(f"  after each tenth, MB: {' '.join(f'{row[2]:.0f}' for row in tenths)}")
+    outcomes = re.findall(r"(\d+) (?:passed|failed|skipped|xfailed)\b", total.output)
+    tests = sum(map(int, outcomes)) // count
+    _show_memory(
+        f"files of {tests} tests that do nothing",
+        _watched(_plain(folder, count, tests), folder)[1],
+    )
+    print()
+
+
+def _watched(arguments: list[str], folder: Path) -> tuple[Usage, list[list[float]]]:
+    """A run, and what its conftest noted: seconds of wall clock and of CPU, and MB in use."""
+    notes = folder / "models.txt"
+    notes.unlink(missing_ok=True)
+    total = run(pytest(*arguments), folder)
+    lines = notes.read_text(encoding="utf-8").splitlines()
+    return total, [[float(value) for value in line.split()] for line in lines]
+
+
+def _show_memory(what: str, rows: list[list[float]]) -> None:
+    quarter = max(1, len(rows) // 4)
     first = statistics.median(row[2] for row in rows[:quarter])
     last = statistics.median(row[2] for row in rows[-quarter:])
     grown = (last - first) / (len(rows) - quarter)
-    print(f"  memory in use {first:.1f} MB, then {last:.1f} MB: {grown:+.3f} MB a model")
-    tenths = rows[max(1, len(rows) // 10) - 1 :: max(1, len(rows) // 10)]
-    print(f"  after each tenth, MB: {' '.join(f'{row[2]:.0f}' for row in tenths)}\n")
+    print(f"  {what}: {first:.1f} MB, then {last:.1f} MB: {grown:+.3f} MB each")
+
+
+def _plain(folder: Path, count: int, tests: int) -> list[str]:
+    """As many files as there are models, with as many tests as a model has checks."""
+    mark = "import pytest\npytestmark = pytest.mark.tier1\n"
+    code = mark + "".join(f"def test_{number}(): pass\n" for number in range(tests))
+    files = [folder / f"test_{number:03}.py" for number in range(count)]
+    for file in files:
+        file.write_text(code, encoding="utf-8")
+    return [file.name for file in files]
 
 
 def on_workers(folder: Path, what: str, models: list[str], rounds: int) -> None:

@@ -37,7 +37,7 @@ class Sinks:
 
     def __init__(self, run: Run) -> None:
         self.heads = tuple(f"{model.id}::" for model in run.models)
-        self._before: pytest.TestReport | None = None
+        self._before: dict[str, pytest.TestReport] = {}
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_makereport(
@@ -46,15 +46,13 @@ class Sinks:
         report = yield
         if entry_of(item) is not None:
             clean(report, _texts_of_model(), _output_of_model)
-            if self._before is not None and self._before.nodeid == report.nodeid:
-                _share(self._before, report)
-            self._before = report
         return report
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.nodeid.startswith(self.heads):
             clean(report, _texts_of_model(), _output_of_model)
+            self._share(report)
         else:
             clean(report, redact, redact)
 
@@ -83,6 +81,16 @@ class Sinks:
             known: dict[str, Any] = session.config.stash.get(metadata_key, {})
             known.update({key: _mapped(value, redact) for key, value in known.items()})
 
+    def _share(self, report: pytest.TestReport) -> None:
+        """Give a report what it has in common with the one before of the same test: pytest keeps
+        all of them until the run ends."""
+        before = self._before.pop(report.nodeid, None)
+        for name in ("keywords", "user_properties", "sections"):
+            if before is not None and getattr(before, name) == getattr(report, name):
+                setattr(report, name, getattr(before, name))
+        if report.when != "teardown":
+            self._before[report.nodeid] = report
+
 
 def _texts_of_model() -> Callable[[str], str]:
     return functools.partial(printable, longest=LONGEST_OUTPUT, values=secrets())
@@ -104,14 +112,6 @@ def clean(
     for name in ("longrepr", "wasxfail", "user_properties", "tb_record"):
         if hasattr(report, name):
             setattr(report, name, _mapped(getattr(report, name), text))
-
-
-def _share(before: pytest.TestReport, report: pytest.TestReport) -> None:
-    """Give the next report of a test what it has in common with the one before: pytest keeps
-    all of them until the run ends."""
-    for name in ("keywords", "user_properties", "sections"):
-        if getattr(before, name) == getattr(report, name):
-            setattr(report, name, getattr(before, name))
 
 
 def _mapped(value: Any, change: Callable[[str], str]) -> Any:
