@@ -31,6 +31,7 @@ HOOKS = (
 )
 _REGISTRIES = ("_modules", "_parameters", "_buffers", *HOOKS)
 _OWN = torch.nn.Module
+_UNCOUNTED = -1  # the version of what torch writes to without counting: a batch norm's statistics
 
 
 class Kept:
@@ -53,9 +54,15 @@ class Kept:
         self._parameters = members(self.modules, "_parameters")
         self._facts = _facts(self._parameters)
         self._folding = _folding(self.modules)
+        uncounted = {id(b) for norm in self.batch_norms for b in norm._buffers.values()}
         # The second one holds the memory, so that its address is given to no other tensor.
         self._buffers: list[Buffer] = [
-            (b, b.detach(), version_of(b), b.detach().clone())
+            (
+                b,
+                b.detach(),
+                _UNCOUNTED if id(b) in uncounted else version_of(b),
+                b.detach().clone(),
+            )
             for b in members(self.modules, "_buffers")
             if not b.is_meta
         ]
@@ -138,8 +145,10 @@ def _give_parameter_back(
 
 
 def _written(buffer: Buffer) -> bool:
-    tensor, then, version, _ = buffer
-    return version_of(tensor) != version or tensor.data_ptr() != then.data_ptr()
+    tensor, then, version, value = buffer
+    if tensor.data_ptr() != then.data_ptr():
+        return True
+    return not tensor.equal(value) if version == _UNCOUNTED else version_of(tensor) != version
 
 
 def _registries(modules: list[torch.nn.Module]) -> Holders:

@@ -124,6 +124,15 @@ def test_what_a_model_keeps_comes_back():
     assert fingerprint(model) == written
 
 
+def test_statistics_of_batch_norms_come_back():
+    norm = nn.BatchNorm1d(2).train()
+    with guard(norm):
+        norm(torch.randn(8, 2))
+    assert norm.running_mean.tolist() == [0, 0]
+    assert norm.running_var.tolist() == [1, 1]
+    assert norm.num_batches_tracked == 0
+
+
 def test_an_exchanged_parameter_comes_back():
     model = Keeps()
     before = model.state()
