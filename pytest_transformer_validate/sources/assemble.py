@@ -6,6 +6,7 @@ import contextlib
 import copy
 import inspect
 import linecache
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -134,7 +135,16 @@ def locate(target: Any) -> tuple[str, int] | None:
     try:
         file = inspect.getsourcefile(target)
         linecache.checkcache(file)
-        line = inspect.findsource(inspect.unwrap(target))[1] + 1
+        line = _only_class(target, file) or inspect.findsource(inspect.unwrap(target))[1] + 1
     except (OSError, TypeError):
         return None
     return (str(Path(file).absolute()), line) if file else None
+
+
+def _only_class(target: Any, file: str | None) -> int | None:
+    """The line of a class where a file has but one of that name: found without parsing it."""
+    if not isinstance(target, type):
+        return None
+    start = re.compile(rf"\s*class\s+{re.escape(target.__name__)}\b")
+    found = [n for n, line in enumerate(linecache.getlines(file or ""), 1) if start.match(line)]
+    return found[0] if len(found) == 1 else None

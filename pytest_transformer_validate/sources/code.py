@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import io
 import json
 import re
@@ -48,12 +49,17 @@ def read_code(path: Path) -> Code:
         )
     _warn_of_bidi(path, text)
     try:
-        tree = ast.parse(text, filename=str(path))
-        return Code(path, tree, compile(text, str(path), "exec", dont_inherit=True))
+        return _compiled(path, text)
     except SyntaxError as error:
         raise SourceError(syntax_text(error, text)) from error
     except (ValueError, RecursionError, MemoryError) as error:
         raise SourceError(f"{shown(path)} cannot be compiled: {clipped(error)}") from error
+
+
+@functools.lru_cache(maxsize=1)  # a model is built twice: to be judged, and from another seed
+def _compiled(path: Path, text: str) -> Code:
+    tree = ast.parse(text, filename=str(path))
+    return Code(path, tree, compile(text, str(path), "exec", dont_inherit=True))
 
 
 def _read(path: Path) -> bytes:

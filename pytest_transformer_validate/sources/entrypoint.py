@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -106,6 +107,7 @@ def _unused(classes: Mapping[str, object], uses: Mapping[str, set[str]]) -> list
     ]
 
 
+@functools.lru_cache(maxsize=1)  # as long as the same file is read
 def _uses(tree: ast.Module) -> dict[str, set[str]]:
     """The names that each top-level definition of a file mentions."""
     uses: dict[str, set[str]] = {}
