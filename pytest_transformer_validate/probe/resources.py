@@ -343,8 +343,9 @@ class Resources(Passes):
         """Seconds of forwards in eval mode at ``sizes`` (default: all, and ``lengths``), which
         take turns.
 
-        ``rounds`` forwards of each after ``warm`` that are not counted; by default as many as
-        take about 6 ms together, one of each for a large model, which has run at these sizes.
+        ``rounds`` forwards of each after ``warm`` that are not counted; by default three, and
+        more as long as that takes less than 6 ms, or one of each for a large model: all sizes
+        have run before.
         """
         probe = self.probe
         sizes = sizes or list(dict.fromkeys((*self.sizes.values(), *self.lengths())))
@@ -355,13 +356,12 @@ class Resources(Passes):
                 for batch in batches.values():
                     _seconds(subject, batch)
             start = time.perf_counter()
-            turns = 0
-            while turns < (rounds or _TURNS):
+            fewest = rounds or (3 if subject.small else 1)
+            for turn in range(rounds or _TURNS):
+                if turn >= fewest and time.perf_counter() - start > _SOME_TIME:
+                    break
                 for size, batch in batches.items():
                     seconds[size].append(_seconds(subject, batch))
-                turns += 1
-                if rounds is None and time.perf_counter() - start > _SOME_TIME:
-                    break
         return seconds
 
     def locate_work(self, small: Size, large: Size, ratio: float, kind: str) -> str | None:
