@@ -28,6 +28,7 @@ from pytest_transformer_validate.probe.compare import (
 from pytest_transformer_validate.probe.lookup import TokenLookup
 from pytest_transformer_validate.probe.passes import Passes, remembered
 from pytest_transformer_validate.probe.positions import copies, diagonal_gradient, single_gradient
+from pytest_transformer_validate.probe.structure import POSITIONWISE
 from pytest_transformer_validate.probe.trace import ROOT
 from pytest_transformer_validate.subject.outputs import floating
 from pytest_transformer_validate.subject.sizes import longer_than
@@ -35,20 +36,6 @@ from pytest_transformer_validate.subject.sizes import longer_than
 if TYPE_CHECKING:
     from pytest_transformer_validate.probe.probe import Probe
     from pytest_transformer_validate.subject.batch import Batch
-
-# Modules that treat every position alike and alone: asking them costs time and tells nothing.
-_POSITIONWISE = (
-    torch.nn.Linear,
-    torch.nn.Embedding,
-    torch.nn.LayerNorm,
-    torch.nn.RMSNorm,
-    torch.nn.Dropout,
-    torch.nn.GELU,
-    torch.nn.SiLU,
-    torch.nn.ReLU,
-    torch.nn.Tanh,
-    torch.nn.Identity,
-)
 
 
 @dataclass(frozen=True)
@@ -408,7 +395,7 @@ def _looked_at(probe: Probe, length: int, text: int) -> tuple[int, ...]:
 def _is_positionwise(module: torch.nn.Module) -> bool:
     if type(module) is torch.nn.Sequential:
         return all(map(_is_positionwise, module))
-    return isinstance(module, _POSITIONWISE)
+    return isinstance(module, POSITIONWISE)
 
 
 def _is_watched(probe: Probe, module: torch.nn.Module) -> bool:

@@ -249,15 +249,19 @@ def _takes_mask_too(probe: Probe) -> bool:
 
 def copies(probe: Probe, length: int, rows: int, source: int | None = None) -> Batch:
     """``rows`` copies of one text."""
-    one = probe.batch(1, length, "text", length, source=source).inputs
+    one = probe.once(_text, length, source).inputs
     return Batch({role: t.expand(rows, *t.shape[1:]).clone() for role, t in one.items()})
+
+
+def _text(probe: Probe, length: int, source: int | None) -> Batch:
+    return probe.batch(1, length, "text", length, source=source)
 
 
 def _different(probe: Probe, ids: torch.Tensor, length: int) -> torch.Tensor:
     """Ids that differ from ``ids`` at every position."""
     other = probe.batch(1, length, "swaps", length)[sequence(probe)]
-    pool = probe.batch(1, max(8, ids.shape[1]), "pool")["input_ids"].flatten()
     for position in (other == ids)[0].nonzero().flatten().tolist():
+        pool = probe.batch(1, max(8, ids.shape[1]), "pool")["input_ids"].flatten()
         different = pool[pool != ids[0, position]]
         if len(different):
             other[0, position] = different[0]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pytest_transformer_validate.probe.structure import POSITIONWISE
 from pytest_transformer_validate.probe.trace import ROOT
 from pytest_transformer_validate.subject.dispatch import Operations
 from pytest_transformer_validate.subject.outputs import floating
@@ -90,7 +91,7 @@ class ScoreReader(Operations):
         """Record while inside, and know which module is running."""
         handles: list[Any] = []
         for name, module in self.model.named_modules():
-            if isinstance(module, torch.jit.ScriptModule):
+            if isinstance(module, torch.jit.ScriptModule) or type(module) in POSITIONWISE:
                 continue
             handles.append(
                 module.register_forward_pre_hook(self._enter(name or ROOT), with_kwargs=True)

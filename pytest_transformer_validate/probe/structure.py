@@ -9,6 +9,20 @@ import torch
 from pytest_transformer_validate.probe.passes import Passes
 from pytest_transformer_validate.subject.source import reads_module, reads_parameter
 
+# Modules that treat every position alike and alone: asking them costs time and tells nothing.
+POSITIONWISE = (
+    torch.nn.Linear,
+    torch.nn.Embedding,
+    torch.nn.LayerNorm,
+    torch.nn.RMSNorm,
+    torch.nn.Dropout,
+    torch.nn.GELU,
+    torch.nn.SiLU,
+    torch.nn.ReLU,
+    torch.nn.Tanh,
+    torch.nn.Identity,
+)
+
 
 class Structure(Passes):
     """What can be said of a model without running it."""

@@ -162,8 +162,9 @@ def _named_padding(subject: Subject, *, tables: bool) -> int | None:
     named = {
         value
         for module in subject.model.modules()
-        for name, value in vars(module).items()
-        if name in PADDING and type(value) is int and isinstance(module, nn.Embedding) == tables
+        if isinstance(module, nn.Embedding) == tables
+        for name in PADDING
+        if type(value := vars(module).get(name)) is int
     }
     found = subject.pad_id
     if found is None and len(named) == 1:

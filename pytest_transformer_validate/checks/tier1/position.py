@@ -152,17 +152,22 @@ def _judge_positions(
         return measured
     if constant_over_positions(constant.entering):
         return _judge_distance(probe, constant, measured)
-    _judge_distinct(probe, side, modules[0], measured)
+    _judge_distinct(probe, side, constant, measured)
     return measured
 
 
-def _judge_distinct(probe: Probe, side: str, module: str, measured: PositionSensitivity) -> None:
+def _judge_distinct(
+    probe: Probe, side: str, constant: Constant, measured: PositionSensitivity
+) -> None:
     """Positions that enter by a table, or by a formula, all differ."""
+    module = constant.module
     length = probe.order.sides[side][1]
     longest = probe.subject.max_length
     lengths = [length, *([min(longest, _LONGEST)] if longest and longest > length else [])]
     for size in lengths:
-        entering = probe.order.entering(side, module, size)
+        entering = (
+            constant.entering if size == length else probe.order.entering(side, module, size)
+        )
         if entering is None or len(entering) != size:
             continue
         same = same_vectors(entering)
