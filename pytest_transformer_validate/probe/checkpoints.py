@@ -21,6 +21,7 @@ from pytest_transformer_validate.probe.copies import duplicate, probe_beside, tw
 from pytest_transformer_validate.probe.holders import own_storages
 from pytest_transformer_validate.probe.passes import Passes, remembered
 from pytest_transformer_validate.probe.trace import ROOT, first_to_differ
+from pytest_transformer_validate.probe.watch import same
 from pytest_transformer_validate.sources.directory import quiet
 
 if TYPE_CHECKING:
@@ -223,29 +224,31 @@ def _blank(model: torch.nn.Module) -> None:
 
 def _blanks(model: torch.nn.Module) -> list[str]:
     """Names of tensors that are still blank."""
-    return [n for n, t in _restorable(model).items() if bool(t.isnan().all())]
+    found = _restorable(model).items()
+    return [n for n, t in found if bool(t[(0,) * t.dim()].isnan()) and bool(t.isnan().all())]
 
 
 def _restorable(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and persistent buffers of floating point numbers."""
-    found: dict[str, torch.Tensor] = dict(model.named_parameters())
+    """Parameters, each by its first name, and persistent buffers of floating point numbers."""
+    found: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
     for name, module in model.named_modules():
-        for key, buffer in module._buffers.items():
-            if buffer is not None and key not in module._non_persistent_buffers_set:
-                found[f"{name}.{key}" if name else key] = buffer
-    return {
-        name: tensor.detach()
-        for name, tensor in found.items()
-        if not is_lazy(tensor) and tensor.is_floating_point() and tensor.numel()
-    }
+        left_out = module._non_persistent_buffers_set
+        held = [(k, t) for k, t in module._parameters.items() if id(t) not in seen]
+        seen.update(id(parameter) for _, parameter in held)
+        held += [(k, t) for k, t in module._buffers.items() if k not in left_out]
+        for key, tensor in held:
+            plain = tensor is not None and not is_lazy(tensor) and tensor.is_floating_point()
+            if plain and tensor.numel():
+                found[f"{name}.{key}" if name else key] = tensor.detach()
+    return found
 
 
 def _hold_the_same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
     """Whether two models hold the same numbers, as far as a checkpoint has to restore them."""
     mine, theirs = _restorable(one), _restorable(other)
     return mine.keys() == theirs.keys() and all(
-        tensor.dtype == theirs[name].dtype and tensor.equal(theirs[name])
-        for name, tensor in mine.items()
+        same(tensor, theirs[name]) for name, tensor in mine.items()
     )
 
 
