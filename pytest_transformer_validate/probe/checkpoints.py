@@ -12,16 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.nn.parameter import is_lazy
 
 from pytest_transformer_validate.errors import error_line, text_of
 from pytest_transformer_validate.optional import find
+from pytest_transformer_validate.probe.blanks import blank, blanks, hold_the_same
 from pytest_transformer_validate.probe.compare import difference, few_rows, trace
 from pytest_transformer_validate.probe.copies import duplicate, probe_beside, twin_of
 from pytest_transformer_validate.probe.holders import own_storages
 from pytest_transformer_validate.probe.passes import Passes, remembered
 from pytest_transformer_validate.probe.trace import ROOT, first_to_differ
-from pytest_transformer_validate.probe.watch import same
 from pytest_transformer_validate.sources.directory import quiet
 
 if TYPE_CHECKING:
@@ -103,7 +102,7 @@ class Checkpoints(Passes):
     def _from_state(self, twin: Probe, how: str, batch: Batch) -> Trip:
         """The ``state_dict``, taken after a forward and loaded strictly."""
         model = twin.subject.model
-        _blank(model)
+        blank(model)
         with self.probe.running("forward") as subject:
             logits = subject(batch).logits
             try:
@@ -117,14 +116,14 @@ class Checkpoints(Passes):
         """A file of safetensors. Where it brings back the very numbers of the model, which the
         state dict brought, too, there is nothing new to compare."""
         subject, fresh = self.probe.subject, twin.subject.model
-        kept = _hold_the_same(fresh, subject.model)
-        _blank(fresh)
+        kept = hold_the_same(fresh, subject.model)
+        blank(fresh)
         with contextlib.ExitStack() as stack:
             if not kept:
                 stack.enter_context(self.probe.running("forward"))(batch)
             _through_a_file(subject.model, fresh)
         trip = replace(state, way=SAFE)
-        if kept and _hold_the_same(fresh, subject.model):
+        if kept and hold_the_same(fresh, subject.model):
             return trip
         return self._compared(trip, twin, batch)
 
@@ -140,7 +139,7 @@ class Checkpoints(Passes):
 
     def _compared(self, trip: Trip, twin: Probe, batch: Batch) -> Trip:
         """The trip with what is lost in the instance, or how far and where it differs."""
-        lost = tuple(_blanks(twin.subject.model))
+        lost = tuple(blanks(twin.subject.model))
         if lost:
             return Trip(trip.way, trip.fresh, lost=lost, where=lost[0].rpartition(".")[0] or ROOT)
         assert trip.reference is not None
@@ -213,43 +212,6 @@ def _takes_config(kind: type) -> bool:
 def _is_another(made: torch.nn.Module, model: torch.nn.Module) -> bool:
     """Whether a model shares no storage with the given one."""
     return made is not model and own_storages(made).isdisjoint(own_storages(model))
-
-
-def _blank(model: torch.nn.Module) -> None:
-    """Fill what a checkpoint has to restore with NaN."""
-    with torch.no_grad():
-        for tensor in _restorable(model).values():
-            tensor.fill_(float("nan"))
-
-
-def _blanks(model: torch.nn.Module) -> list[str]:
-    """Names of tensors that are still blank."""
-    found = _restorable(model).items()
-    return [n for n, t in found if bool(t[(0,) * t.dim()].isnan()) and bool(t.isnan().all())]
-
-
-def _restorable(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters, each by its first name, and persistent buffers of floating point numbers."""
-    found: dict[str, torch.Tensor] = {}
-    seen: set[int] = set()
-    for name, module in model.named_modules():
-        left_out = module._non_persistent_buffers_set
-        held = [(k, t) for k, t in module._parameters.items() if id(t) not in seen]
-        seen.update(id(parameter) for _, parameter in held)
-        held += [(k, t) for k, t in module._buffers.items() if k not in left_out]
-        for key, tensor in held:
-            plain = tensor is not None and not is_lazy(tensor) and tensor.is_floating_point()
-            if plain and tensor.numel():
-                found[f"{name}.{key}" if name else key] = tensor.detach()
-    return found
-
-
-def _hold_the_same(one: torch.nn.Module, other: torch.nn.Module) -> bool:
-    """Whether two models hold the same numbers, as far as a checkpoint has to restore them."""
-    mine, theirs = _restorable(one), _restorable(other)
-    return mine.keys() == theirs.keys() and all(
-        same(tensor, theirs[name]) for name, tensor in mine.items()
-    )
 
 
 def _through_a_file(model: torch.nn.Module, fresh: torch.nn.Module) -> None:
