@@ -99,6 +99,9 @@ class Shared:
         return self._probe
 
     def clear(self) -> None:
+        for made in (self._probe, self._subject):
+            if made is not None:  # refers to itself: the model would stay in memory with it
+                vars(made).clear()
         self._model = self._subject = self._probe = self.reference = None
 
 
