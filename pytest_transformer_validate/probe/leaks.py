@@ -48,7 +48,7 @@ class Leaks(Passes):
         """The first module in which a real token sees what is under the mask."""
         with self.probe.padding.under(found.condition):
             before = trace(self.probe, found.before)
-            after = trace(self.probe, found.after[found.filling])
+            after = trace(self.probe, found.after)
         where = _first_real(before, after, found.keep)
         kind = self._kind(before, where, len(found.keep))
         if kind == "ids" and not _near(_call(before, where), _call(after, where), found.keep):

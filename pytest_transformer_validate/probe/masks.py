@@ -65,7 +65,7 @@ class Masks(Passes):
         """How far the outputs of real tokens move when the tokens that the mask would hide are
         replaced and nothing is masked: 0 shows that no token reaches another."""
         found = self.padding.content(way, layout, condition)
-        changed = way.tell(found.after[0], torch.ones_like(found.keep))
+        changed = way.tell(found.after, torch.ones_like(found.keep))
         with self.padding.under(condition):
             moved = self.padding.outputs(changed, way.covers, found.keep)
         return gap(self.padding.unmasked(found), moved)

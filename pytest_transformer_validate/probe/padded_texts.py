@@ -62,7 +62,8 @@ class PaddedTexts(Passes):
     ) -> Lengths:
         """Pad texts on one ``side`` and compare with the texts alone.
 
-        ``plan`` is ``mixed`` (rows of different lengths), ``equal`` (all rows alike) or ``long``
+        ``plan`` is ``mixed`` (rows of different lengths), ``few`` of them, ``equal`` (all rows
+        alike: where a mask says so, what is under it is asked about alone) or ``long``
         (near the longest text). Lengths that the model cannot take alone are left out. With a
         ``filler`` that id fills them up, and no mask tells of it.
         """
@@ -73,6 +74,7 @@ class PaddedTexts(Passes):
         size = given[covers].shape[1]
         lengths = {
             "mixed": [size - 1, size // 2 + 1, size, 3],
+            "few": [size // 2 + 1, size],
             "equal": [size - 3] * 3,
             "long": [size - 2, size // 2],
         }[plan][: given.rows]
@@ -136,7 +138,7 @@ class PaddedTexts(Passes):
         subject = self.probe.subject
         rows, length = subject.sizes
         if plan != "long" or self.longest is None:
-            rows = min(rows, 4 if plan == "mixed" else 3)
+            rows = min(rows, {"mixed": 4, "few": 2}.get(plan, 3))
             return self.probe.batch(rows, length, "lengths", plan)
         source = self.longest if covers == SOURCE else None
         length = length if subject.decodes and covers == SOURCE else self.longest

@@ -44,20 +44,18 @@ HIDDEN = 3  # tokens in a hole; shorter texts than two of them are not padded
 class Content:
     """Ids under a mask replaced, everything else as it was.
 
-    ``moved`` is how far the worst output of a real token moved, over the fillings ``after``
-    (other ids, the padding id), and ``filling`` the worst of them; ``reference`` holds these
-    outputs before.
+    ``moved`` is how far the worst output of a real token moved, ``reference`` holds these outputs
+    as they were ``before``.
     """
 
     way: Way
     layout: str
     condition: str
     moved: float
-    filling: int
     reference: torch.Tensor
     keep: torch.Tensor
     before: Batch
-    after: tuple[Batch, ...]
+    after: Batch
 
 
 class Padding(Passes):
@@ -240,29 +238,22 @@ class Padding(Passes):
         before = way.tell(batch, keep)
         other = probe.batch(batch.rows, length, "padding", "other")[covers].clone()
         other[:, -1] = other[:, 0]  # no end id among them
-        fillings = [torch.where(keep, batch[covers], other)]
-        pad = padding_id(probe.subject)
-        plain = condition == "plain" and not layout.startswith("equal")
-        if pad is not None and plain and not self.compares(covers):
-            fillings.append(batch[covers].masked_fill(~keep, pad))
-        after = tuple(before.with_(**{covers: ids}) for ids in fillings)
+        after = before.with_(**{covers: torch.where(keep, batch[covers], other)})
         known = self.logits(way, layout) if condition == "plain" and not blank else None
         with self.under(condition), blanked(keep if blank else None):
             reference = self.outputs(before, covers, keep, known)
-            moved = [gap(reference, self.outputs(a, covers, keep)) for a in after]
-        worst = max(moved, key=nan_first)
+            moved = gap(reference, self.outputs(after, covers, keep))
         found = Content(
             way=way,
             layout=layout,
             condition=condition,
-            moved=worst,
-            filling=moved.index(worst),
+            moved=moved,
             reference=reference,
             keep=keep,
             before=before,
             after=after,
         )
-        if worst != worst:
+        if moved != moved:
             self.unmasked(found)
         return found
 

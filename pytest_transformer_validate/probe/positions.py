@@ -174,10 +174,11 @@ def position_gradients(probe: Probe, length: int, condition: str) -> torch.Tenso
 
     One backward over copies of a text: copy k contributes its output at position k. There is one
     copy more than needed, so that B and T differ. ``None`` where no lookup by the ids is seen.
-    What a backward raises comes through. ``condition`` may be ``training``.
+    What a backward raises comes through. ``condition`` may be ``training``: then of all positions
+    but the last (T - 1, T), behind which no token is.
     """
     role = sequence(probe)
-    batch = copies(probe, length, length + 1)
+    batch = copies(probe, length, length - 1 if condition == "training" else length + 1)
     with (
         probe.under(condition),
         probe.running("position_gradients", grad=True) as subject,
@@ -188,7 +189,7 @@ def position_gradients(probe: Probe, length: int, condition: str) -> torch.Tenso
 
 
 def diagonal_gradient(probe: Probe, logits: torch.Tensor, lookup: TokenLookup) -> torch.Tensor:
-    """(T, T) from the logits of T + 1 copies of a text: see ``position_gradients``."""
+    """The matrix from the logits of copies of a text: see ``position_gradients``."""
     logits = logits.flatten(2)
     weight = projection(probe, logits.shape[-1]).to(logits)
     diagonal = logits.diagonal(dim1=0, dim2=1).T  # (T, V): copy k at position k

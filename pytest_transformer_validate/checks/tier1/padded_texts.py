@@ -126,12 +126,12 @@ def judge_left(probe: Probe, factor: float) -> PaddingInvariance:
 def _judge_lengths(probe: Probe, covers: str, side: str, factor: float) -> PaddingInvariance:
     passes, small = probe.padding, probe.subject.small
     plans = [("mixed", "plain")]
+    way, _ = passes.way(covers)
     if small:
-        plans += [("equal", "plain"), ("mixed", "noised")]
+        plans += [("few", "noised")] if way else [("equal", "plain"), ("few", "noised")]
     if probe.padded_texts.longest is not None and not passes.causal:
         plans.append(("long", "plain"))
     notes: list[str] = []
-    way, _ = passes.way(covers)
     measured = PaddingInvariance()
     for plan, condition in plans:
         found = probe.padded_texts.lengths(covers, plan, side, condition)

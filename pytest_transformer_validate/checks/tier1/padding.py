@@ -97,7 +97,7 @@ def _judge_content(probe: Probe, way: Way, factor: float) -> PaddingInvariance:
             limit=held,
             argument=way.role,
             effect=effect,
-            comparisons=measured.comparisons + len(found.after),
+            comparisons=measured.comparisons + 1,
             notes=tuple(notes),
         )
         if not found.moved <= limit.value:
@@ -149,13 +149,12 @@ def _settle_content(
         likely = _DROPPED
     elif layout.startswith("full"):
         likely = f"{_OPEN}; or the mask is dropped where the first row has no padding"
-    what = "the padding id" if found.filling else "other ids"
     raise CheckFailed(
         "\n".join(
             [
                 _RULE,
                 f"{outputs_of(probe, way.covers)} moved by {found.moved:.2g} (limit {limit}) when "
-                f"{what} stood where {way.role} says padding{in_words(found.condition)}; "
+                f"other ids stood where {way.role} says padding{in_words(found.condition)}; "
                 f"the mask as such moves them by {effect:.2g}",
                 f"first module to differ: {where or 'none stands out'}",
                 f"likely: {likely}",
