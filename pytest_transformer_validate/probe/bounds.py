@@ -125,10 +125,12 @@ class Bounds(Passes):
         tables = self._known(role)
         if not tables:
             raise NotApplicable("no table is indexed by the ids as they are")
+        batch = self._with(role, given)
         try:
-            found = self._read(role, given, self._with(role, given), tables)
+            self.probe.forward(batch)
         except Exception:  # noqa: BLE001 - raising is what it should do
             return None
+        found = self._read(role, given, batch, tables)
         place = self._place(role)
         for index, where in found.read:
             if index.numel() == self._plain(role)[role].numel():
@@ -139,11 +141,13 @@ class Bounds(Passes):
     @remembered
     def _known(self, role: str) -> frozenset[int]:
         """The storages of the tables that ids of a plain text index."""
-        return self._read(role, 0, self._plain(role)).tables
+        batch = self._plain(role)
+        reader = _Indexed(self.probe.subject.model, {role: batch[role]}, batch[role].shape[1])
+        with self.probe.running("bounds") as subject, reader:
+            subject.call(batch, {})
+        return frozenset(reader.tables)
 
-    def _read(
-        self, role: str, given: int, batch: Batch, tables: frozenset[int] = frozenset()
-    ) -> _RowReader:
+    def _read(self, role: str, given: int, batch: Batch, tables: frozenset[int]) -> _RowReader:
         ids = {r: t for r, t in batch.inputs.items() if r == role}
         reader = _RowReader(self.probe.subject.model, ids, tables, given)
         with self.probe.running("bounds") as subject, reader:
@@ -264,8 +268,23 @@ class _Places(TableReader):
         return self.where
 
 
+class _Indexed(TableReader):
+    """Notes the storages of the model's tables that ids index."""
+
+    def __init__(self, model: torch.nn.Module, ids: Mapping[str, Any], length: int) -> None:
+        super().__init__(model, ids, length)
+        self.tables: set[int] = set()
+
+    def _lookup(self, table: torch.Tensor, index: torch.Tensor) -> None:
+        if isinstance(index, torch.Tensor) and self._owns(table) and self._role(index) is not None:
+            self.tables.add(storage_of(table))
+
+    def _found(self, index: torch.Tensor, rows: int) -> bool:
+        return False
+
+
 class _RowReader(_Places):
-    """Notes the storages of tables that ids index, or all that is read from given ones."""
+    """Notes all that is read from tables, and in which module."""
 
     def __init__(
         self,
@@ -277,16 +296,12 @@ class _RowReader(_Places):
         super().__init__(model, ids, 1)
         self.tables = tables
         self.number = number
-        self._looking = not tables
         self.read: list[tuple[torch.Tensor, str]] = []
 
     def _lookup(self, table: torch.Tensor, index: torch.Tensor) -> None:
         if not isinstance(index, torch.Tensor) or not self._owns(table):
             return
-        place = storage_of(table)
-        if self._looking and self._role(index) is not None:
-            self.tables |= {place}
-        if place in self.tables and not self._looking:
+        if storage_of(table) in self.tables:
             self.read.append((index.detach().clone(), self.given(self.number)))
 
     def _found(self, index: torch.Tensor, rows: int) -> bool:
