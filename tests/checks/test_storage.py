@@ -71,6 +71,26 @@ def test_a_copy_and_two_parameters_are_no_tie():
         CHECKS["weight_tying"](probe_of(model))
 
 
+def test_a_tie_that_the_models_own_copy_or_conversion_ends_is_found():
+    class Copies(Tied):
+        def __deepcopy__(self, memo):
+            twin = type(self)()
+            twin.head.weight = nn.Parameter(twin.tokens.weight.detach().clone())
+            return twin
+
+    with pytest.raises(CheckFailed, match=r"one tensor until copy\.deepcopy"):
+        CHECKS["weight_tying"](probe_of(Copies()))
+
+    class Converts(Tied):
+        def _apply(self, fn, recurse=True):
+            super()._apply(fn, recurse)
+            self.head.weight = nn.Parameter(self.tokens.weight.detach().clone())
+            return self
+
+    with pytest.raises(CheckFailed, match=r"one tensor until \.to\(dtype\)"):
+        CHECKS["weight_tying"](probe_of(Converts()))
+
+
 def test_a_padded_head_may_hold_the_table():
     class Padded(models.Decoder):
         def forward(self, input_ids):
@@ -152,6 +172,45 @@ def test_the_model_is_left_as_it_was():
     after = model.state_dict()
     assert all(torch.equal(before[k], after[k]) for k in before)
     assert all(type(p) is nn.Parameter for p in model.parameters())
+
+
+class Scale(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("by", torch.full((32,), 0.3))
+        self.register_buffer("kept", torch.zeros(1), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.by
+
+
+class Scaled(models.Decoder):
+    def __init__(self, *, scripted: bool = False) -> None:
+        super().__init__()
+        self.scale = torch.jit.script(Scale()) if scripted else Scale()
+
+    def hidden(self, ids):
+        return self.scale(super().hidden(ids))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("scripted", [False, True])
+@pytest.mark.parametrize("check", ["precision", "registered_tensors", "round_trip"])
+def test_the_very_tensors_are_given_back(check, scripted):
+    model = Scaled(scripted=scripted)
+    probe = probe_of(model)
+
+    def held():
+        tensors = (*model.named_parameters(), *model.named_buffers())
+        return {n: (id(t), t.data_ptr(), t.dtype, t.tolist()) for n, t in tensors}
+
+    before = held()
+    for case in [("bfloat16",), ("float64",)] if check == "precision" else [()]:
+        CHECKS[check](probe, *case)
+    after = held()
+    if scripted:  # whose buffers are another object whenever they are asked for
+        before, after = ({n: t[1:] for n, t in each.items()} for each in (before, after))
+    assert after == before
 
 
 def test_a_class_is_built_again_by_validate():
