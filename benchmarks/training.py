@@ -8,6 +8,8 @@ disturb least. What is not installed is left out and said.
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import importlib.util
 import logging
 import random
@@ -212,6 +214,8 @@ def interleaved(setting: Setting, rounds: int) -> dict[str, list[float]]:
     short = Setting(setting.width, setting.layers, setting.rows, setting.length, 2)
     seconds: dict[str, list[float]] = {name: [] for name in chosen}
     for number in range(rounds + 1):
+        if number == 1:
+            steady()
         names = list(chosen)
         order.shuffle(names)
         for name in names:
@@ -219,6 +223,18 @@ def interleaved(setting: Setting, rounds: int) -> dict[str, list[float]]:
             if number:  # the first round imports and warms up
                 seconds[name].append((whole - set_up) / (setting.steps - 2))
     return seconds
+
+
+def steady() -> None:
+    """Leave out what chance decides, for all loops alike: whether memory that a step frees goes
+    back to the system and is fetched again in the next one (0.1 ms a step), and how many objects
+    of others a collection of garbage, which Hugging Face's set-up asks for, has to look at."""
+    gc.collect()
+    gc.freeze()
+    if sys.platform == "linux":
+        trim_threshold, mmap_threshold = -1, -3
+        for setting in (trim_threshold, mmap_threshold):
+            ctypes.CDLL(None).mallopt(setting, 2**25)
 
 
 def _timed(loop: Callable[[Setting], None], setting: Setting) -> float:
