@@ -73,7 +73,7 @@ class PaddedTexts(Passes):
         given = self._given(covers, plan)
         size = given[covers].shape[1]
         lengths = {
-            "mixed": [size - 1, size // 2 + 1, size, 3],
+            "mixed": [size - 1, 3, size],
             "few": [size // 2 + 1, size],
             "equal": [size - 3] * 3,
             "long": [size - 2, size // 2],
@@ -138,7 +138,7 @@ class PaddedTexts(Passes):
         subject = self.probe.subject
         rows, length = subject.sizes
         if plan != "long" or self.longest is None:
-            rows = min(rows, {"mixed": 4, "few": 2}.get(plan, 3))
+            rows = min(rows, 2 if plan == "few" else 3)
             return self.probe.batch(rows, length, "lengths", plan)
         source = self.longest if covers == SOURCE else None
         length = length if subject.decodes and covers == SOURCE else self.longest

@@ -28,6 +28,7 @@ _TOGETHER = {
     "padding_mask": ("memory_padding_mask",),
 }
 _TRUE_IGNORES = {"padding_mask", "decoder_padding_mask", "memory_padding_mask"}
+_NAMES = frozenset(PADDING)
 _AXES = (0, 1, 2)  # (B, T), (B, 1, T), (B, 1, 1, T)
 
 
@@ -162,7 +163,7 @@ def _named_padding(subject: Subject, *, tables: bool) -> int | None:
     named = {
         value
         for module in subject.model.modules()
-        if isinstance(module, nn.Embedding) == tables
+        if not _NAMES.isdisjoint(vars(module)) and isinstance(module, nn.Embedding) == tables
         for name in PADDING
         if type(value := vars(module).get(name)) is int
     }
