@@ -294,6 +294,13 @@ class Probe(Groups):
         """The spacing of floating point numbers at 1 in the model's dtype."""
         return float(torch.finfo(self.subject.dtype).eps)
 
+    @functools.cached_property
+    def rounded(self) -> float:
+        """The coarsest such spacing of the model and of its buffers, as they were given: a copy
+        in another dtype holds tables that are rounded already."""
+        dtypes = {self.subject.dtype, *(b.dtype for b in self.subject.model.buffers())}
+        return max(float(torch.finfo(d).eps) for d in dtypes if d.is_floating_point)
+
     def row(self, batch: Batch, row: int) -> Batch:
         """One row of a batch."""
         return compare.some_rows(batch, row, row + 1)
@@ -330,6 +337,7 @@ class Probe(Groups):
         model = copy.deepcopy(subject.model).to("cpu", torch.float64)
         probe = Probe(subject.twin(model), seed=self.seed, weights=self.weights)
         probe._copied = True
+        probe.rounded = self.rounded
         return probe
 
     def repeated(self, measure: Callable[[Probe], float]) -> tuple[float, str]:

@@ -156,6 +156,35 @@ def test_keys_that_are_not_rotated_behind_a_window():
     assert caught.value.where == "blocks.0.attention"
 
 
+class Tabled(Rotated):
+    """With angles from a buffer."""
+
+    def __init__(self, width, heads):
+        super().__init__(width, heads)
+        angles = torch.outer(torch.arange(64), 0.5 ** torch.arange(4))
+        self.register_buffer("rotary_cos", angles.cos(), persistent=False)
+        self.register_buffer("rotary_sin", angles.sin(), persistent=False)
+
+    def rotary(self, x):
+        cos, sin = (table[: x.size(-2)] for table in (self.rotary_cos, self.rotary_sin))
+        a, b = x.chunk(2, -1)
+        return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
+
+
+@pytest.mark.parametrize("keys", [True, False])
+def test_angles_that_are_rounded_to_the_dtype_of_the_model(keys):
+    model = WithoutPositions()
+    for block in model.blocks:
+        block.attention = Tabled(32, 4)
+        block.attention.keys = keys
+    model.bfloat16()
+    if keys:
+        assert 1e-3 < position_sensitivity(probe_of(model)).not_by_distance < 0.03
+        return
+    with pytest.raises(CheckFailed):
+        position_sensitivity(probe_of(model))
+
+
 def test_scores_of_rows():
     rows = torch.arange(6.0)[:, None].expand(2, 6, 6)
     assert follows_rows_alone(rows, EPS)
