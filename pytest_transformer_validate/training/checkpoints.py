@@ -43,7 +43,8 @@ def save(folder: Path, state: dict[str, Any], *, mode: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     stamp = time.strftime("%Y%m%d_%H%M%S")
     name = f"checkpoint_epoch{state['epoch']:04d}_step{state['global_step']:06d}_{stamp}"
-    path = folder / f"{name}.pt"
+    names = (name, *(f"{name}_{number}" for number in range(2, 1_000)))
+    path = next(p for p in (folder / f"{name}.pt" for name in names) if not p.exists())
     _write(path, lambda file: torch.save(state, file))
     about = {
         "run_name": state["custom_state"]["run_name"],
@@ -101,9 +102,8 @@ def best(saved: list[Saved], mode: str, count: int = 1) -> list[Saved]:
     return sorted(valued, key=lambda s: (sign * (s.value or 0.0), s.step))[:count]
 
 
-def retain(folder: Path, run_name: str, *, mode: str, best_only: bool) -> None:
-    """Delete checkpoints of the run but the best 3 and last 5, or but the best and the last."""
-    saved = checkpoints(folder, run_name)
+def retain(saved: list[Saved], *, mode: str, best_only: bool) -> None:
+    """Delete checkpoints of a run but the best 3 and last 5, or but the best and the last."""
     kept = {*best(saved, mode, 1 if best_only else BEST), *saved[-(1 if best_only else LAST) :]}
     for old in saved:
         if old not in kept:

@@ -29,6 +29,9 @@ class Saver:
         self.folder = None if folder is None else Path(folder)
         if self.folder is not None and run.leads:
             _refuse_unwritable(self.folder)
+        # What lies there already is another run's, which may have had this name.
+        known = [] if self.folder is None else self.folder.glob("checkpoint_*.json")
+        self.others = {path.stem for path in known}
         self.commit = checkpoints.git_commit()
 
     def save(self, row: Mapping[str, Any], *, last: bool) -> None:
@@ -40,11 +43,15 @@ class Saver:
         if run.leads and asked and self.folder is not None:
             self._write(self.folder, row)
             checkpoints.retain(
-                self.folder,
-                self.run_name,
-                mode=run.stopping.mode,
-                best_only=run.config.keep_best_only,
+                self.own(), mode=run.stopping.mode, best_only=run.config.keep_best_only
             )
+
+    def own(self) -> list[checkpoints.Saved]:
+        """The checkpoints of this run, those included that it went on from; oldest step first."""
+        if self.folder is None:
+            return []
+        saved = checkpoints.checkpoints(self.folder, self.run_name)
+        return [each for each in saved if each.path.stem not in self.others]
 
     def save_last_good(self) -> Path | None:
         """Save the state before a step that was not taken; where, if anywhere."""
@@ -61,6 +68,8 @@ class Saver:
         except (RuntimeError, ValueError, KeyError) as error:
             line = first_line(error)
             raise CheckpointError(f"{path} is of another model or optimizer: {line}") from error
+        self.others -= {Path(path).name.removesuffix(".pt")}
+        self.others.difference_update(state["custom_state"].get("checkpoints", ()))
         run.schedule.begin(state["epoch"] / run.config.epochs)
         run.precision.scaler.load_state_dict(state["scaler_state_dict"])
         run.tracker.metrics_history[:] = state["custom_state"]["metrics_history"]
@@ -73,8 +82,7 @@ class Saver:
         """What ``Trainer.train`` returns."""
         tracker = self.run.tracker
         history = tracker.metrics_history
-        folder = self.folder
-        saved = [] if folder is None else checkpoints.checkpoints(folder, self.run_name)
+        saved = self.own()
         best = checkpoints.best(saved, self.run.stopping.mode) or saved[-1:]
         metric, mode = self.run.stopping.metric, self.run.stopping.mode
         return {
@@ -113,6 +121,7 @@ class Saver:
                 "metrics_history": run.tracker.metrics_history,
                 "workspace_root": str(self._root),
                 "run_name": self.run_name,
+                "checkpoints": [saved.path.stem for saved in self.own()],
             },
         }
         return checkpoints.save(folder, state, mode=run.stopping.mode)

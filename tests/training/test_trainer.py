@@ -306,6 +306,31 @@ class TestResume:
         rates = list(steps[steps.metric == "learning_rate"].value)
         assert rates == pytest.approx([1e-3 * warmup_cosine(at, 8, 0) for at in range(2, 8)])
 
+    def test_a_second_run_of_the_same_name_leaves_the_first_ones_checkpoints(
+        self, settings
+    ) -> None:
+        settings |= {"save_every_n_epochs": 1, "epochs": 2, "keep_best_only": True}
+        data, folder = batches(rows(6), 2), Path(settings["checkpoint_dir"])
+        first = trained(tiny_lm(), data, **settings | {"epochs": 8})
+        kept = {path: path.read_bytes() for path in folder.iterdir()}
+        second = trained(tiny_lm(seed=5), data, **settings)
+        assert second["final_loss"] > first["final_loss"]
+        assert Path(second["checkpoint_path"]) not in kept
+        assert torch.load(second["checkpoint_path"], weights_only=True)["epoch"] <= 2
+        assert {path: path.read_bytes() for path in kept} == kept
+
+    def test_a_run_that_goes_on_may_have_been_best_before(self, settings) -> None:
+        settings |= {"save_every_n_epochs": 1, "keep_best_only": True}
+        data, strange = batches(rows(6), 2), batches(rows(6, seed=7), 2)
+        trained(tiny_lm(seed=5), data, **settings | {"epochs": 6})  # another's, and better
+        first = trained(tiny_lm(), data, strange[:1], **settings | {"epochs": 2})
+        again = {"epochs": 4, "learning_rate": 1.0}
+        model, best = tiny_lm(), first["checkpoint_path"]
+        config = TrainingConfig(**settings | again)
+        result = Trainer(model, None, config).train(data, strange[:1], resume_from=best)
+        assert min(result["val_loss_history"]) == min(first["val_loss_history"])
+        assert result["checkpoint_path"] == best
+
     def test_the_folder_is_looked_at_before_training(self, settings, tmp_path) -> None:
         (tmp_path / "file").write_text("")
         settings["checkpoint_dir"] = str(tmp_path / "file" / "deep")
