@@ -101,9 +101,9 @@ def swap_plans(probe: Probe) -> list[Plan]:
 
 
 def _every(name: str, length: int) -> Plan:
-    """Every token but the first of a short text, and all from the first, the middle and the last
-    quarter on."""
-    suffixes = {k for k in (1, length // 2, 3 * length // 4) if 0 < k < length}
+    """Every token but the first of a short text, and all from the middle on; with moved
+    parameters, which show the most, all from the first and from the last quarter on too."""
+    suffixes = {1, length // 2, 3 * length // 4} if name == "noised" else {length // 2}
     return Plan(name, length, tuple(range(1, length)), tuple(sorted(suffixes)))
 
 
