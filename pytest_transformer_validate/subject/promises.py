@@ -130,11 +130,18 @@ def _structure(model: nn.Module) -> list[str]:
     names = _tensors(model)
     for prefix, module in model.named_modules():
         if not type(module).__module__.startswith("torch."):
-            plain = (k for k, v in vars(module).items() if not k.startswith("_") and v)
+            plain = (k for k, v in vars(module).items() if not k.startswith("_") and _is_on(v))
             names += [f"{prefix}.{key}" for key in plain if key not in {"config", "training"}]
             names += [word for value in vars(module).values() for word in _strings(value)]
             names.append(type(module).__name__)
     return names
+
+
+def _is_on(value: Any) -> bool:
+    """Whether an attribute is set: not None, not False, and no plain value that is empty."""
+    if isinstance(value, int | float | str | list | tuple | dict):
+        return bool(value)
+    return value is not None
 
 
 def _identifiers(model: nn.Module, *, unconditional: bool) -> Iterator[str]:

@@ -87,6 +87,13 @@ def test_holes_name_the_position():
     assert caught.value.where == "blocks.0.attention"
 
 
+def test_a_tensor_in_an_attribute_tells_of_no_limit():
+    model = Holes()
+    model.table = torch.ones(4)
+    with pytest.raises(CheckFailed):
+        context_use(probe_of(model))
+
+
 def test_a_window_is_reported():
     measured = context_use(probe_of(Window()))
     assert measured.reach == 6
