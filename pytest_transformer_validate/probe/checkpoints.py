@@ -22,6 +22,7 @@ from pytest_transformer_validate.probe.holders import own_storages
 from pytest_transformer_validate.probe.passes import Passes, remembered
 from pytest_transformer_validate.probe.trace import ROOT, first_to_differ
 from pytest_transformer_validate.sources.directory import quiet
+from pytest_transformer_validate.subject.conversion import convert
 
 if TYPE_CHECKING:
     from pytest_transformer_validate.probe.probe import Probe
@@ -158,7 +159,7 @@ class Checkpoints(Passes):
             made = make(probe.seed + 1)
             if made is not None and _is_another(made, model):
                 device, dtype = probe.subject.device, probe.subject.dtype
-                return made.to(device, dtype).eval(), how
+                return convert(made, dtype, device).eval(), how
         return duplicate(model).eval(), "a copy"
 
     def _remake(self) -> Any:
@@ -188,7 +189,7 @@ class Checkpoints(Passes):
             model = None if make is None else make(seed)
             if model is None:
                 return True
-            model.to(probe.subject.device, probe.subject.dtype).eval()
+            convert(model, probe.subject.dtype, probe.subject.device).eval()
             try:
                 model.load_state_dict(probe.subject.model.state_dict())
             except Exception:  # noqa: BLE001 - the finding is what loading the used model raised
@@ -231,7 +232,7 @@ def _from_pretrained(subject: Subject) -> torch.nn.Module:
     with tempfile.TemporaryDirectory() as folder, silence:
         model.save_pretrained(folder)
         loaded: torch.nn.Module = type(model).from_pretrained(folder)
-    return loaded.to(subject.device, subject.dtype).eval()
+    return convert(loaded, subject.dtype, subject.device).eval()
 
 
 def _place_of(error: str, model: torch.nn.Module) -> str | None:

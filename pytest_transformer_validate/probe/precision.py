@@ -28,6 +28,7 @@ from pytest_transformer_validate.probe.trace import (
     traced,
     where_raised,
 )
+from pytest_transformer_validate.subject.conversion import convert
 from pytest_transformer_validate.subject.dispatch import Operations
 from pytest_transformer_validate.subject.outputs import floating
 from pytest_transformer_validate.subject.source import reads_dtype
@@ -179,8 +180,9 @@ class Precision(Passes):
 
     def _in(self, dtype: torch.dtype, beside: Probe, batch: Batch) -> Run:
         """A forward of the model ``beside``, converted to ``dtype``. NotApplicable where that
-        raises, and for complex weights or buffers, which a conversion makes real."""
-        unreal = self._unreal()
+        raises, and in half precision for complex weights or buffers, of which ``.to(dtype)``
+        leaves half."""
+        unreal = None if dtype is torch.float64 else self._unreal()
         if unreal is not None:
             raise NotApplicable(f"{unreal} is complex, and .to(dtype) would make it real")
         try:
@@ -296,7 +298,7 @@ class Precision(Passes):
 
 
 def _convert(subject: Subject, dtype: torch.dtype) -> None:
-    subject.model.to(dtype)
+    convert(subject.model, dtype)
     subject.dtype = dtype
 
 

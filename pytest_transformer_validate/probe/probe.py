@@ -18,6 +18,7 @@ from pytest_transformer_validate.probe.moved_weights import TINY
 from pytest_transformer_validate.probe.precision import MaskDtype
 from pytest_transformer_validate.probe.trace import ROOT, where_raised
 from pytest_transformer_validate.subject import promises
+from pytest_transformer_validate.subject.conversion import convert
 from pytest_transformer_validate.subject.guard import Keeper, derive_seed
 
 if TYPE_CHECKING:
@@ -334,16 +335,19 @@ class Probe(Groups):
     def in_float64(self) -> Probe:
         """A probe over a float64 copy on the CPU. What copying raises comes through."""
         subject = self.subject
-        model = copy.deepcopy(subject.model).to("cpu", torch.float64)
+        model = convert(copy.deepcopy(subject.model), torch.float64, "cpu")
         probe = Probe(subject.twin(model), seed=self.seed, weights=self.weights)
         probe._copied = True
         probe.rounded = self.rounded
         return probe
+
+    def reseeded(self, by: int) -> Probe:
+        """A probe of the same subject over other random inputs."""
+        return Probe(self.subject, seed=self.seed + by, weights=self.weights)
 
     def repeated(self, measure: Callable[[Probe], float]) -> tuple[float, str]:
         """``measure`` again, in float64, or with another seed where that cannot run."""
         try:
             return measure(self.in_float64()), "in float64"
         except Exception:  # noqa: BLE001 - a model need not run in float64
-            other = Probe(self.subject, seed=self.seed + 1, weights=self.weights)
-            return measure(other), "with another seed (float64 does not run)"
+            return measure(self.reseeded(1)), "with another seed (float64 does not run)"

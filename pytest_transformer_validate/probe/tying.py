@@ -13,6 +13,7 @@ from pytest_transformer_validate.probe.compare import few_rows
 from pytest_transformer_validate.probe.copies import duplicate
 from pytest_transformer_validate.probe.holders import named_tensors, storage_of
 from pytest_transformer_validate.probe.passes import Passes, remembered
+from pytest_transformer_validate.subject.conversion import convert
 from pytest_transformer_validate.subject.tables import TableReader
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ class Tying(Passes):
             return None
         for what, change in (("copy.deepcopy", None), (".to(dtype)", torch.float64)):
             if change is not None:
-                twin.to(change)
+                convert(twin, change)
             places = {storage_of(t) for n, t in named_tensors(twin) if n in names}
             if len(places) > 1:
                 return what

@@ -14,6 +14,7 @@ from pytest_transformer_validate.sources.config import ModelConfig
 from pytest_transformer_validate.subject.batch import Batch
 from pytest_transformer_validate.subject.callers import Given
 from pytest_transformer_validate.subject.choices import as_choices
+from pytest_transformer_validate.subject.conversion import convert
 from pytest_transformer_validate.subject.declared import (
     LENGTH,
     PADDING,
@@ -70,7 +71,7 @@ class Subject:
         _refuse_programs(model)
         if config is None:
             config = getattr(model, "config", None)
-        self.model = model if device is None and dtype is None else model.to(device, dtype)
+        self.model = model if device is None and dtype is None else convert(model, dtype, device)
         self.config = ModelConfig(config)
         self.tokenizer = tokenizer
         self.seed = seed

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from pytest_transformer_validate.errors import ConfigError
+from pytest_transformer_validate.subject.conversion import convert
 from pytest_transformer_validate.training.config import ConfigWarning
 from pytest_transformer_validate.training.optim import clip_gradients, gradient_norm
 
@@ -40,7 +41,7 @@ class Precision:
         """The model with weights of the dtype that training asks for. Raises ConfigError where
         the weights do not go with it, warns (ConfigWarning) where they stay narrower."""
         if not self.mixed and self.dtype is not torch.float32:
-            return model.to(self.dtype)
+            return convert(model, self.dtype)
         narrow = {p.dtype for p in model.parameters() if p.dtype in _NARROW}
         names = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in narrow))
         advice = f"precision: {self.name!r} keeps weights in float32, and the model has {names}"

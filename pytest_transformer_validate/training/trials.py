@@ -17,6 +17,7 @@ import torch
 
 from pytest_transformer_validate.errors import Diverged, NotApplicable, error_line
 from pytest_transformer_validate.probe.passes import Passes, remembered
+from pytest_transformer_validate.subject.conversion import convert
 from pytest_transformer_validate.subject.subject import Subject
 from pytest_transformer_validate.training.config import ConfigWarning, TrainingConfig
 from pytest_transformer_validate.training.copied import (
@@ -283,5 +284,5 @@ class Trials(Passes):
                 raise NotApplicable(
                     f"the model cannot be copied, and it is not to be changed: {error_line(error)}"
                 ) from error
-            model = built.to(probe.subject.device, probe.subject.dtype)
+            model = convert(built, probe.subject.dtype, probe.subject.device)
         return model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import sys
 
 import pytest
@@ -116,6 +117,34 @@ def test_what_is_drawn_and_not_kept_is_found_in_an_instance_that_is_built_again(
     assert caught.value.measurement.fresh == "built again"
     measured = CHECKS["round_trip"](probe_of(Drawn()))
     assert any("loaded into a copy" in note for note in measured.notes)
+
+
+class Turned(models.Decoder):
+    """Token vectors turned by a table of complex numbers."""
+
+    def __init__(self, *, persistent: bool = False) -> None:
+        super().__init__()
+        table = torch.polar(torch.ones(16), torch.arange(1.0, 17))
+        self.register_buffer("table", table, persistent=persistent)
+
+    def hidden(self, ids):
+        pairs = torch.view_as_complex(super().hidden(ids).unflatten(-1, (16, 2)).contiguous())
+        return torch.view_as_real(pairs * self.table).flatten(-2)
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_complex_buffers_come_back_in_an_instance_that_is_built_again(persistent):
+    build = functools.partial(Turned, persistent=persistent)
+    probe = probe_of(build(), rebuild=seeded(build))
+    assert CHECKS["round_trip"](probe).fresh == "built again"
+    batch = probe.batch(2, 5)
+    wide = probe.in_float64().forward(batch).logits
+    assert float((wide - probe.forward(batch).logits).abs().max()) < 1e-4
+    assert probe.subject.model.table.dtype is torch.complex64
+    with pytest.raises(NotApplicable, match="table is complex"):
+        CHECKS["precision"](probe, "bfloat16")
+    wide, own = probe.precision.double(0)
+    assert float((wide - own).abs().max()) < 1e-4
 
 
 def test_a_model_that_keeps_its_configuration_is_built_from_it():

@@ -24,6 +24,19 @@ MUTANTS = (
         ),
     ),
     _lost(
+        name="complex_phases_not_persistent",
+        family="state_not_in_the_checkpoint",
+        parent="complex_rotary",
+        where=("layers.0.attention", "(model)"),
+        why="random phases in a buffer that is not saved: each instance turns by its own",
+        edits=(
+            (
+                "angles = torch.outer(torch.arange(end).float(), freqs)",
+                "angles = torch.outer(torch.arange(end).float(), freqs) + torch.rand(end, 1)",
+            ),
+        ),
+    ),
+    _lost(
         name="cls_token_is_an_attribute",
         family="state_not_in_the_checkpoint",
         parent="vit",

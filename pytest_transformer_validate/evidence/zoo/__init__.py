@@ -388,5 +388,17 @@ _table.add(
     },
     "masked_lm",
 )
+_table.add(
+    "complex_rotary",
+    "ComplexRotaryLM",
+    {
+        "vocab_size": 167,
+        "dim": 32,
+        "n_layers": 2,
+        "n_heads": 4,
+        "n_kv_heads": 2,
+        "max_seq_len": 48,
+    },
+)
 
 ZOO: dict[str, Healthy] = _table.rows
