@@ -87,6 +87,24 @@ def test_holes_name_the_position():
     assert caught.value.where == "blocks.0.attention"
 
 
+class Skipping(Masked):
+    """Which tokens others may look at depends on the text: a router's choice."""
+
+    def forward(self, input_ids):
+        self.chosen = input_ids % 3 > 0
+        return super().forward(input_ids)
+
+    def mask(self, index, t):
+        own = torch.eye(t, dtype=torch.bool)
+        return super().mask(index, t) & (self.chosen[0] | own)
+
+
+def test_tokens_that_a_router_skips_are_seen_in_another_text():
+    measured = context_use(probe_of(Skipping()))
+    assert measured.unseen == 0
+    assert "which tokens are seen depends on the text" in measured.notes
+
+
 def test_a_tensor_in_an_attribute_tells_of_no_limit():
     model = Holes()
     model.table = torch.ones(4)

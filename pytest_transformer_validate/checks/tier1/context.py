@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pytest_transformer_validate.probe.probe import Probe
 
 _WIDEST = 64  # windows up to here are tried out on a text that is longer
+_TEXTS = 4  # in one of which every token is seen, where a router chooses those that are
 
 
 @check(tier=1, tasks=("causal_lm", "seq2seq", "classification", "vision_classification"))
@@ -61,6 +62,13 @@ RULE = "every output of a causal LM must depend on its own token and on those be
 def _look_back(probe: Probe, floor: float) -> tuple[Context, Pattern]:
     matrix = dependencies(probe, floor, "past")
     pattern = context.causal_pattern(matrix >= floor)
+    notes: tuple[str, ...] = ()
+    for other in range(1, _TEXTS):
+        if pattern.name != "holes":
+            break
+        matrix = matrix.maximum(dependencies(probe.reseeded(other), floor, "past"))
+        pattern = context.causal_pattern(matrix >= floor)
+        notes = ("which tokens are seen depends on the text",)
     length = len(matrix)
     rows, columns = zip(*[(k, s) for k in range(length) for s in range(k + 1)], strict=True)
     measured = measured_from(matrix[list(rows), list(columns)], floor, len(pattern.unseen))
@@ -81,6 +89,7 @@ def _look_back(probe: Probe, floor: float) -> tuple[Context, Pattern]:
             long_length=plan.length if plan else None,
             window=probe.window,
             module_reach=reaches,
+            notes=(*measured.notes, *(notes if pattern.name == "all" else ())),
         ),
         pattern,
     )
