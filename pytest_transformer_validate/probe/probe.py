@@ -18,6 +18,7 @@ from pytest_transformer_validate.probe.moved_weights import TINY
 from pytest_transformer_validate.probe.precision import MaskDtype
 from pytest_transformer_validate.probe.trace import ROOT, where_raised
 from pytest_transformer_validate.subject import promises
+from pytest_transformer_validate.subject.conversion import convert
 from pytest_transformer_validate.subject.guard import Keeper, derive_seed
 
 if TYPE_CHECKING:
@@ -334,7 +335,7 @@ class Probe(Groups):
     def in_float64(self) -> Probe:
         """A probe over a float64 copy on the CPU. What copying raises comes through."""
         subject = self.subject
-        model = copy.deepcopy(subject.model).to("cpu", torch.float64)
+        model = convert(copy.deepcopy(subject.model), torch.float64, "cpu")
         probe = Probe(subject.twin(model), seed=self.seed, weights=self.weights)
         probe._copied = True
         probe.rounded = self.rounded
