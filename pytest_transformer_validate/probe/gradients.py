@@ -275,7 +275,8 @@ def _norms(tensors: list[torch.Tensor]) -> list[float | None]:
     ]
     if not dense:
         return [None] * len(grads)
-    found = torch._foreach_norm(dense, 2, torch.float64)
+    # one after the other: together, copies of all of them in float64 would be there at a time
+    found = [torch.linalg.vector_norm(grad, dtype=torch.float64) for grad in dense]
     norms = iter(torch.stack([norm.cpu() for norm in found]).tolist())
     return [None if g is None else next(norms) for g in grads]
 
