@@ -4,7 +4,12 @@ import pytest
 import torch
 
 from pytest_transformer_validate.measures.measurement import Limit, Measurement
-from pytest_transformer_validate.measures.tolerance import same_shape_limit, settle, unit
+from pytest_transformer_validate.measures.tolerance import (
+    same_shape_limit,
+    settle,
+    shapes_limit,
+    unit,
+)
 
 LIMIT = Limit(value=1.0, rule="16 u")
 
@@ -54,3 +59,9 @@ def test_numbers_are_plain():
         "limit": {"value": 1.0, "rule": "16 u"},
         "notes": ["a"],
     }
+
+
+def test_the_models_noise_is_asked_for_only_where_it_is_needed():
+    reference = torch.ones(3)
+    assert shapes_limit(0.0, reference, lambda: never()[0]).rule == "64 u"
+    assert shapes_limit(1.0, reference, lambda: 0.5).value == 8.0

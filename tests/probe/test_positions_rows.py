@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from pytest_transformer_validate.probe import positions
 from pytest_transformer_validate.probe.lookup import TokenLookup
 from pytest_transformer_validate.probe.probe import Probe
 from pytest_transformer_validate.subject.subject import Subject
@@ -35,6 +36,20 @@ def test_no_lookup_means_no_gradient_oracle():
     probe = probe_of(models.OneHot())
     assert probe.position_gradients("eval") is None
     assert probe.row_gradients() is None
+
+
+def test_the_run_for_footprints_tells_the_same():
+    probe = probe_of(models.Decoder())
+    shared = probe.position_gradients("eval")
+    alone = positions.position_gradients(probe, probe.subject.sizes[1], "eval")
+    assert torch.allclose(shared, alone, rtol=1e-4, atol=0)
+    assert [f.module for f in probe.mixing.footprints(probe.subject.sizes[1], "eval")]
+
+
+def test_in_training_mode_a_brief_text_will_do():
+    matrix = probe_of(models.Decoder()).position_gradients("training")
+    assert matrix.shape == (len(matrix), len(matrix) + 1)
+    assert torch.equal(matrix > 0, torch.ones_like(matrix).tril().bool())
 
 
 def test_a_choice_over_the_sequence_is_seen_by_swaps_only():
