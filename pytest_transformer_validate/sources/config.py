@@ -51,3 +51,24 @@ class ModelConfig(Mapping[str, Any]):
             if value is not None:
                 return value
         return None
+
+
+class WholeConfig(dict[str, Any]):
+    """A whole configuration as model code gets it: a dict whose keys are attributes, too.
+
+    An attribute that is no key is looked up in ``defaults``, an object of the file's own
+    configuration class: code that reads attributes then finds the defaults written there.
+    """
+
+    def __init__(self, values: Mapping[str, Any], defaults: Any = None) -> None:
+        super().__init__(values)
+        if defaults is not None:
+            self.__dict__["_defaults"] = defaults
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self:
+            return self[name]
+        defaults = None if name.startswith("__") else self.__dict__.get("_defaults")
+        if defaults is None:
+            raise AttributeError(f"the config has no {name!r}")
+        return getattr(defaults, name)

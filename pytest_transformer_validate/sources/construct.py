@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import difflib
 import inspect
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_transformer_validate.errors import SourceError
 from pytest_transformer_validate.sources.base import SourceWarning
-from pytest_transformer_validate.sources.config import ModelConfig
+from pytest_transformer_validate.sources.config import ModelConfig, WholeConfig
 from pytest_transformer_validate.sources.entrypoint import is_module_class
 from pytest_transformer_validate.sources.wording import clipped, listed
 
@@ -82,7 +83,7 @@ def arguments(target: Callable[..., Any], settings: Settings) -> Call:
             made.by_name = True
             value = _given(settings.config[parameter.name], wanted, settings, made)
         elif whole:
-            value = _whole(parameter, wanted, settings, made)
+            value = _whole(parameter, wanted, settings, made, _reads_freely(parameter, target))
         else:
             value = _absent(parameter, made)
         if value is inspect.Parameter.empty:
@@ -146,18 +147,49 @@ def _given(value: Any, wanted: type | None, settings: Settings, made: Call) -> A
 
 
 def _whole(
-    parameter: inspect.Parameter, wanted: type | None, settings: Settings, made: Call
+    parameter: inspect.Parameter,
+    wanted: type | None,
+    settings: Settings,
+    made: Call,
+    free: type | None,
 ) -> Any:
+    """The whole configuration, as the class that is ``wanted``; to be read by key and by
+    attribute where none is, with the defaults of the class that the code is ``free`` to make."""
     if settings.empty and parameter.default is not parameter.empty:
         if wanted is not None and isinstance(parameter.default, wanted):
             made.configs.append(parameter.default)
         return _absent(parameter, made)
+    if free is not None and not isinstance(settings.whole, Mapping | None):
+        wanted = free  # an object that a person passed is read by attribute
     if wanted is not None:
         value = _make_config(wanted, settings, made)
         if value is not inspect.Parameter.empty:
             made.configs.append(value)
         return value
-    return _absent(parameter, made) if settings.empty else settings.whole
+    if free is None and settings.empty:
+        return _absent(parameter, made)
+    if free is None and not isinstance(settings.whole, ModelConfig):
+        return settings.whole
+    defaults = None if free is None else _defaults(free, settings)
+    made.configs += [] if defaults is None else [defaults]
+    return WholeConfig(copy.deepcopy(dict(settings.config)), defaults)
+
+
+def _reads_freely(parameter: inspect.Parameter, target: Callable[..., Any]) -> type | None:
+    """The configuration class of the file, for a factory that does not say whether it makes one
+    of the keys or expects one."""
+    if isinstance(target, type) or parameter.name not in CONFIG_NAMES:
+        return None
+    return _file_config_class(target)
+
+
+def _defaults(kind: type, settings: Settings) -> Any:
+    """An object of the file's configuration class, if the keys are enough to make one."""
+    try:
+        value = _make_config(kind, settings, Call())
+    except Exception:  # noqa: BLE001 - foreign code; the factory may make it in another way
+        return None
+    return None if value is inspect.Parameter.empty else value
 
 
 def _make_config(wanted: type, settings: Settings, made: Call) -> Any:
@@ -194,7 +226,7 @@ def _config_class(
         return annotated if annotated in plain else dict if annotated is Mapping else None
     if _is_config_class(type(parameter.default)):
         return type(parameter.default)
-    return _file_config_class(target)
+    return _file_config_class(target) if isinstance(target, type) else None
 
 
 def _only_class(hint: Any) -> type | None:

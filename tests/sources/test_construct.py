@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import copy
+import pickle
 import re
+import types
 
 import pytest
 
 from pytest_transformer_validate.errors import SourceError
 from pytest_transformer_validate.sources.base import SourceWarning
+from pytest_transformer_validate.sources.construct import call
+from pytest_transformer_validate.sources.settings import given_settings
 
 HEAD = """\
 from __future__ import annotations
@@ -82,7 +87,7 @@ def test_the_whole_config_goes_to_a_parameter_that_asks_for_it(write, load, name
         ("Optional[dict]", "dict"),
         ("SimpleNamespace", "SimpleNamespace"),
         ("Namespace", "Namespace"),
-        ("Any", "ModelConfig"),
+        ("Any", "WholeConfig"),
     ],
 )
 def test_the_whole_config_has_the_type_that_is_asked_for(write, load, annotation, kind):
@@ -179,6 +184,91 @@ def build_model({signature}):
     write("config.json", {"vocab_size": 5})
     model = load("m.py").model
     assert expected is None or model.got == expected
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "NetConfig(**config)",
+        "NetConfig(width=config['width'], vocab_size=config.get('vocab_size', 5))",
+        "NetConfig(**{k: v for k, v in config.items() if k in NetConfig.__annotations__})",
+        "NetConfig(**config) if isinstance(config, dict) else None",
+        "NetConfig(width=config.pop('width'))",
+        "config",
+    ],
+)
+def test_a_factory_makes_the_config_class_of_its_file_itself(write, load, body):
+    text = f"""
+class Net(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.got = (config.vocab_size, config.width)
+def build_model(config):
+    return Net({body})
+"""
+    write("m.py", HEAD + DATACLASS + text)
+    write("config.json", {"width": 9})
+    loaded = load("m.py")
+    assert loaded.model.got == (5, 9)
+    assert dict(loaded.config) == {"vocab_size": 5, "width": 9}
+
+
+def test_a_factory_that_says_so_is_given_the_config_class(write, load):
+    text = """
+class Net(nn.Module): pass
+def build_model(config: NetConfig):
+    model = Net()
+    model.got = config
+    return model
+"""
+    write("m.py", HEAD + DATACLASS + text)
+    write("config.json", {"width": 9})
+    assert type(got(load)).__name__ == "NetConfig"
+
+
+def test_a_factory_is_given_the_object_that_a_person_made(write, load):
+    text = """
+class Net(nn.Module): pass
+def build_model(config):
+    model = Net()
+    model.got = config
+    return model
+"""
+    module = {"__name__": "net"}
+    exec(HEAD.partition("\n")[2] + DATACLASS + text, module)
+    config = module["NetConfig"](width=9)
+    model, _ = call(module["build_model"], "build_model", given_settings(config))
+    assert model.got is config
+    settings = given_settings(types.SimpleNamespace(width=9))
+    model, _ = call(module["build_model"], "build_model", settings)
+    assert model.got == config
+
+
+def test_a_factory_whose_config_class_asks_for_more_is_called_with_the_keys(write, load):
+    text = """
+@dataclass
+class NetConfig:
+    vocab_size: int
+    width: int
+class Net(nn.Module): pass
+def build_model(config):
+    model = Net()
+    model.got = NetConfig(width=4, **config)
+    return model
+"""
+    write("m.py", HEAD + text)
+    write("config.json", {"vocab_size": 9})
+    assert (got(load).vocab_size, got(load).width) == (9, 4)
+
+
+def test_a_whole_config_can_be_copied_and_kept(write, load):
+    write("m.py", net("config"))
+    write("config.json", {"vocab_size": 5, "inner": {"width": 3}})
+    config = got(load)["config"]
+    for twin in (copy.deepcopy(config), pickle.loads(pickle.dumps(config))):
+        assert twin == dict(config)
+        assert twin.inner == {"width": 3}
+    assert not hasattr(config, "missing")
 
 
 def test_keys_that_nothing_takes_are_pointed_out_once(write, load):
