@@ -235,7 +235,8 @@ def build_model(config):
     return model
 """
     module = {"__name__": "net"}
-    exec(HEAD.partition("\n")[2] + DATACLASS + text, module)
+    source = HEAD.partition("\n")[2] + DATACLASS + text
+    exec(compile(source, "net.py", "exec", dont_inherit=True), module)
     config = module["NetConfig"](width=9)
     model, _ = call(module["build_model"], "build_model", given_settings(config))
     assert model.got is config
