@@ -25,6 +25,7 @@ from pytest_transformer_validate.probe.compare import (
     text_logits,
     trace,
 )
+from pytest_transformer_validate.probe.hooked import eager
 from pytest_transformer_validate.probe.lookup import TokenLookup
 from pytest_transformer_validate.probe.passes import Passes, remembered
 from pytest_transformer_validate.probe.positions import copies, diagonal_gradient, single_gradient
@@ -421,7 +422,7 @@ def _footprints(probe: Probe, length: int, source: int) -> _Footprints:
     watch = _Watch(probe, length, source)
     batch = copies(probe, length, watch.rows, source if probe.subject.decodes else None)
     handles: list[Any] = []
-    with probe.running("footprints", grad=True) as subject:
+    with probe.running("footprints", grad=True) as subject, eager():
         for parameter in subject.model.parameters():
             parameter.requires_grad_(False)
         for name, module in subject.model.named_modules():

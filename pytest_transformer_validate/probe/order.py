@@ -18,6 +18,7 @@ from pytest_transformer_validate.probe.compare import (
     sequence,
     trace,
 )
+from pytest_transformer_validate.probe.hooked import eager
 from pytest_transformer_validate.probe.lookup import TokenLookup
 from pytest_transformer_validate.probe.passes import Passes, remembered
 from pytest_transformer_validate.probe.positions import copies
@@ -115,7 +116,7 @@ class Order(Passes):
             if name != ROOT
         ]
         try:
-            with probe.under(condition), probe.running("order", grad=True) as subject:
+            with probe.under(condition), probe.running("order", grad=True) as subject, eager():
                 for parameter in subject.model.parameters():
                     parameter.requires_grad_(False)
                 with TokenLookup(batch[role]):
@@ -302,7 +303,7 @@ class Order(Passes):
                 found.append(last)
                 raise _Enough
 
-        with self.probe.running("order", grad=True) as subject:
+        with self.probe.running("order", grad=True) as subject, eager():
             place = subject.model.get_submodule("" if module == ROOT else module)
             handle = place.register_forward_hook(record)
             try:
@@ -331,7 +332,8 @@ def _entering(
     place = model.get_submodule("" if module == ROOT else module)
     handle = place.register_forward_pre_hook(record, with_kwargs=True)
     try:
-        yield found
+        with eager():
+            yield found
     finally:
         handle.remove()
 
