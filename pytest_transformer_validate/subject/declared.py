@@ -34,6 +34,10 @@ LENGTH = (
 )  # fmt: skip
 CHANNELS = ("num_channels", "in_channels", "in_chans", "channels")
 IMAGE = ("image_size", "img_size", "input_size")
+_IDS = {
+    "input_ids", "tokens", "token_ids", "idx", "ids", "input_tokens", "src_tokens", "src_ids",
+    "encoder_input_ids",
+}  # fmt: skip
 _PARTS = ("text_config", "decoder", "encoder", "text_encoder", "vision_config")
 
 # Heads in `architectures` (transformers' own naming) and the task that they stand for.
@@ -87,14 +91,23 @@ def declares_image(
     else by the modules."""
     if names & {"pixel_values", "images", "pixels", "img"}:
         return not names & {"input_ids"}
-    if names & {"input_ids", "tokens", "token_ids", "idx"}:
+    if names & _IDS:
         return False
     if task is not None:
         return not task.reads_tokens
-    if config.first(*IMAGE, "patch_size") is not None:
-        return True
     convolves = any(isinstance(m, nn.Conv2d) for m in model.modules())
+    if config.first(*IMAGE) is not None:
+        return True
+    if config.get("patch_size") is not None:  # of an image, or of bytes
+        return convolves or not _has_vocabulary(model, config)
     return convolves and not any(isinstance(m, nn.Embedding) for m in model.modules())
+
+
+def _has_vocabulary(model: nn.Module, config: ModelConfig) -> bool:
+    """Whether a vocabulary is declared, and a table has a row for each of its ids."""
+    size = declared_size(config, VOCABULARY)
+    tables = (m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding))
+    return size is not None and any(size <= rows for rows in tables)
 
 
 def declared_task(model: nn.Module, config: ModelConfig, option: str | None) -> TaskSpec | None:

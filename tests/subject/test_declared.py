@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import pytest
+from torch import nn
 
 from pytest_transformer_validate.errors import TaskError
 from pytest_transformer_validate.sources.config import ModelConfig
 from pytest_transformer_validate.subject.declared import (
     declared_size,
     declared_task,
+    declares_image,
     special_ids,
 )
 from tests.models import Decoder
@@ -91,3 +93,25 @@ def test_sizes_and_ids_of_a_part():
     config = ModelConfig({"text_config": {"vocab_size": 7, "bos_token_id": 2}, "pad_token_id": 1})
     assert declared_size(config, ("vocab_size",)) == 7
     assert special_ids(config) == {1, 2}
+
+
+BYTES = nn.Sequential(nn.Embedding(256, 8), nn.Linear(8, 256))
+PATCHES = nn.Sequential(nn.Linear(48, 8), nn.Embedding(16, 8))
+CONVOLVED = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.Embedding(256, 8))
+
+
+@pytest.mark.parametrize(
+    ("model", "config", "name", "image"),
+    [
+        (BYTES, {"vocab_size": 256, "patch_size": 4}, "ids", False),
+        (BYTES, {"vocab_size": 256, "patch_size": 4}, "x", False),
+        (BYTES, {"patch_size": 4}, "ids", False),
+        (BYTES, {"vocab_size": 256, "patch_size": 4}, "images", True),
+        (BYTES, {"vocab_size": 256, "patch_size": 4, "image_size": 16}, "x", True),
+        (PATCHES, {"patch_size": 4}, "x", True),
+        (PATCHES, {"patch_size": 4, "vocab_size": 256}, "x", True),
+        (CONVOLVED, {"patch_size": 4, "vocab_size": 256}, "x", True),
+    ],
+)
+def test_a_patch_is_one_of_bytes_where_a_table_holds_the_vocabulary(model, config, name, image):
+    assert declares_image(model, ModelConfig(config), {name}, None) is image
