@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from pytest_transformer_validate.probe.gradients import CUTS, differentiate
+from pytest_transformer_validate.probe.backward import differentiate
+from pytest_transformer_validate.probe.gradients import CUTS
 from pytest_transformer_validate.probe.passes import Passes, remembered
 from pytest_transformer_validate.probe.trace import ROOT
 from pytest_transformer_validate.probe.watch import counting

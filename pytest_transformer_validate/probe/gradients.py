@@ -10,6 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from pytest_transformer_validate.probe.backward import (
+    differentiate,
+    gradient_norms,
+    reached_beside,
+)
 from pytest_transformer_validate.subject.outputs import floating
 
 if TYPE_CHECKING:
@@ -170,7 +175,9 @@ def _backward(
     model = probe.subject.model
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     differentiate(probe, model, [output.logits])
-    for (name, parameter), norm in zip(named.items(), _norms(list(named.values())), strict=True):
+    for (name, parameter), norm in zip(
+        named.items(), gradient_norms(list(named.values())), strict=True
+    ):
         if norm is None:
             found.norms.setdefault(name, None)
             continue
@@ -180,14 +187,8 @@ def _backward(
         _note_dead_experts(name, parameter, found)
         found.norms[name] = max(found.norms.get(name) or 0.0, norm)
     left = {name: p for name, p in named.items() if not found.norms[name]}
-    unused = [*output.others, *_unused(results)]
-    if left and unused:
-        gradients = [(p, p.grad) for p in named.values()]
-        differentiate(probe, model, unused)
-        norms = _norms(list(left.values()))
-        found.beside.update(name for name, norm in zip(left, norms, strict=True) if norm)
-        for parameter, grad in gradients:
-            parameter.grad = grad
+    if left:
+        found.beside |= reached_beside(probe, left, output.others, results)
 
 
 def _note_dead_rows(name: str, parameter: torch.nn.Parameter, found: Gradients) -> None:
@@ -229,56 +230,6 @@ def _output_axes(model: torch.nn.Module) -> dict[str, int]:
             if 2 * weight.shape[axis] >= weight.shape[1 - axis]:
                 axes[f"{name}.weight"] = axis
     return axes
-
-
-def _unused(results: list[list[torch.Tensor]]) -> list[torch.Tensor]:
-    """What is computed and not read: results without a gradient of modules another result of
-    which has one, and positions without one in a result (B, T, D) of which others have one."""
-    unused = []
-    for group in results:
-        reached = list(map(bool, _norms(group)))
-        if any(reached):
-            unused += [t for t, has in zip(group, reached, strict=True) if not has]
-        for tensor, has in zip(group, reached, strict=True):
-            if has and tensor.dim() == 3 and tensor.grad is not None:
-                unread = (tensor.grad == 0).all(-1, keepdim=True)
-                if bool(unread.any()):
-                    unused.append(tensor * unread)
-    return unused
-
-
-def differentiate(probe: Probe, model: torch.nn.Module, outputs: list[torch.Tensor]) -> None:
-    """Put the gradient of a random projection of ``outputs`` into ``.grad``.
-
-    By ``backward()``, since ``autograd.grad`` does not see through reversible layers and
-    reentrant checkpoints.
-    """
-    for parameter in model.parameters():
-        parameter.grad = None
-    generator = torch.Generator().manual_seed(probe.seed_for("gradient projection"))
-    parts = [
-        (torch.where(t.isfinite(), t, 0) * torch.randn(t.shape, generator=generator).to(t))
-        .sum()
-        .double()
-        for t in outputs
-        if t.requires_grad
-    ]
-    if parts:
-        torch.stack(parts).sum().backward(retain_graph=True)
-
-
-def _norms(tensors: list[torch.Tensor]) -> list[float | None]:
-    """The norm of each tensor's gradient, in float64; ``None`` where it has none."""
-    grads = [t.grad for t in tensors]
-    dense = [
-        (g.coalesce().values() if g.is_sparse else g).detach() for g in grads if g is not None
-    ]
-    if not dense:
-        return [None] * len(grads)
-    # one after the other: together, copies of all of them in float64 would be there at a time
-    found = [torch.linalg.vector_norm(grad, dtype=torch.float64) for grad in dense]
-    norms = iter(torch.stack([norm.cpu() for norm in found]).tolist())
-    return [None if g is None else next(norms) for g in grads]
 
 
 @contextlib.contextmanager

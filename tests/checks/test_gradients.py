@@ -1,0 +1,66 @@
+"""What excuses a parameter from having a gradient, and what does not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pytest_transformer_validate.checks.registry import all_checks
+from pytest_transformer_validate.errors import CheckFailed
+from tests import models
+from tests.models import probe_of
+
+CHECKS = {check.name: check.function for check in all_checks()}
+
+
+class Pooled(models.Decoder):
+    """A classifier with a token made to be read, appended behind the last block."""
+
+    read = -1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.summary = nn.Parameter(torch.randn(1, 1, 32))
+        self.collect = models.Attention(32, 4)
+        self.labels = nn.Linear(32, 5)
+        del self.head
+
+    def forward(self, input_ids):
+        x = super().hidden(input_ids)
+        one = self.summary.expand(len(x), -1, -1)
+        one = one + self.collect(torch.cat([one, x], 1), causal=False)[:, :1]
+        return self.labels(self.norm(torch.cat([x, one], 1))[:, self.read])
+
+
+def test_the_token_that_is_made_to_be_read_is_read():
+    assert CHECKS["gradient_flow"](probe_of(Pooled(), task="classification")).value == 0
+
+
+def test_a_token_that_is_made_to_be_read_and_is_not_has_no_excuse():
+    model = Pooled()
+    model.read = 0
+    with pytest.raises(CheckFailed, match="parameters get .*: collect.out.bias") as caught:
+        CHECKS["gradient_flow"](probe_of(model, task="classification"))
+    assert "summary" in caught.value.measurement.missing
+
+
+class OwnQueries(models.Decoder):
+    """The first token has a query of its own in the last layer, as where it sees everything."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.first = nn.Linear(32, 32), nn.Linear(32, 32)
+        del self.head
+        self.labels = nn.Linear(32, 5)
+
+    def forward(self, input_ids):
+        x = super().hidden(input_ids)
+        query = torch.cat([self.first(x[:, :1]), self.query(x[:, 1:])], 1)
+        return self.labels(self.norm(x + F.softmax(query @ x.mT, -1) @ x)[:, 0])
+
+
+def test_queries_of_positions_that_are_not_pooled_are_excused():
+    found = CHECKS["gradient_flow"](probe_of(OwnQueries(), task="classification")).explained
+    assert found["query.weight"] == "only a result that nothing reads here depends on it"
