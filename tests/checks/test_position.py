@@ -229,3 +229,10 @@ def test_patches_that_are_cut_by_view():
         position_sensitivity(probe_of(CutByView(), config))
     assert caught.value.where == "(model)"
     assert "a box of 3 x 16 pixels" in caught.value.message
+
+
+def test_a_compiled_model_is_followed_although_it_ran_before():
+    probe = probe_of(torch.compile(models.Decoder(), backend="eager"))
+    with probe.running("order", grad=True) as subject:
+        subject(probe.batch(1, probe.subject.sizes[1], "order"))
+    assert probe.order.by_tokens("text", "_orig_mod.blocks.0.attention", "eval").relative > 0
