@@ -10,6 +10,7 @@ from torch import nn
 
 from pytest_transformer_validate.probe.compare import difference, over, trace
 from pytest_transformer_validate.probe.lookup import OtherVectors
+from pytest_transformer_validate.probe.padding import COUNTED
 from pytest_transformer_validate.probe.passes import Passes
 from pytest_transformer_validate.probe.real_tokens import narrowed, real_entries
 from pytest_transformer_validate.probe.trace import ROOT, Call, first_to_differ, running_module
@@ -94,9 +95,8 @@ class Leaks(Passes):
         kind = self._kind(padded, where, rows)
         way, _ = self.probe.padding.way(found.covers)
         if kind == "ids" and way is not None:
-            kind = self.locate_content(
-                self.probe.padding.content(way, found.side, found.condition)
-            ).kind
+            side = COUNTED if way.counts else found.side
+            kind = self.locate_content(self.probe.padding.content(way, side, found.condition)).kind
         return Place(where, None if way is None else kind)
 
     def _kind(self, calls: list[Call], where: str | None, rows: int) -> str | None:

@@ -69,7 +69,7 @@ class PaddedTexts(Passes):
         """
         if self.probe.subject.sizes[1] < 2 * HIDDEN:
             raise NotApplicable("texts are too short to be padded")
-        way = self.padding.way(covers)[0] if filler is None else None
+        way = self.padding.tells(covers) if filler is None else None
         given = self._given(covers, plan)
         size = given[covers].shape[1]
         lengths = {
@@ -78,6 +78,8 @@ class PaddedTexts(Passes):
             "equal": [size - 3] * 3,
             "long": [size - 2, size // 2],
         }[plan][: given.rows]
+        if way is not None and way.counts and given.rows > 1:
+            lengths = [size, *sorted(lengths, reverse=True)[1:]]
         padded, keep = self._padded(given, covers, lengths, side, way, filler)
         moved = [0.0] * given.rows
         groups: dict[int, Batch] = {}

@@ -3,6 +3,7 @@
 Axes: B batch, T positions of the ids that are padded, V outputs. ``keep`` (B, T) is True at real
 tokens. A *layout* says where the padding is: ``right`` (rows of different lengths), ``hole`` (some
 tokens in the middle, what a causal model has to be given: nothing looks at padding on the right),
+``counted`` (where lengths tell: one text without padding, as some models ask for),
 ``equal_right`` and ``equal_hole`` (all rows alike), ``full_right`` and ``full_hole`` (nothing in
 the first row), ``left``. ``blank`` passes have zeros in front of every convolution where padding
 is: see ``blanked``.
@@ -26,6 +27,7 @@ from pytest_transformer_validate.subject.masks import (
     SOURCE,
     TARGET,
     Way,
+    counts,
     declared_padding,
     padding_id,
     ways,
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 
     from pytest_transformer_validate.subject.batch import Batch
 
+COUNTED = "counted"
 HIDDEN = 3  # tokens in a hole; shorter texts than two of them are not padded
 
 
@@ -70,8 +73,11 @@ class Padding(Passes):
 
     @remembered
     def accepted(self, covers: str) -> tuple[Way | None, str]:
-        """The first mask argument that forward takes, and what the first refusal said."""
-        refused, layout = "", self.layout(covers)
+        """The first mask argument that forward takes, else its lengths, and what the first
+        refusal said."""
+        if self.probe.subject.signature.asked:
+            _ = self.probe.subject.facts  # the forms of what forward requires are found there
+        refused, layout = "", self._hiding(covers)
         for way in ways(self.probe.subject, covers):
             try:
                 self.logits(way, layout)
@@ -80,7 +86,27 @@ class Padding(Passes):
                 refused = refused or f"{way.role} {shape} raised {error_line(error, 150)}"
                 continue
             return way, refused
-        return None, refused
+        way = self.counted(covers)
+        if way is None or layout == "right":
+            return way, refused
+        seen = "forward looks for its id" if self.compares(covers) else "nothing looks at it"
+        return None, refused or f"{way} can tell of padding on the right alone, and there {seen}"
+
+    @remembered
+    def counted(self, covers: str) -> Way | None:
+        """The lengths of these ids, where forward takes them."""
+        for way in counts(self.probe.subject, covers):
+            try:
+                self.logits(way, COUNTED)
+            except Exception:  # noqa: BLE001 - then it is something else
+                continue
+            return way
+        return None
+
+    def tells(self, covers: str) -> Way | None:
+        """What a caller tells of padding on the right by: the mask argument, else lengths."""
+        way, _ = self.way(covers)
+        return self.counted(covers) if way is None else way
 
     @remembered
     def way(self, covers: str) -> tuple[Way | None, bool]:
@@ -91,8 +117,8 @@ class Padding(Passes):
         inverted, that is its reading.
         """
         way, _ = self.accepted(covers)
-        if way is None:
-            return None, False
+        if way is None or way.counts:
+            return way, False
         found = self.content(way, self.layout(covers), "plain")
         if self.holds(found):
             return way, False
@@ -142,9 +168,9 @@ class Padding(Passes):
         return pad, [i for i in sorted(compared - known) if 0 <= i < subject.vocab_size]
 
     @remembered
-    def told(self) -> list[tuple[str, Way | None]]:
+    def told(self, *, lengths: bool = False) -> list[tuple[str, Way | None]]:
         """The roles of ids whose padding can be told, with the mask argument (``None``: by the
-        padding id in them).
+        padding id in them); with ``lengths`` also those that lengths tell of.
 
         What a ``mask`` means is known only where it hides what it covers.
         """
@@ -156,6 +182,8 @@ class Padding(Passes):
                     way, _ = self.way(covers)
                 if way is not None and way.role == "mask" and not self._hides(way):
                     way = None
+                if way is None or way.counts:
+                    way = self.counted(covers) if lengths else None
             except (NotApplicable, Blocked):
                 continue
             if way is not None or self.compares(covers):
@@ -176,7 +204,12 @@ class Padding(Passes):
         return self.probe.subject.task.task_type == "causal_lm"
 
     def layout(self, covers: str) -> str:
-        """Where padding has to stand to show a leak, and the model can know that it is there.
+        """Where padding has to stand to show a leak, and the model can know that it is there."""
+        way, _ = self.accepted(covers)
+        return COUNTED if way is not None and way.counts else self._hiding(covers)
+
+    def _hiding(self, covers: str) -> str:
+        """The layout for masks.
 
         Classifiers that find the last token by the padding id take ordinary ids at the end of a
         row, masked or not, for text.
@@ -197,6 +230,9 @@ class Padding(Passes):
         if layout.endswith("hole"):
             start = 1 + row % max(1, length - HIDDEN - 1)
             keep = (steps < start) | (steps >= start + HIDDEN)
+        elif layout.endswith(COUNTED):
+            padding = torch.tensor([1, 0, 3, length // 2], device=ids.device)
+            keep = steps < length - padding[row.clamp(max=3)]
         else:
             padding = torch.tensor([3, 1, length // 2, 0], device=ids.device)
             keep = steps < length - padding[row % 4]

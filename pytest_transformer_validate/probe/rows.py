@@ -48,7 +48,7 @@ class RowSwaps:
 def row_plans(probe: Probe) -> list[str]:
     """The ways in which rows are replaced: see ``rows.row_swaps``."""
     subject = probe.subject
-    told = not subject.vision and subject.sizes[1] > 5 and probe.padding.told()
+    told = not subject.vision and subject.sizes[1] > 5 and probe.padding.told(lengths=True)
     padded = ["padded"] if told else []
     return ["full", *padded, *(["noised"] if subject.small else []), "rolled"]
 
@@ -162,7 +162,7 @@ def _padded(probe: Probe, batch: Batch, amounts: list[int]) -> Batch:
     """The batch with the end of each row padded, in every way in which the model can be told; a
     text still ends with its end id."""
     subject = probe.subject
-    for covers, way in probe.padding.told():
+    for covers, way in probe.padding.told(lengths=True):
         ids = batch[covers]
         steps = torch.arange(ids.shape[1], device=ids.device)
         left = ids.shape[1] - torch.tensor(amounts[: len(ids)], device=ids.device)[:, None]

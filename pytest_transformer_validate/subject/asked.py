@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 SOURCE, TARGET, CROSS = "source", "target", "cross"
+OWN = "own"  # the side that the outputs follow
 LAYOUTS = ("qk", "bk", "b1k", "bqk", "b11k", "b1qk", "1qk", "11qk")
 # What stands in a mask, and what it says.
 VALUES = {
@@ -102,6 +103,7 @@ class Value:
     make: Callable[[Frame], Any]
     by_rows: bool = False  # of a size that shows which axis of the ids is B
     of_length: bool = False  # another one for another length, or behind a cache
+    counts: str | None = None  # the side of which it holds the number of tokens of each row
 
     def words(self, _own: str) -> str:
         """For reports."""
@@ -166,6 +168,20 @@ def values(name: str, annotation: str) -> list[Value]:
     return list(found or ())
 
 
+def lengths_of(name: str) -> str | None:
+    """The side (or OWN) of which an optional parameter of that name would hold the lengths."""
+    if not _OPTIONAL_LENGTHS.match(name):
+        return None
+    return next((form.counts for form in values(name, "")), None)
+
+
+_OPTIONAL_LENGTHS = re.compile(
+    r"^((src|source|enc|encoder|inputs?|texts?|x|tgt|trg|target|dec|decoder|tokens?|ids|seqs?"
+    r"|sequences?|valid)_?)*(lengths?|lens?)$",
+    re.IGNORECASE,
+)
+
+
 def _ids(number: int) -> Callable[[Frame], torch.Tensor]:
     return lambda f: torch.full((f.rows, _length(f)), number, device=f.device)
 
@@ -198,7 +214,7 @@ def _number(value: float) -> Value:
 def _lengths(side: str | None) -> tuple[Value, ...]:
     counts = _counts(side)
     return (
-        Value("(B,), the full lengths", counts, by_rows=True, of_length=True),
+        Value("(B,), the full lengths", counts, by_rows=True, of_length=True, counts=side or OWN),
         Value("a list of the full lengths", lambda f: counts(f).tolist(), of_length=True),
         Value("the full length", lambda f: int(counts(f)[0]), of_length=True),
     )

@@ -40,6 +40,8 @@ class Way:
     says that 1 (or True) marks what is kept, ``axes`` how many axes of size 1 stand behind B,
     ``dtype`` what it is made of; ``pairs`` that it has a value for every pair of positions, and
     ``causal`` that it hides later ones too; ``together`` names masks that have to say the same.
+    ``counts`` says that it is no mask but the number of real tokens of each row, (B,): that can
+    tell of padding on the right alone.
     """
 
     role: str
@@ -50,12 +52,15 @@ class Way:
     together: tuple[str, ...] = ()
     pairs: bool = False
     causal: bool = False
+    counts: bool = False
 
     def __str__(self) -> str:
         return self.role
 
     def mask(self, keep: torch.Tensor) -> torch.Tensor:
         """The mask that says what ``keep`` (B, T; True keeps) says."""
+        if self.counts:
+            return keep.sum(1)
         rows, length = keep.shape
         if self.pairs:
             keep = keep[:, None].expand(rows, length, length)
@@ -76,8 +81,8 @@ class Way:
     def fixed(self) -> bool:
         """Whether the name says which value keeps: everybody's ``attention_mask`` has 1 there,
         while True of a ``mask`` or ``padding_mask`` keeps in one half of public code and hides in
-        the other."""
-        return self.role in {"attention_mask", "decoder_attention_mask"}
+        the other. Lengths have one meaning."""
+        return self.counts or self.role in {"attention_mask", "decoder_attention_mask"}
 
 
 def ways(subject: Subject, covers: str) -> list[Way]:
@@ -95,6 +100,21 @@ def ways(subject: Subject, covers: str) -> list[Way]:
             for axes in _AXES
             for kind in (*kinds, subject.dtype)
         ]
+    return found
+
+
+def counts(subject: Subject, covers: str) -> list[Way]:
+    """What forward could take as the lengths of ``covers``."""
+    side = asked.SOURCE if covers == SOURCE else asked.TARGET
+    sides = {side} if subject.decodes else {side, asked.OWN}
+    found = []
+    for role, name in subject.signature.names.items():
+        form = subject.given.forms.get(role)
+        named = form.counts if isinstance(form, asked.Value) else None
+        if form is None and role not in subject.signature.required:
+            named = asked.lengths_of(name)
+        if named in sides:
+            found.append(Way(role, covers, True, torch.int64, counts=True))
     return found
 
 

@@ -13,6 +13,7 @@ from pytest_transformer_validate.subject.asked import (
     TARGET,
     decoder_reads,
     known,
+    lengths_of,
     mask_name,
     values,
 )
@@ -117,6 +118,7 @@ def read_signature(model: torch.nn.Module, *, vision: bool, translates: bool = T
     needed = [p for p in unknown if p.default is p.empty and p.name not in intermediates]
     decodes = "decoder_input_ids" in names
     names |= {p.name: p.name for p in needed if known(p.name, _annotation(p), decodes=decodes)}
+    names |= {p.name: p.name for p in unknown if p.default is None and lengths_of(p.name)}
     missing = [p.name for p in needed if p.name not in names]
     if missing:
         raise SubjectError(

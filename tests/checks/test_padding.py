@@ -656,3 +656,98 @@ def test_the_source_and_the_target_are_padded():
     with pytest.raises(CheckFailed, match="outputs of the decoder moved") as caught:
         padding(model, "right", {"pad_token_id": 0})
     assert caught.value.where == "transformer.decoder.layers.0.multihead_attn"
+
+
+class Counted(models.Decoder):
+    """An encoder whose texts are as long as it is told; ``shown`` more tokens are seen."""
+
+    shown = 0
+
+    def forward(self, input_ids, lengths=None):
+        steps = torch.arange(input_ids.size(1))
+        if lengths is None:
+            lengths = torch.full((len(input_ids),), input_ids.size(1))
+        keep = steps[None] < lengths[:, None] + self.shown
+        x = self.tokens(input_ids) + self.positions(steps)
+        for block in self.blocks:
+            x = block(x, mask=keep[:, None, None])
+        return self.head(self.norm(x))
+
+
+class CountedFullText(Counted):
+    """Lengths are required, and one text of a batch has to be as long as all are padded to."""
+
+    def forward(self, input_ids, lengths):
+        if int(lengths.max()) != input_ids.size(1):
+            raise ValueError("the longest text has no padding")
+        return super().forward(input_ids, lengths)
+
+
+class CountedCausal(Counted):
+    def forward(self, input_ids, lengths):
+        seen = torch.ones(input_ids.size(1), input_ids.size(1), dtype=torch.bool).tril()
+        keep = torch.arange(input_ids.size(1))[None] < lengths[:, None] + self.shown
+        x = self.tokens(input_ids) + self.positions(torch.arange(input_ids.size(1)))
+        for block in self.blocks:
+            x = block(x, mask=keep[:, None, None] & seen)
+        return self.head(self.norm(x))
+
+
+@pytest.mark.parametrize("model", [Counted, CountedFullText])
+def test_lengths_are_a_mask(model):
+    assert padding(model(), "content", ENCODER).argument == "lengths"
+    assert padding(model(), "right", ENCODER).argument == "lengths"
+    assert effect(model(), ENCODER).value > 1e-3
+    with pytest.raises(NotApplicable, match="pad on the right"):
+        padding(model(), "left", ENCODER)
+
+
+def test_padding_behind_a_text_of_a_given_length_is_not_seen():
+    leaks = type("Leaks", (Counted,), {"shown": 1})()
+    with pytest.raises(CheckFailed, match=r"where lengths says padding[\s\S]*blocks.0"):
+        padding(leaks, "content", ENCODER)
+    with pytest.raises(CheckFailed, match="with lengths"):
+        padding(leaks, "right", ENCODER)
+
+
+def test_lengths_that_are_ignored():
+    class Ignores(Counted):
+        def forward(self, input_ids, lengths):
+            return super().forward(input_ids)
+
+    with pytest.raises(CheckFailed, match="masking tokens by lengths moved"):
+        effect(Ignores(), ENCODER)
+
+
+def test_lengths_of_another_row():
+    class Mixes(Counted):
+        def forward(self, input_ids, lengths):
+            return super().forward(input_ids, lengths.roll(1))
+
+    with pytest.raises(CheckFailed, match="where lengths says padding"):
+        padding(Mixes(), "content", ENCODER)
+    with pytest.raises(CheckFailed, match="their padding was left out"):
+        CHECKS["batch_independence"](probe_of(Mixes(), ENCODER))
+
+
+def test_lengths_of_texts_in_which_padding_is_found_by_its_id():
+    class Finds(Counted):
+        def forward(self, input_ids, lengths):
+            return super().forward(input_ids, input_ids.ne(0).sum(1))
+
+    with pytest.raises(NotApplicable, match="forward looks for the padding id"):
+        effect(Finds(), ENCODER)
+    assert padding(Finds(), "right", ENCODER).comparisons > 1
+
+
+def test_lengths_of_a_causal_text():
+    assert padding(CountedCausal(), "right").argument == "lengths"
+    with pytest.raises(NotApplicable, match="on the right alone, and there nothing looks at it"):
+        padding(CountedCausal(), "content")
+
+    class Mixes(CountedCausal):
+        def forward(self, input_ids, lengths):
+            return super().forward(input_ids, lengths.roll(1))
+
+    with pytest.raises(CheckFailed, match="with lengths"):
+        padding(Mixes(), "right")

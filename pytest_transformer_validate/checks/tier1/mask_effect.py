@@ -84,6 +84,8 @@ def _require_effect(probe: Probe, way: Way, layout: str, floor: float) -> Conten
     effect = passes.effect(found)
     if effect > limit:
         return found
+    if way.counts and passes.compares(way.covers):
+        raise NotApplicable(f"{way.role} has no effect: forward looks for the padding id")
     if not probe.masks.without_mask(way, layout, "noised") > limit:
         raise NotApplicable("no token reaches another: there is nothing to hide")
     if passes.causal and not probe.masks.touched(way, way.role) and probe.masks.takes_anything:
@@ -161,8 +163,10 @@ def _judge_ones(probe: Probe, way: Way, factor: float) -> MaskEffect:
 
     if value <= limit.value or not settle(value, limit, lambda: probe.repeated(again)).exceeded:
         return measured
-    if not way.fixed:
+    if way.counts or not way.fixed:
         note = f"{way.role} of ones is not the same as none: it may carry a causal mask too"
+        if way.counts:
+            note = f"the full {way.role} are not the same as none"
         return MaskEffect(**{**vars(measured), "notes": (note,)})
     where = probe.leaks.locate_no_mask(way)
     raise CheckFailed(
@@ -179,14 +183,16 @@ def _judge_ones(probe: Probe, way: Way, factor: float) -> MaskEffect:
 
 def _heard(probe: Probe, way: Way, limit: float) -> str:
     """In words, the masks of other dtypes that have an effect where this one has none."""
-    found = probe.masks.other_dtypes(way) if probe.subject.small else {}
+    if way.counts or not probe.subject.small:
+        return ""
+    found = probe.masks.other_dtypes(way)
     names = [name for name, moved in found.items() if not isinstance(moved, str) and moved > limit]
     own = str(way.dtype).removeprefix("torch.")
     return f"a mask of {own} has no effect, one of {' or '.join(names)}" if names else ""
 
 
 def _dtype_notes(probe: Probe, way: Way, factor: float) -> list[str]:
-    if not probe.subject.small:
+    if way.counts or not probe.subject.small:
         return []
     found = probe.padding.content(way, probe.padding.layout(way.covers), "plain")
     limit = two_shapes_limit(found.reference, 0.0, factor).value

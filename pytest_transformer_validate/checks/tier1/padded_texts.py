@@ -126,7 +126,7 @@ def judge_left(probe: Probe, factor: float) -> PaddingInvariance:
 def _judge_lengths(probe: Probe, covers: str, side: str, factor: float) -> PaddingInvariance:
     passes, small = probe.padding, probe.subject.small
     plans = [("mixed", "plain")]
-    way, _ = passes.way(covers)
+    way = passes.tells(covers)
     if small:
         plans += [("few", "noised")] if way else [("equal", "plain"), ("few", "noised")]
     if probe.padded_texts.longest is not None and not passes.causal:
