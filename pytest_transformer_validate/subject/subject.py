@@ -32,6 +32,7 @@ from pytest_transformer_validate.subject.intermediates import Values, run_with_i
 from pytest_transformer_validate.subject.layout import arrange
 from pytest_transformer_validate.subject.look import Facts, look
 from pytest_transformer_validate.subject.outputs import Output, read_logits, read_output
+from pytest_transformer_validate.subject.refused import with_refused
 from pytest_transformer_validate.subject.signature import Signature, read_signature
 from pytest_transformer_validate.subject.sizes import LARGE, other_sizes, probe_sizes
 from pytest_transformer_validate.task import TaskSpec
@@ -227,7 +228,7 @@ class Subject:
         try:
             with guard(self.model, derive_seed(self.seed, "facts")), torch.no_grad():
                 self.model.eval()
-                return look(self)
+                return with_refused(self, look(self))
         except Exception as error:
             line = error_line(error)
             self._no_facts = f"the first forward raised: {line}"
@@ -268,7 +269,8 @@ class Subject:
     @functools.cached_property
     def max_length(self) -> int | None:
         """The longest input: declared, less what an offset of its table takes; else what the
-        tables read by position allow; ``None`` where nothing bounds it."""
+        tables read by position allow, or what the model refuses to go beyond; ``None`` where
+        nothing bounds it."""
         named = declared_size(self.config, LENGTH)
         if named is None and self.config.get("model_type") is None:
             named = declared_size(self.config, ("max_length",))

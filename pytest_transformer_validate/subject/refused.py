@@ -1,0 +1,68 @@
+"""A longest text that a model keeps as a number and refuses to go beyond, without any table."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from pytest_transformer_validate.sources.config import ModelConfig
+from pytest_transformer_validate.sources.construct import CONFIG_NAMES
+from pytest_transformer_validate.subject.batch import Batch
+from pytest_transformer_validate.subject.guard import derive_seed
+from pytest_transformer_validate.subject.ids import few_ids
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pytest_transformer_validate.subject.look import Facts
+    from pytest_transformer_validate.subject.subject import Subject
+
+_LENGTH = re.compile(r"len|ctx|context|positions?$|block_size|max_tokens", re.IGNORECASE)
+# Longer texts are given only where a limit is known.
+_MOST, _MOST_OF_LARGE = 512, 64
+
+
+def with_refused(subject: Subject, facts: Facts) -> Facts:
+    """The facts with a limit where none is declared, no table tells, and the model refuses more.
+
+    A name proposes a number, ``self.ctx_len``, given or by default; runs decide: a text of that
+    length is taken, one token more is not, nor twice as many.
+    """
+    if subject.vision or subject.declares_length or facts.limits or facts.multiple > 1:
+        return facts
+    most = _MOST if subject.small else _MOST_OF_LARGE
+    for length in sorted({n for n in _proposed(subject.model) if 1 < n <= most}):
+        taken = (_takes(subject, n) for n in (length + 1, 2 * length))
+        if not any(taken) and _takes(subject, length):
+            return replace(facts, limits=(length,))
+    return facts
+
+
+def _proposed(model: torch.nn.Module) -> Iterator[int]:
+    """Whole numbers in attributes of the modules, or of a configuration that they keep, whose
+    names speak of a length."""
+    for module in model.modules():
+        for holder in (vars(module), *_configs(module)):
+            for name, value in holder.items():
+                if type(value) is int and _LENGTH.search(str(name)):
+                    yield value
+
+
+def _configs(module: torch.nn.Module) -> Iterator[ModelConfig]:
+    for name in CONFIG_NAMES & vars(module).keys():
+        kept = ModelConfig(vars(module)[name])
+        if isinstance(kept.raw, dict) or hasattr(kept.raw, "__dict__"):
+            yield kept
+
+
+def _takes(subject: Subject, length: int) -> bool:
+    generator = torch.Generator().manual_seed(derive_seed(subject.seed, "refused"))
+    inputs = few_ids(subject, min(2, subject.most_rows), length, length, generator)
+    try:
+        subject.call(subject.complete(Batch(inputs), labels=False).to(subject.device), {})
+    except Exception:  # noqa: BLE001 - a trial
+        return False
+    return True
