@@ -160,4 +160,12 @@ MUTANTS = (
             ),
         ),
     ),
+    _mask(
+        name="lengths_not_handed_on",
+        family="mask_ignored",
+        parent="length_tagger",
+        where=("blks.0.attention",),
+        why="lengths are taken and the layers are called without them",
+        edits=(("x = blk(x, valid_lens)", "x = blk(x, None)"),),
+    ),
 )

@@ -344,4 +344,54 @@ MUTANTS = (
             ),
         ),
     ),
+    _pad(
+        name="lengths_of_rows_not_of_heads",
+        family="padding_mask_misapplied",
+        parent="length_tagger",
+        where=("blks.*.attention",),
+        why="repeat puts the lengths of other rows where repeat_interleave puts a row's own",
+        edits=(
+            (
+                "torch.repeat_interleave(valid_lens, self.num_heads, dim=0)",
+                "valid_lens.repeat(self.num_heads)",
+            ),
+        ),
+    ),
+    _pad(
+        name="token_behind_the_length_is_seen",
+        family="padding_mask_misapplied",
+        parent="length_tagger",
+        where=("blks.*.attention",),
+        why="> where >= is meant: one token of padding stays in",
+        edits=((">= valid_lens[:, None]", "> valid_lens[:, None]"),),
+    ),
+    _pad(
+        name="lengths_of_the_longest_text",
+        family="padding_mask_misapplied",
+        parent="length_classifier",
+        where=("layers.0.self_attn", "pool"),
+        why="all texts get the mask of the longest",
+        edits=(
+            (
+                "padding = padding_of(lengths, tokens.size(1))",
+                "padding = padding_of(lengths.amax().expand_as(lengths), tokens.size(1))",
+            ),
+        ),
+    ),
+    _pad(
+        name="mean_over_the_padded_length",
+        family="padding_in_a_summary",
+        parent="length_classifier",
+        where=("pool",),
+        why="the sum of the real tokens is divided by how long all texts were made",
+        edits=(("total / lengths.clamp(min=1).unsqueeze(-1)", "total / x.size(1)"),),
+    ),
+    _pad(
+        name="lengths_used_in_pooling_alone",
+        family="padding_seen_in_one_part",
+        parent="length_classifier",
+        where=("layers.0.self_attn",),
+        why="the layers are not told which tokens are padding",
+        edits=(("src_key_padding_mask=padding)", "src_key_padding_mask=None)"),),
+    ),
 )

@@ -400,5 +400,17 @@ _table.add(
         "max_seq_len": 48,
     },
 )
+_table.add(
+    "length_tagger",
+    "LengthTagger",
+    {"task": "masked_lm", "vocab_size": 151, "num_tags": 9, "max_len": 40},
+    "masked_lm",
+)
+_table.add(
+    "length_classifier",
+    "LengthClassifier",
+    {"vocab_size": 137, "num_classes": 4, "max_len": 40},
+    "classification",
+)
 
 ZOO: dict[str, Healthy] = _table.rows
