@@ -42,13 +42,13 @@ _TIME_FIRST = re.compile(
 class Facts:
     """What one forward showed: see ``Subject.facts``.
 
-    ``vocabulary`` holds, by role, the rows of the table that the ids index; ``compared`` the
-    ids that the forward compares its input with (padding, separators); ``limits`` the lengths
-    that tables read by position, or refusals, allow; ``rank`` and ``width`` are those of the
-    output read as (B, T, V) or (B, K), ``rest`` its axes behind T; ``layout`` is how it stands (see layout);
-    ``needs_labels`` says that all logits come only with labels; ``fixed_length`` is the declared
-    maximum where the output always has that many positions; ``multiple`` is what the model says
-    that lengths have to be multiples of.
+    ``vocabulary`` holds, by role, the rows of the table that the ids index; ``compared`` the ids
+    that the forward compares its input with (padding, separators); ``limits`` the lengths that
+    tables read by position, or refusals, allow; ``rank`` and ``width`` are those of the output
+    read as (B, T, V) or (B, K), ``rest`` its axes behind T; ``layout`` is how it stands (see
+    layout); ``needs_labels`` says that all logits come only with labels; ``fixed_length`` is the
+    declared maximum where the output always has that many positions; ``multiple`` is what the
+    model says that lengths have to be multiples of.
     """
 
     vocabulary: dict[str, int]
