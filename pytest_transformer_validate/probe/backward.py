@@ -53,13 +53,14 @@ def reached_beside(
     wanted: Mapping[str, torch.nn.Parameter],
     others: Sequence[torch.Tensor],
     results: Sequence[list[torch.Tensor]],
-) -> set[str]:
-    """Which of these parameters get a gradient from what stands beside the logits.
+) -> tuple[set[str], set[str]]:
+    """Which of these parameters get a gradient from results beside the logits, which from
+    positions that nothing reads.
 
     ``others`` are what the model returns beside them; ``results`` those of modules, after a
-    backward pass of the logits. Positions that nothing reads count where a parameter reaches
-    them all over the text (the queries of a last layer of which one position is pooled), and not
-    where it reaches one or two only: a token made to be read, and then not read.
+    backward pass of the logits. Positions count where a parameter reaches them all over the text
+    (the queries of a last layer of which one position is pooled), and not where it reaches one
+    or two only: a token made to be read, and then not read.
     """
     model = probe.subject.model
     unread, parts = _unread_results(results), _unread_positions(results)
@@ -70,12 +71,11 @@ def reached_beside(
         norms = gradient_norms(list(wanted.values()))
         return {name for name, norm in zip(wanted, norms, strict=True) if norm}
 
-    found = reached([*others, *unread]) if others or unread else set()
-    if parts:
-        found |= set.intersection(*map(reached, parts))
+    beside = reached([*others, *unread]) if others or unread else set()
+    elsewhere = set.intersection(*map(reached, parts)) if parts else set()
     for parameter, grad in kept:
         parameter.grad = grad
-    return found
+    return beside, elsewhere
 
 
 def _unread_results(results: Sequence[list[torch.Tensor]]) -> list[torch.Tensor]:

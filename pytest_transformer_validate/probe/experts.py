@@ -80,6 +80,18 @@ class Experts(Passes):
         ]
 
     @remembered
+    def gradients_in_training(self) -> Gradients:
+        """Gradients in training mode: some routers draw, or mix more experts, there alone."""
+        return plain_gradients(self.probe, training=True)
+
+    @remembered
+    def routers(self) -> set[str]:
+        """The matrices that choose among experts."""
+        shapes = dict(self.probe.subject.model.named_parameters())
+        named = {name for group in self.groups() for name, _ in group.routers}
+        return {name for name in named if shapes[name].dim() == 2}
+
+    @remembered
     def groups(self) -> list[Group]:
         """Every group of experts beside which a router stands."""
         model = self.probe.subject.model

@@ -39,9 +39,10 @@ class Gradients:
     ``norms`` holds, for each parameter that asks for a gradient, the largest gradient norm seen,
     ``None`` where autograd never reached it; ``beside`` those that get one from a result which is
     returned beside the one that is used: by the model beside its logits, or by a module with
-    several results (a pooled state that this head does not read); ``used`` the parameters that
-    some operation read; ``tokens`` for each module that ran, how many vectors each of its calls
-    was given; ``selects`` the modules that return whole numbers only (indices of a choice);
+    several results (a pooled state that this head does not read); ``elsewhere`` those that get
+    one at positions that are not read; ``used`` the parameters that some operation read;
+    ``tokens`` for each module that ran, how many vectors each of its calls was given; ``selects``
+    the modules that return whole numbers only (indices of a choice);
     ``only_padding`` the embeddings that were given nothing but their padding row; ``not_finite``
     parameters whose gradient held NaN or infinity; ``unregistered`` counts parameters that get
     one and are not the model's. ``sketches`` are projections of the gradients
@@ -56,6 +57,7 @@ class Gradients:
 
     norms: dict[str, float | None] = field(default_factory=dict)
     beside: set[str] = field(default_factory=set)
+    elsewhere: set[str] = field(default_factory=set)
     used: set[str] = field(default_factory=set)
     tokens: dict[str, list[int]] = field(default_factory=dict)
     selects: set[str] = field(default_factory=set)
@@ -125,8 +127,8 @@ def _sketch(probe: Probe, number: int, found: Gradients) -> None:
                 found.sketches.setdefault(name, []).append(float((grad * direction).sum()))
 
 
-def movement(probe: Probe, parameter: str) -> tuple[float, torch.Tensor]:
-    """How far the logits move when a parameter moves by 0.1 (normally distributed), and what
+def movement(probe: Probe, parameter: str, size: float = 0.1) -> tuple[float, torch.Tensor]:
+    """How far the logits move when a parameter moves by ``size`` (normally distributed), and what
     they were."""
     batch = probe.batch(*probe.subject.sizes, "movement")
     before = probe.forward(batch).logits
@@ -134,7 +136,7 @@ def movement(probe: Probe, parameter: str) -> tuple[float, torch.Tensor]:
     original = tensor.data
     generator = torch.Generator().manual_seed(probe.seed_for("movement", parameter))
     try:
-        tensor.data = original + 0.1 * torch.randn(original.shape, generator=generator).to(
+        tensor.data = original + size * torch.randn(original.shape, generator=generator).to(
             original
         )
         after = probe.forward(batch).logits
@@ -188,7 +190,9 @@ def _backward(
         found.norms[name] = max(found.norms.get(name) or 0.0, norm)
     left = {name: p for name, p in named.items() if not found.norms[name]}
     if left:
-        found.beside |= reached_beside(probe, left, output.others, results)
+        beside, elsewhere = reached_beside(probe, left, output.others, results)
+        found.beside |= beside
+        found.elsewhere |= elsewhere
 
 
 def _note_dead_rows(name: str, parameter: torch.nn.Parameter, found: Gradients) -> None:
@@ -321,6 +325,6 @@ class _Reads(TorchFunctionMode):
                 self._note(value)
 
 
-def plain_gradients(probe: Probe) -> Gradients:
+def plain_gradients(probe: Probe, *, training: bool = False) -> Gradients:
     """``gradients`` with the parameters as they are now, not remembered."""
-    return _gradients(probe, _shapes(probe), training=False, thorough=False)
+    return _gradients(probe, _shapes(probe), training=training, thorough=False)

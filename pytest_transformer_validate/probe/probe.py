@@ -193,9 +193,9 @@ class Probe(Groups):
         """See ``gradients.gradients``."""
         return self.once(gradients.gradients, noised)
 
-    def movement(self, parameter: str) -> tuple[float, torch.Tensor]:
+    def movement(self, parameter: str, size: float = 0.1) -> tuple[float, torch.Tensor]:
         """See ``gradients.movement``."""
-        return self.once(gradients.movement, parameter)
+        return self.once(gradients.movement, parameter, size)
 
     def gradients_in_float64(self) -> Gradients | None:
         """``gradients`` with moved parameters in float64; ``None`` where that does not run, or

@@ -64,3 +64,62 @@ class OwnQueries(models.Decoder):
 def test_queries_of_positions_that_are_not_pooled_are_excused():
     found = CHECKS["gradient_flow"](probe_of(OwnQueries(), task="classification")).explained
     assert found["query.weight"] == "only a result that nothing reads here depends on it"
+
+
+class Routed(nn.Module):
+    """Each token goes to one expert, by whose probability its answer is multiplied."""
+
+    weight = staticmethod(lambda p: p)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Linear(32, 4)
+        self.experts = nn.ModuleList(nn.Linear(32, 32) for _ in range(4))
+
+    def forward(self, x):
+        p, chosen = self.router(x).softmax(-1).max(-1)
+        answers = torch.stack([expert(x) for expert in self.experts], -1)
+        one = F.one_hot(chosen, 4).to(x)
+        return (answers * one[..., None, :]).sum(-1) * self.weight(p)[..., None], p.square().mean()
+
+
+class Experts(models.Decoder):
+    """A mixture of experts; the loss that spreads tokens over them is returned on request."""
+
+    def __init__(self, weight=None, beside=True) -> None:
+        super().__init__()
+        self.mixture, self.beside = Routed(), beside
+        if weight is not None:
+            self.mixture.weight = weight
+
+    def forward(self, input_ids):
+        x = super().hidden(input_ids)
+        y, spread = self.mixture(x)
+        logits = self.head(x + y)
+        return {"logits": logits, "aux_loss": spread} if self.beside else logits
+
+
+NORMALISED = {
+    "softmax over one": lambda p: p[..., None].softmax(-1)[..., 0],
+    "divided by its sum": lambda p: p / (p + 1e-20),
+}
+
+
+@pytest.mark.parametrize("beside", [True, False])
+@pytest.mark.parametrize("what", NORMALISED)
+def test_a_router_whose_weights_are_always_one_learns_nothing(what, beside):
+    with pytest.raises(CheckFailed, match="mixture.router.weight") as caught:
+        CHECKS["gradient_flow"](probe_of(Experts(NORMALISED[what], beside)))
+    assert "likely: the weights of the chosen experts are normalised to 1" in caught.value.message
+    assert caught.value.where in {"mixture", "mixture.router"}
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_a_router_that_learns_is_left_alone(beside):
+    assert CHECKS["gradient_flow"](probe_of(Experts(None, beside))).value == 0
+
+
+def test_a_router_that_learns_in_training_alone_is_left_alone():
+    model = Experts()
+    model.mixture.weight = lambda p: p if model.training else p[..., None].softmax(-1)[..., 0]
+    assert CHECKS["gradient_flow"](probe_of(model)).value == 0

@@ -5,6 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pytest_transformer_validate.checks.registry import check
+from pytest_transformer_validate.checks.tier1.no_gradient import (
+    moves_logits,
+    rounding,
+    stuck_routers,
+)
 from pytest_transformer_validate.errors import CheckFailed, NotApplicable
 from pytest_transformer_validate.measures.gradients import (
     GradientFlow,
@@ -13,7 +18,6 @@ from pytest_transformer_validate.measures.gradients import (
     typical,
     without_gradient,
 )
-from pytest_transformer_validate.measures.tolerance import same_shape_limit
 
 if TYPE_CHECKING:
     from pytest_transformer_validate.probe.gradients import Gradients
@@ -21,8 +25,13 @@ if TYPE_CHECKING:
 
 RULE = "every parameter that takes part must get a gradient that training can use"
 _SHOWN = 6
-_SAME = 0.01  # of the norm: float32 keeps a gradient of its own to better than 1e-3
+_BESIDE = "only a result that nothing reads here depends on it"
 _ROUNDING = "a normalisation or a softmax takes it out again: the logits do not move with it"
+_ALWAYS_ONE = (
+    "the weights of the chosen experts are normalised to 1 (a softmax over one, a division by its "
+    "own sum), and the router learns nothing from its choice"
+)
+_DOUBT = {_BESIDE, _ROUNDING}  # no excuse for what chooses among experts
 
 
 @check(tier=1)
@@ -67,17 +76,19 @@ def gradient_flow(probe: Probe, *, floor: float = 1e-7, ceiling: float = 1e6) ->
     if suspects:
         alive = probe.gradients(noised=True)
         suspects &= without_gradient(alive, floor)
-    rounding = _rounding(probe, alive, suspects)
+    rounds = rounding(probe, alive, suspects)
     reasons = {
-        name: _ROUNDING if name in rounding else _reason(probe, found, alive, name)
+        name: _ROUNDING if name in rounds else _reason(probe, found, alive, name)
         for name in sorted(suspects)
     }
-    explained = {name: reason for name, reason in reasons.items() if reason}
-    failing = suspects - set(explained)
+    stuck = stuck_routers(probe) - {n for n, why in reasons.items() if why and why not in _DOUBT}
+    explained = {name: why for name, why in reasons.items() if why and name not in stuck}
+    failing = (suspects | stuck) - set(explained)
     measured = _measure(probe, found, explained, failing)
     if failing:
         where = _where(probe, found, failing)
-        raise CheckFailed(_text(found, measured, failing, where), measured, where=where)
+        likely = _ALWAYS_ONE if stuck else _likely(found, failing)
+        raise CheckFailed(_text(found, measured, failing, where, likely), measured, where=where)
     _judge_experts(probe, measured)
     _judge_blocks(probe, found, measured)
     _judge_cuts(probe, found, measured)
@@ -164,24 +175,6 @@ def _at_output(found: Gradients) -> float:
     return 0.0
 
 
-def _rounding(probe: Probe, alive: Gradients, suspects: set[str]) -> set[str]:
-    """Suspects whose small gradient is rounding: float64 gives another one.
-
-    Where float64 does not run, those whose value does not move the logits.
-    """
-    small = {name for name in suspects if alive.norms[name]}
-    exact = probe.gradients_in_float64() if small else None
-    if exact is None:
-        return {name for name in small if not _moves_logits(probe, name)}
-    return {name for name in small if not _same_gradient(alive, exact, name)}
-
-
-def _same_gradient(one: Gradients, other: Gradients, name: str) -> bool:
-    a, b = one.sketches[name], other.sketches.get(name, [])
-    allowed = _SAME * (one.norms[name] or 0.0)
-    return len(a) == len(b) and all(abs(x - y) <= allowed for x, y in zip(a, b, strict=True))
-
-
 def _reason(probe: Probe, found: Gradients, alive: Gradients, name: str) -> str | None:
     """Why a healthy model may give this parameter no gradient, else ``None``.
 
@@ -189,8 +182,8 @@ def _reason(probe: Probe, found: Gradients, alive: Gradients, name: str) -> str 
     the logits has no excuse but a choice of indices.
     """
     owner = _owner(name)
-    if name in found.beside | alive.beside:
-        return "only a result that nothing reads here depends on it"
+    if any(name in g.beside | g.elsewhere for g in (found, alive)):
+        return _BESIDE
     if found.only_padding.get(owner):
         return "it was given nothing but its padding row"
     if alive.norms[name]:
@@ -204,15 +197,10 @@ def _reason(probe: Probe, found: Gradients, alive: Gradients, name: str) -> str 
     if name not in found.used:
         unread = "the forward of these inputs does not read it"
         return unread if probe.structure.reads_parameter(name) else None
-    if probe.structure.dimensions(name) == 1 and not _moves_logits(probe, name):
+    if probe.structure.dimensions(name) == 1 and not moves_logits(probe, name):
         siblings = [n for n in alive.norms if _owner(n) == owner and n != name]
         return _ROUNDING if any(alive.norms[n] for n in siblings) else None
     return None
-
-
-def _moves_logits(probe: Probe, name: str) -> bool:
-    moved, logits = probe.movement(name)
-    return moved > same_shape_limit(logits).value
 
 
 def _why_idle(probe: Probe, found: Gradients, owner: str) -> str | None:
@@ -313,7 +301,9 @@ def _measure(
     )
 
 
-def _text(found: Gradients, measured: GradientFlow, failing: set[str], where: str) -> str:
+def _text(
+    found: Gradients, measured: GradientFlow, failing: set[str], where: str, likely: str
+) -> str:
     names = sorted(failing)
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     kinds = " or ".join(sorted({_kind(found, name, measured.median) for name in failing}))
@@ -323,7 +313,7 @@ def _text(found: Gradients, measured: GradientFlow, failing: set[str], where: st
             f"{len(failing)} of {measured.parameters} parameters get {kinds}: "
             f"{', '.join(names[:_SHOWN])}{more}",
             f"first module in which the gradient is lost: {where}",
-            f"likely: {_likely(found, failing)}",
+            f"likely: {likely}",
             "frozen on purpose? set requires_grad=False, and the check leaves them alone",
         ]
     )
