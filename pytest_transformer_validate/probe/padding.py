@@ -86,11 +86,14 @@ class Padding(Passes):
                 refused = refused or f"{way.role} {shape} raised {error_line(error, 150)}"
                 continue
             return way, refused
-        way = self.counted(covers)
-        if way is None or layout == "right":
-            return way, refused
+        counted = self.counted(covers)
+        if counted is None or layout == "right":
+            return counted, refused
         seen = "forward looks for its id" if self.compares(covers) else "nothing looks at it"
-        return None, refused or f"{way} can tell of padding on the right alone, and there {seen}"
+        return (
+            None,
+            refused or f"{counted} can tell of padding on the right alone, and there {seen}",
+        )
 
     @remembered
     def counted(self, covers: str) -> Way | None:
