@@ -1,4 +1,4 @@
-"""A longest text that a model keeps as a number and refuses to go beyond, without any table."""
+"""What a model refuses: texts beyond a number that it keeps, without any table; batches."""
 
 from __future__ import annotations
 
@@ -8,24 +8,43 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from pytest_transformer_validate.errors import SubjectError
 from pytest_transformer_validate.sources.config import ModelConfig
 from pytest_transformer_validate.sources.construct import CONFIG_NAMES
 from pytest_transformer_validate.subject.batch import Batch
 from pytest_transformer_validate.subject.guard import derive_seed
 from pytest_transformer_validate.subject.ids import few_ids
+from pytest_transformer_validate.subject.look import Facts, look
+from pytest_transformer_validate.subject.outputs import read_output
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pytest_transformer_validate.subject.look import Facts
     from pytest_transformer_validate.subject.subject import Subject
 
 _LENGTH = re.compile(r"len|ctx|context|positions?$|block_size|max_tokens", re.IGNORECASE)
 # Longer texts are given only where a limit is known.
 _MOST, _MOST_OF_LARGE = 512, 64
+_FLAT = (
+    "forward takes one text of ids, (T,), and no batch of texts, (B, T)\n  signature: {}\n"
+    "  wrap the model so that forward takes input_ids (B, T) and gives logits (B, T, V): call it "
+    "with each row, and stack what it returns"
+)
+_FLAT_LENGTH = 11
 
 
-def with_refused(subject: Subject, facts: Facts) -> Facts:
+def first_look(subject: Subject) -> Facts:
+    """See ``look``; and the limit that only refusals tell. Raises SubjectError where the model
+    refuses a batch because it takes one flat text, else what the first forward raised."""
+    try:
+        return _with_limit(subject, look(subject))
+    except (AssertionError, ValueError) as error:
+        if not subject.vision and _takes_flat(subject):
+            raise SubjectError(_FLAT.format(subject.signature.text[:300])) from error
+        raise
+
+
+def _with_limit(subject: Subject, facts: Facts) -> Facts:
     """The facts with a limit where none is declared, no table tells, and the model refuses more.
 
     A name proposes a number, ``self.ctx_len``, given or by default; runs decide: a text of that
@@ -66,3 +85,14 @@ def _takes(subject: Subject, length: int) -> bool:
     except Exception:  # noqa: BLE001 - a trial
         return False
     return True
+
+
+def _takes_flat(subject: Subject) -> bool:
+    """Whether forward runs with the ids of one text, (T,), and gives a row for each."""
+    generator = torch.Generator().manual_seed(derive_seed(subject.seed, "flat"))
+    ids = few_ids(subject, 1, _FLAT_LENGTH, _FLAT_LENGTH, generator)["input_ids"][0]
+    try:
+        logits = read_output(subject.model(ids.to(subject.device))).logits
+    except Exception:  # noqa: BLE001 - a trial
+        return False
+    return _FLAT_LENGTH in logits.shape[:2] and logits.dim() in (2, 3)

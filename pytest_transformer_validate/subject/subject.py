@@ -30,14 +30,14 @@ from pytest_transformer_validate.subject.guard import derive_seed, guard
 from pytest_transformer_validate.subject.images import image_shape
 from pytest_transformer_validate.subject.intermediates import Values, run_with_intermediates
 from pytest_transformer_validate.subject.layout import arrange
-from pytest_transformer_validate.subject.look import Facts, look
 from pytest_transformer_validate.subject.outputs import Output, read_logits, read_output
-from pytest_transformer_validate.subject.refused import with_refused
+from pytest_transformer_validate.subject.refused import first_look
 from pytest_transformer_validate.subject.signature import Signature, read_signature
 from pytest_transformer_validate.subject.sizes import LARGE, other_sizes, probe_sizes
 from pytest_transformer_validate.task import TaskSpec
 
 if TYPE_CHECKING:
+    from pytest_transformer_validate.subject.look import Facts
     from pytest_transformer_validate.subject.packed import Packing
     from pytest_transformer_validate.subject.setup import Setup
 
@@ -228,7 +228,7 @@ class Subject:
         try:
             with guard(self.model, derive_seed(self.seed, "facts")), torch.no_grad():
                 self.model.eval()
-                return with_refused(self, look(self))
+                return first_look(self)
         except Exception as error:
             line = error_line(error)
             self._no_facts = f"the first forward raised: {line}"

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from pytest_transformer_validate.errors import SubjectError
 from pytest_transformer_validate.subject.subject import Subject
 
 SEEN: list[tuple[int, ...]] = []
@@ -104,3 +105,27 @@ def test_what_is_declared_is_not_tried():
 
 def test_a_number_that_bounds_nothing_costs_one_forward():
     assert [n for n in lengths(Free(ctx_len=48)) if n > 32] == [49]
+
+
+def test_a_model_of_one_flat_text_is_told_to_take_a_batch():
+    class Flat(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.emb, self.head = nn.Embedding(61, 8), nn.Linear(8, 61)
+
+        def forward(self, input_seq, target_seq=None):
+            assert input_seq.ndim == 1
+            return self.head(self.emb(input_seq))[None]
+
+    with pytest.raises(SubjectError, match=r"one text of ids, \(T,\), and no batch") as caught:
+        _ = Subject(Flat()).facts
+    assert "input_seq, target_seq=None" in str(caught.value)
+
+
+def test_what_another_model_raises_comes_through():
+    class Broken(Mean):
+        def refuse(self, length):
+            raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="^broken$"):
+        _ = Subject(Broken()).facts
