@@ -238,7 +238,10 @@ def _reads_time_first(subject: Subject, batch: Batch, reader: TableReader) -> bo
     if reader.limits or tells:
         return False
     by_rows, _ = _read(subject, batch, batch.rows)
-    return bool(by_rows.limits) or (_says_time_first(subject) and _down_columns(subject, batch))
+    if by_rows.limits:
+        settled, _ = _read(subject, batch, reader.length)  # with tables that a forward made
+        return not settled.limits
+    return _says_time_first(subject) and _down_columns(subject, batch)
 
 
 def _says_time_first(subject: Subject) -> bool:

@@ -338,3 +338,28 @@ class ByColumns(torch.nn.Module):
 def test_an_order_that_code_names_is_believed_where_it_is_seen(axis, time_major):
     subject = Subject(ByColumns(axis).eval())
     assert subject.facts.time_major is time_major
+
+
+class Grows(torch.nn.Module):
+    """A table of positions that is made anew for longer texts, and read by flat positions;
+    ``axis`` is the axis of the time."""
+
+    def __init__(self, axis):
+        super().__init__()
+        self.axis, self.table, self.head = axis, torch.nn.Embedding(41, 8), torch.nn.Linear(8, 41)
+        self.places = torch.randn(4, 8)
+
+    def forward(self, data):
+        length = data.size(self.axis)
+        if length > len(self.places):
+            self.places = torch.randn(length, 8)
+        rows = data if self.axis else data.T
+        places = torch.arange(length).expand(rows.shape).reshape(-1)
+        x = self.table(rows) + self.places.index_select(0, places).view(*rows.shape, 8)
+        logits = self.head(x.cumsum(1))
+        return logits if self.axis else logits.transpose(0, 1)
+
+
+@pytest.mark.parametrize(("axis", "time_major"), [(0, True), (1, False)])
+def test_a_table_that_grows_does_not_tell_another_order(axis, time_major):
+    assert Subject(Grows(axis).eval()).facts.time_major is time_major
