@@ -138,11 +138,12 @@ class Precision(Passes):
         return counts[0] > 1.5 * counts[1]
 
     @remembered
-    def half(self, name: str, draw: int) -> Rounding:
-        """The model in ``bfloat16`` or ``float16`` against its error model."""
+    def half(self, name: str, draw: int, moved: bool = True) -> Rounding:
+        """The model in ``bfloat16`` or ``float16`` against its error model, with weights moved as
+        ``_convertible`` says, or as it is."""
         dtype: torch.dtype = getattr(torch, name)
         batch = self.batch(draw)
-        with self._convertible(rounded=dtype) as beside:
+        with self._convertible(rounded=dtype, moved=moved) as beside:
             reference = _run(beside, batch)
             with _rounding(beside.subject.model, dtype) as sizes:
                 emulated = _run(beside, batch)
@@ -257,15 +258,17 @@ class Precision(Passes):
         return Traits(reader.rounds, reader.narrows)
 
     @contextlib.contextmanager
-    def _convertible(self, *, rounded: torch.dtype | None = None) -> Iterator[Probe]:
+    def _convertible(
+        self, *, rounded: torch.dtype | None = None, moved: bool = True
+    ) -> Iterator[Probe]:
         """A probe over the model itself, which may be converted: all of it is given back.
 
         With its weights and buffers ``rounded`` to a dtype, if one is given; those of a small
-        model are moved at random and made larger before that, because the attention of a model
-        at its start is the same everywhere, whatever the positions.
+        model are ``moved`` at random and made larger before that, because the attention of a
+        model at its start is the same everywhere, whatever the positions.
         """
         probe, model = self.probe, self.probe.subject.model
-        moved = rounded is not None and probe.subject.small
+        moved = moved and rounded is not None and probe.subject.small
         with probe.noised() if moved else contextlib.nullcontext(), data_kept(model) as kept:
             for tensor, data in kept if rounded else ():
                 if data.is_floating_point() and not torch.nn.parameter.is_lazy(tensor):

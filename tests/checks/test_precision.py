@@ -65,6 +65,27 @@ def test_an_overflow_is_told_from_numbers_that_are_too_large():
         PRECISION(probe_of(Large()), "float16")
 
 
+class Louder(nn.Module):
+    def forward(self, x):
+        return 120 * x
+
+
+class Squared(nn.Module):
+    """A root mean square of numbers that are squared in the dtype of the model."""
+
+    def forward(self, x):
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5)
+
+
+def test_an_overflow_that_moved_weights_alone_make_is_none():
+    model = models.Decoder()
+    for block in model.blocks:
+        block.mlp.append(Louder())
+        block.mlp.append(Squared())
+    measured = PRECISION(probe_of(model), "float16")
+    assert "as it is; moved weights" in measured.notes[0]
+
+
 def test_what_does_not_run_is_a_skip_with_the_text():
     class Wide(models.Decoder):
         def hidden(self, ids):

@@ -18,6 +18,7 @@ RULE = "a model converted to {name} gives the same logits, as far as {name} goes
 CASES = ("bfloat16", "float16", "float64")
 _EPS = {"bfloat16": 2.0**-7, "float16": 2.0**-10}
 _LARGEST = 65504 / 4  # where float16 gets close to its end
+_SQUARE = 65504**0.5  # where a square does: moved weights may take a model there that is not
 _DRAWS = 3
 
 
@@ -53,6 +54,9 @@ def precision(probe: Probe, case: str, *, factor: float = 8.0, units: float = 64
         if again.value is not None and again.value <= factor:
             note = f"{measured.value:.2g} times the emulated error, {again.value:.2g} at other ids"
             return Precision(**{**vars(measured), "notes": (note,)})
+    own = _as_it_is(probe, case, rounding, factor)
+    if own is not None:
+        return own
     if probe.precision.traits().rounds:
         raise NotApplicable("the forward rounds to whole numbers: a small error becomes a step")
     where = probe.precision.where_differs(case, 0, factor)
@@ -63,6 +67,17 @@ def precision(probe: Probe, case: str, *, factor: float = 8.0, units: float = 64
         f"{_place(part, rounding)}"
     )
     raise CheckFailed(_text(case, what, where, _likely(rounding)), measured, where=where)
+
+
+def _as_it_is(probe: Probe, case: str, moved: Rounding, factor: float) -> Precision | None:
+    """What holds for the model as it is, where moved weights took it to the end of float16."""
+    if case != "float16" or moved.largest <= _SQUARE:
+        return None
+    own = _measured(probe.precision.half(case, 0, moved=False), case, factor)
+    if own.value is None or own.value > factor:
+        return None
+    note = f"as it is; moved weights make numbers of {moved.largest:.2g}"
+    return Precision(**{**vars(own), "notes": (note,)})
 
 
 def _require_float32(probe: Probe) -> None:
