@@ -54,13 +54,13 @@ def reached_beside(
     others: Sequence[torch.Tensor],
     results: Sequence[list[torch.Tensor]],
 ) -> tuple[set[str], set[str]]:
-    """Which of these parameters get a gradient from results beside the logits, which from
-    positions that nothing reads.
+    """Which of these parameters get a gradient from what stands beside the logits, and which from
+    any position that nothing reads.
 
     ``others`` are what the model returns beside them; ``results`` those of modules, after a
-    backward pass of the logits. Positions count where a parameter reaches them all over the text
-    (the queries of a last layer of which one position is pooled), and not where it reaches one
-    or two only: a token made to be read, and then not read.
+    backward pass of the logits. Positions that nothing reads stand beside where a parameter
+    reaches them all over the text (the queries of a last layer of which one position is pooled),
+    and not where it reaches one or two only: a token made to be read, and then not read.
     """
     model = probe.subject.model
     unread, parts = _unread_results(results), _unread_positions(results)
@@ -72,10 +72,10 @@ def reached_beside(
         return {name for name, norm in zip(wanted, norms, strict=True) if norm}
 
     beside = reached([*others, *unread]) if others or unread else set()
-    elsewhere = set.intersection(*map(reached, parts)) if parts else set()
+    at_positions = [reached(part) for part in parts] or [set()]
     for parameter, grad in kept:
         parameter.grad = grad
-    return beside, elsewhere
+    return beside | set.intersection(*at_positions), set.union(*at_positions)
 
 
 def _unread_results(results: Sequence[list[torch.Tensor]]) -> list[torch.Tensor]:

@@ -40,7 +40,7 @@ class Gradients:
     ``None`` where autograd never reached it; ``beside`` those that get one from a result which is
     returned beside the one that is used: by the model beside its logits, or by a module with
     several results (a pooled state that this head does not read); ``elsewhere`` those that get
-    one at positions that are not read; ``used`` the parameters that some operation read;
+    one at any position that is not read; ``used`` the parameters that some operation read;
     ``tokens`` for each module that ran, how many vectors each of its calls was given; ``selects``
     the modules that return whole numbers only (indices of a choice);
     ``only_padding`` the embeddings that were given nothing but their padding row; ``not_finite``

@@ -123,3 +123,21 @@ def test_a_router_that_learns_in_training_alone_is_left_alone():
     model = Experts()
     model.mixture.weight = lambda p: p if model.training else p[..., None].softmax(-1)[..., 0]
     assert CHECKS["gradient_flow"](probe_of(model)).value == 0
+
+
+def test_a_router_that_learns_at_positions_that_are_not_read_is_left_alone():
+    class Pools(Experts):
+        """Of the one position that is read, the weight is 1; of others it is not."""
+
+        def forward(self, input_ids):
+            x = self.hidden(input_ids)
+            y, spread = self.mixture(x)
+            return {"logits": self.head((x + y)[:, 0]), "aux_loss": spread}
+
+    def first_alone(p):
+        return torch.cat([torch.ones_like(p[:, :1]), p[:, 1:]], 1)
+
+    model = Pools(first_alone)
+    model.head = nn.Linear(32, 5)
+    found = CHECKS["gradient_flow"](probe_of(model, task="classification"))
+    assert "mixture.router.weight" in found.explained

@@ -182,7 +182,7 @@ def _reason(probe: Probe, found: Gradients, alive: Gradients, name: str) -> str 
     the logits has no excuse but a choice of indices.
     """
     owner = _owner(name)
-    if any(name in g.beside | g.elsewhere for g in (found, alive)):
+    if name in found.beside | alive.beside:
         return _BESIDE
     if found.only_padding.get(owner):
         return "it was given nothing but its padding row"
