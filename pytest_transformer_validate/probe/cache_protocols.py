@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import copy
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from pytest_transformer_validate.errors import NotApplicable, error_line
+from pytest_transformer_validate.probe.cache_masks import FORMS
 from pytest_transformer_validate.probe.decoding import (
     Plan,
     Protocol,
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from pytest_transformer_validate.subject.batch import Batch
     from pytest_transformer_validate.subject.subject import Subject
 
+_CLOSE = 0.01  # of the largest logit: another mask gives other logits, rounding does not
 _RESET = re.compile(r"^(reset|clear|empty)_?(the_)?(kv_?|key_value_)?(cache|caches|state)$")
 
 
@@ -89,6 +92,8 @@ def _kept_inside(probe: Probe, method: str | None) -> Protocol:
     text = text_of(probe, plan, "protocol")
     words = f"{name}, kept inside the model" + (f", made by {method}" if method else "")
     protocol = Protocol(words, None, None if method else reset, method)
+    if method:
+        protocol = _with_mask(probe, protocol, plan, text)
     with (
         probe.running("protocol") as running,
         kept(running.model),
@@ -98,7 +103,65 @@ def _kept_inside(probe: Probe, method: str | None) -> Protocol:
         _first_call(running, text, length, protocol)
         if _contents(running.model) == before:
             raise NotApplicable(f"forward takes {name}, returns no cache and keeps nothing")
+        if method and reset and _counts_on(running, text, length, protocol, reset):
+            return replace(protocol, reset=reset)
     return protocol
+
+
+def _with_mask(probe: Probe, protocol: Protocol, plan: Plan, text: Batch) -> Protocol:
+    """The protocol with the causal mask that the model asks for, where it refuses to go without:
+    the one with which it gives the logits of the text."""
+
+    def logits(trial: Protocol) -> torch.Tensor:
+        with (
+            probe.running("protocol") as running,
+            kept(running.model),
+            set_up(running, trial, plan),
+        ):
+            given = (running, text, 0, plan.length, trial, None, None)
+            return running.read(*call_on(*given, positions=True)).logits
+
+    if not probe.subject.signature.takes("mask"):
+        return protocol
+    with contextlib.suppress(Exception):
+        logits(protocol)
+        return protocol
+    expected = probe.forward(text).logits
+    allowed = _CLOSE * float(expected.abs().max())
+    for form in FORMS:
+        trial = replace(protocol, text=f"{protocol.text}, with a causal mask", mask=form)
+        with contextlib.suppress(Exception):
+            found = logits(trial)
+            if found.shape == expected.shape and float((found - expected).abs().max()) <= allowed:
+                return trial
+    return protocol
+
+
+def _counts_on(subject: Subject, text: Batch, length: int, protocol: Protocol, reset: str) -> bool:
+    """Whether a text that begins at 0 is put behind the one before, in caches that count
+    themselves, until ``reset`` is called, and can be read then."""
+    first = _counters(subject.model)
+    with contextlib.suppress(NotApplicable):  # no room behind the text before
+        _first_call(subject, text, length, protocol)
+        if _counters(subject.model) == first:
+            return False
+    try:
+        getattr(subject.model, reset)()
+        _first_call(subject, text, length, protocol)
+    except Exception:  # noqa: BLE001 - it takes more than to be called: not a way to empty them
+        return False
+    return _counters(subject.model) == first
+
+
+def _counters(model: torch.nn.Module) -> list[Any]:
+    """Whole numbers that modules hold: attributes, and buffers as lists."""
+    found: list[Any] = []
+    for module in model.modules():
+        held = {**_plain_attributes(module), **module._buffers}
+        found += [v for v in held.values() if type(v) is int]
+        tensors = (v for v in held.values() if isinstance(v, torch.Tensor))
+        found += [t.tolist() for t in tensors if not t.is_floating_point() and not t.is_complex()]
+    return found
 
 
 def _first_call(subject: Subject, text: Batch, length: int, protocol: Protocol) -> Any:

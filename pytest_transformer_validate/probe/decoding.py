@@ -21,6 +21,7 @@ from pytest_transformer_validate.subject.setup import Setup
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pytest_transformer_validate.probe.cache_masks import CacheMask
     from pytest_transformer_validate.probe.probe import Probe
     from pytest_transformer_validate.subject.subject import Subject
 
@@ -34,13 +35,15 @@ class Protocol:
 
     ``field`` is the result that is handed back in (``None``: the model keeps it inside, and
     ``reset`` names the method that empties it, where there is one; ``setup`` the one that makes
-    it, where forward runs without).
+    it, where forward runs without; ``mask`` the causal mask that goes with every call, where one
+    is asked for).
     """
 
     text: str
     field: str | None
     reset: str | None = None
     setup: str | None = None
+    mask: CacheMask | None = None
 
 
 @dataclass(frozen=True)
@@ -189,6 +192,9 @@ def call_on(
         extra["start"] = done
     if signature.takes("input_pos"):
         extra["input_pos"] = steps
+    if protocol.mask is not None:
+        whole = text.main.shape[1]
+        extra["mask"] = protocol.mask.make(subject, text.rows, whole, done, size)
     if encoded is not None:
         extra["encoder_outputs"] = encoded
     return subject.call(piece, extra), piece

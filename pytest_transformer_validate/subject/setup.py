@@ -33,6 +33,11 @@ def method_of(subject: Subject) -> str | None:
     return next((name for name in names if _arguments(subject, name, 1, 1) is not None), None)
 
 
+def room_for(subject: Subject, length: int) -> int:
+    """The number of tokens that caches for a text of ``length`` are made for."""
+    return max(length, declared_size(subject.config, LENGTH) or _ROOM)
+
+
 class Setup:
     """Sets a model's caches up, each time as if it were the first."""
 
@@ -56,7 +61,7 @@ class Setup:
     def run(self, subject: Subject, rows: int, length: int) -> None:
         """Call the method for the rows of a batch and the longest text that there is room for."""
         self.undo()
-        room = max(length, declared_size(subject.config, LENGTH) or _ROOM)
+        room = room_for(subject, length)
         holders = list(_holders(subject.model))
         before = [dict(holder) for holder in holders]
         getattr(subject.model, self.method)(**(_arguments(subject, self.method, rows, room) or {}))
