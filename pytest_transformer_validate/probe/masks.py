@@ -17,7 +17,12 @@ from pytest_transformer_validate.probe.holders import storage_of
 from pytest_transformer_validate.probe.lookup import OtherVectors
 from pytest_transformer_validate.probe.padding import Padding, gap
 from pytest_transformer_validate.probe.passes import Passes, remembered
-from pytest_transformer_validate.subject.masks import Way, padding_id, takes_anything
+from pytest_transformer_validate.subject.masks import (
+    Way,
+    against_its_name,
+    padding_id,
+    takes_anything,
+)
 
 if TYPE_CHECKING:
     from pytest_transformer_validate.probe.padding import Content
@@ -112,6 +117,10 @@ class Masks(Passes):
     def takes_anything(self) -> bool:
         """See ``masks.takes_anything``."""
         return takes_anything(self.probe.subject)
+
+    def against_its_name(self, way: Way) -> bool:
+        """See ``masks.against_its_name``."""
+        return against_its_name(self.probe.subject, way)
 
     @remembered
     def no_mask(self, way: Way) -> tuple[float, torch.Tensor]:

@@ -28,6 +28,8 @@ _TOGETHER = {
     "padding_mask": ("memory_padding_mask",),
 }
 _TRUE_IGNORES = {"padding_mask", "decoder_padding_mask", "memory_padding_mask"}
+# What torch documents: True is padding.
+_TORCH = frozenset(f"{over}key_padding_mask" for over in ("", "src_", "tgt_", "memory_"))
 _NAMES = frozenset(PADDING)
 _AXES = (0, 1, 2)  # (B, T), (B, 1, T), (B, 1, 1, T)
 
@@ -116,6 +118,11 @@ def counts(subject: Subject, covers: str) -> list[Way]:
         if named in sides:
             found.append(Way(role, covers, True, torch.int64, counts=True))
     return found
+
+
+def against_its_name(subject: Subject, way: Way) -> bool:
+    """Whether True keeps in a mask that is called as one of torch's, where True is padding."""
+    return way.keeps and subject.signature.names[way.role] in _TORCH
 
 
 def _given(subject: Subject, covers: str) -> list[Way]:

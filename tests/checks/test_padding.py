@@ -450,6 +450,26 @@ def test_what_true_means_is_measured(model, reading):
     assert padding(model(), "right", ENCODER).value < 1e-5
 
 
+class TorchInverted(Masked):
+    """``src_key_padding_mask``, which hides where it is True, read as what keeps."""
+
+    def forward(self, src, src_key_padding_mask=None):
+        return super().forward(src, src_key_padding_mask)
+
+
+class TorchRequired(TorchInverted):
+    def forward(self, src, src_key_padding_mask):
+        return super().forward(src, src_key_padding_mask)
+
+
+@pytest.mark.parametrize("model", [TorchInverted, TorchRequired])
+def test_a_mask_that_means_the_opposite_of_its_name(model):
+    with pytest.raises(CheckFailed, match="torch documents True as padding") as caught:
+        effect(model(), ENCODER)
+    assert caught.value.where == "blocks.0.attention"
+    assert padding(model(), "content", ENCODER).value == 0.0
+
+
 class Inverted(Masked):
     def seen(self, ids, attention_mask):
         keep = torch.ones_like(ids) if attention_mask is None else 1 - attention_mask

@@ -63,6 +63,8 @@ def _judge_mask(probe: Probe, covers: str, floor: float, two_shapes: float) -> M
         )
     if not way.fixed:
         notes.append(f"{way.role}: {'True keeps' if way.keeps else 'True hides'} (measured)")
+    if probe.masks.against_its_name(way):
+        _refuse_reading(probe, way, layout, floor)
     ones = _judge_ones(probe, way, two_shapes)
     found = passes.content(way, layout, "plain")
     if not passes.effect(found) > effect_floor(found.reference, floor):
@@ -74,6 +76,30 @@ def _judge_mask(probe: Probe, covers: str, floor: float, two_shapes: float) -> M
     limit = Limit(value=effect_floor(found.reference, floor), rule=f"at least {floor:g} u")
     told = {"value": passes.effect(found), "limit": limit, "notes": tuple(notes)}
     return MaskEffect(**{**vars(ones), **told})
+
+
+def _refuse_reading(probe: Probe, way: Way, layout: str, floor: float) -> None:
+    """Raise where it is sure that a mask means the opposite of what its name says."""
+    passes = probe.padding
+    found = passes.content(way, layout, "plain")
+    if not passes.holds(found) or not passes.effect(found) > effect_floor(found.reference, floor):
+        return
+    name = probe.subject.signature.names[way.role]
+    other = passes.content(way.inverted(), layout, "plain")
+    where = probe.leaks.locate_content(other).where
+    raise CheckFailed(
+        "a mask must hide what it marks as padding\n"
+        f"{name} is read the other way round: torch documents True as padding, and here tokens "
+        f"with True are seen and tokens with False are hidden ({outputs_of(probe, way.covers)} "
+        f"moved by {other.moved:.2g} when other ids stood where it is True, and by "
+        f"{found.moved:.2g} where it is False)\n"
+        f"first module to differ: {where or 'none stands out'}\n"
+        "likely: ~mask where mask is meant; or the mask is one of real tokens, and is to be "
+        "called attention_mask\n"
+        f"{WAY_OUT}",
+        MaskEffect(value=other.moved, argument=name),
+        where=where,
+    )
 
 
 def _require_effect(probe: Probe, way: Way, layout: str, floor: float) -> Content:
