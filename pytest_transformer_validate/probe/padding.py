@@ -27,6 +27,7 @@ from pytest_transformer_validate.subject.masks import (
     SOURCE,
     TARGET,
     Way,
+    added,
     counts,
     declared_padding,
     padding_id,
@@ -87,6 +88,8 @@ class Padding(Passes):
                 continue
             return way, refused
         counted = self.counted(covers)
+        if counted is None and layout == "right":
+            return self._added(covers), refused
         if counted is None or layout == "right":
             return counted, refused
         seen = "forward looks for its id" if self.compares(covers) else "nothing looks at it"
@@ -94,6 +97,18 @@ class Padding(Passes):
             None,
             refused or f"{counted} can tell of padding on the right alone, and there {seen}",
         )
+
+    def _added(self, covers: str) -> Way | None:
+        """What hides these ids when it is added to the scores: nothing else tells what a bias
+        is there for."""
+        for way in added(self.probe.subject, covers):
+            try:
+                found = self.content(way, "right", "plain")
+                if self.holds(found) and self.effect(found) > 0:
+                    return way
+            except Exception:  # noqa: BLE001 - a model need not take every form
+                continue
+        return None
 
     @remembered
     def counted(self, covers: str) -> Way | None:
@@ -120,7 +135,7 @@ class Padding(Passes):
         inverted, that is its reading.
         """
         way, _ = self.accepted(covers)
-        if way is None or way.counts:
+        if way is None or not way.ones:
             return way, False
         found = self.content(way, self.layout(covers), "plain")
         if self.holds(found):
@@ -185,7 +200,7 @@ class Padding(Passes):
                     way, _ = self.way(covers)
                 if way is not None and way.role == "mask" and not self._hides(way):
                     way = None
-                if way is None or way.counts:
+                if way is None or not way.ones:
                     way = self.counted(covers) if lengths else None
             except (NotApplicable, Blocked):
                 continue

@@ -168,6 +168,11 @@ def values(name: str, annotation: str) -> list[Value]:
     return list(found or ())
 
 
+def is_bias(name: str) -> bool:
+    """Whether an optional parameter of that name may be added to the scores of attention."""
+    return name in {"attn_bias", "attention_bias"}
+
+
 def lengths_of(name: str) -> str | None:
     """The side (or OWN) of which an optional parameter of that name would hold the lengths."""
     if not _OPTIONAL_LENGTHS.match(name):

@@ -43,7 +43,7 @@ class Way:
     ``dtype`` what it is made of; ``pairs`` that it has a value for every pair of positions, and
     ``causal`` that it hides later ones too; ``together`` names masks that have to say the same.
     ``counts`` says that it is no mask but the number of real tokens of each row, (B,): that can
-    tell of padding on the right alone.
+    tell of padding on the right alone; ``adds`` that it is added to scores.
     """
 
     role: str
@@ -55,6 +55,7 @@ class Way:
     pairs: bool = False
     causal: bool = False
     counts: bool = False
+    adds: bool = False
 
     def __str__(self) -> str:
         return self.role
@@ -68,8 +69,10 @@ class Way:
             keep = keep[:, None].expand(rows, length, length)
         if self.causal:
             keep = keep.tril()
-        values = keep if self.keeps else ~keep
-        return values.to(self.dtype).reshape(rows, *(1,) * self.axes, *keep.shape[1:])
+        values = (keep if self.keeps else ~keep).to(self.dtype)
+        if self.adds:
+            values = torch.zeros_like(values).masked_fill(~keep, torch.finfo(self.dtype).min)
+        return values.reshape(rows, *(1,) * self.axes, *keep.shape[1:])
 
     def tell(self, batch: Batch, keep: torch.Tensor) -> Batch:
         """The batch with this mask."""
@@ -80,11 +83,16 @@ class Way:
         return replace(self, keeps=not self.keeps)
 
     @property
+    def ones(self) -> bool:
+        """Whether it is a mask of ones and zeros."""
+        return not self.counts and not self.adds
+
+    @property
     def fixed(self) -> bool:
         """Whether the name says which value keeps: everybody's ``attention_mask`` has 1 there,
         while True of a ``mask`` or ``padding_mask`` keeps in one half of public code and hides in
-        the other. Lengths have one meaning."""
-        return self.counts or self.role in {"attention_mask", "decoder_attention_mask"}
+        the other. Lengths have one meaning, and so has what is added."""
+        return not self.ones or self.role in {"attention_mask", "decoder_attention_mask"}
 
 
 def ways(subject: Subject, covers: str) -> list[Way]:
@@ -118,6 +126,19 @@ def counts(subject: Subject, covers: str) -> list[Way]:
         if named in sides:
             found.append(Way(role, covers, True, torch.int64, counts=True))
     return found
+
+
+def added(subject: Subject, covers: str) -> list[Way]:
+    """What forward could add to the scores of attention, to hide ``covers``."""
+    names = [name for role, name in subject.signature.names.items() if asked.is_bias(role)]
+    if subject.decodes:
+        return []
+    shapes = ((2, False), (1, True), (0, True))  # (B, 1, 1, T), (B, 1, T, T), (B, T, T)
+    return [
+        Way(name, covers, True, subject.dtype, axes, pairs=pairs, adds=True)
+        for name in names
+        for axes, pairs in shapes
+    ]
 
 
 def against_its_name(subject: Subject, way: Way) -> bool:

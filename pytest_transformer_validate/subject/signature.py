@@ -12,6 +12,7 @@ from pytest_transformer_validate.subject.asked import (
     SOURCE,
     TARGET,
     decoder_reads,
+    is_bias,
     known,
     lengths_of,
     mask_name,
@@ -118,7 +119,8 @@ def read_signature(model: torch.nn.Module, *, vision: bool, translates: bool = T
     needed = [p for p in unknown if p.default is p.empty and p.name not in intermediates]
     decodes = "decoder_input_ids" in names
     names |= {p.name: p.name for p in needed if known(p.name, _annotation(p), decodes=decodes)}
-    names |= {p.name: p.name for p in unknown if p.default is None and lengths_of(p.name)}
+    optional = [p.name for p in unknown if p.default is None]
+    names |= {name: name for name in optional if lengths_of(name) or is_bias(name)}
     missing = [p.name for p in needed if p.name not in names]
     if missing:
         raise SubjectError(

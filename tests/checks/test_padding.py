@@ -771,3 +771,32 @@ def test_lengths_of_a_causal_text():
 
     with pytest.raises(CheckFailed, match="with lengths"):
         padding(Mixes(), "right")
+
+
+class Added(Masked):
+    """``attn_bias`` is added to the scores."""
+
+    layers = slice(None)
+
+    def forward(self, input_ids, attn_bias=None):
+        x = self.tokens(input_ids) + self.positions(torch.arange(input_ids.size(1)))
+        told = self.blocks[self.layers]
+        for block in self.blocks:
+            bias = attn_bias if block in list(told) else None
+            x = block(x, mask=torch.zeros(1, 1, 1, 1) if bias is None else bias)
+        return self.head(self.norm(x))
+
+
+def test_a_bias_that_hides_is_a_mask():
+    assert padding(Added(), "content", ENCODER).argument == "attn_bias"
+    assert padding(Added(), "right", ENCODER).argument == "attn_bias"
+    assert effect(Added(), ENCODER).value > 1e-3
+
+
+def test_a_bias_that_does_not_hide_means_something_else():
+    some = type("Some", (Added,), {"layers": slice(1)})()
+    for check in (lambda: padding(some, "content", ENCODER), lambda: effect(some, ENCODER)):
+        with pytest.raises(NotApplicable, match="forward takes no mask"):
+            check()
+    with pytest.raises(NotApplicable, match="forward takes no mask"):
+        effect(Added())  # a decoder's bias may be its causal mask, too

@@ -189,10 +189,10 @@ def _judge_ones(probe: Probe, way: Way, factor: float) -> MaskEffect:
 
     if value <= limit.value or not settle(value, limit, lambda: probe.repeated(again)).exceeded:
         return measured
-    if way.counts or not way.fixed:
+    if not way.ones or not way.fixed:
         note = f"{way.role} of ones is not the same as none: it may carry a causal mask too"
-        if way.counts:
-            note = f"the full {way.role} are not the same as none"
+        if not way.ones:
+            note = f"{way.role} of full texts is not the same as none"
         return MaskEffect(**{**vars(measured), "notes": (note,)})
     where = probe.leaks.locate_no_mask(way)
     raise CheckFailed(
@@ -209,7 +209,7 @@ def _judge_ones(probe: Probe, way: Way, factor: float) -> MaskEffect:
 
 def _heard(probe: Probe, way: Way, limit: float) -> str:
     """In words, the masks of other dtypes that have an effect where this one has none."""
-    if way.counts or not probe.subject.small:
+    if not way.ones or not probe.subject.small:
         return ""
     found = probe.masks.other_dtypes(way)
     names = [name for name, moved in found.items() if not isinstance(moved, str) and moved > limit]
@@ -218,7 +218,7 @@ def _heard(probe: Probe, way: Way, limit: float) -> str:
 
 
 def _dtype_notes(probe: Probe, way: Way, factor: float) -> list[str]:
-    if way.counts or not probe.subject.small:
+    if not way.ones or not probe.subject.small:
         return []
     found = probe.padding.content(way, probe.padding.layout(way.covers), "plain")
     limit = two_shapes_limit(found.reference, 0.0, factor).value
