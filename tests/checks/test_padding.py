@@ -211,6 +211,21 @@ def test_pooling_that_reads_padding(model):
         padding(model(), "right", CLASSES)
 
 
+class LastByNumber(Pooled):
+    """The number of tokens is taken for the place of the last one, whatever the mask hides."""
+
+    def seen(self, ids, attention_mask):
+        return super().seen(ids, ids != 0 if attention_mask is None else attention_mask)
+
+    def pool(self, x, keep):
+        return x[torch.arange(len(x)), keep.long().sum(1) - 1]
+
+
+def test_a_last_token_that_is_counted_and_not_looked_for():
+    with pytest.raises(CheckFailed, match="must not depend on what stands under the mask"):
+        padding(LastByNumber(), "content", CLASSES)
+
+
 class LastColumn(Pooled):
     """Reads the last column and has no absolute positions: such models are padded on the left."""
 
