@@ -403,7 +403,7 @@ _table.add(
 _table.add(
     "length_tagger",
     "LengthTagger",
-    {"task": "masked_lm", "vocab_size": 151, "num_tags": 9, "max_len": 40},
+    {"task": "masked_lm", "vocab_size": 151, "num_tags": 41, "max_len": 40},
     "masked_lm",
 )
 _table.add(
