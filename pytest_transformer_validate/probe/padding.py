@@ -246,8 +246,9 @@ class Padding(Passes):
             # nothing in the first row, so that its mask does not do for the others
             return steps >= torch.tensor([0, 3, 1, 2], device=ids.device)[(row + (rows == 1)) % 4]
         if layout.endswith("hole"):
-            # from behind the first token in the first row to before the last one in the last row
-            start = 1 + row * max(0, length - HIDDEN - 2) // max(1, rows - 1)
+            # from behind the first token in the first row to before the last two in the last row:
+            # a classifier whose padding id is its end id reads the one before the end
+            start = 1 + row * max(0, length - HIDDEN - 3) // max(1, rows - 1)
             keep = (steps < start) | (steps >= start + HIDDEN)
         elif layout.endswith(COUNTED):
             padding = torch.tensor([1, 0, 3, length // 2], device=ids.device)
