@@ -37,9 +37,11 @@ class Identities:
 
     def same(self) -> bool:
         """Whether each holds the very same objects in the same order."""
-        if list(map(len, self._views)) != self._sizes:
-            return False
-        return _addresses(_all(self._views)) == self._addresses
+        return self.same_sizes() and _addresses(_all(self._views)) == self._addresses
+
+    def same_sizes(self) -> bool:
+        """Whether each holds as many objects."""
+        return list(map(len, self._views)) == self._sizes
 
 
 def _all(views: Sequence[Collection[object]]) -> tuple[object, ...]:

@@ -173,14 +173,13 @@ class Functions:
 
     def _take(self) -> None:
         self._values = Identities(self._now)
-        self._sizes = list(map(len, self._now))
         self._others_values = list(itertools.chain.from_iterable(self._others_now))
 
     def _equal(self) -> bool:
         """Whether names stand for an equal of what they did: quick, for where no model has run
         that could give its own objects out for others. Of this package, which nobody changes
         while it runs, only whether names were added."""
-        if list(map(len, self._now)) != self._sizes:
+        if not self._values.same_sizes():
             return False
         with contextlib.suppress(Exception):  # whoever compares itself with others may refuse
             return list(itertools.chain.from_iterable(self._others_now)) == self._others_values
