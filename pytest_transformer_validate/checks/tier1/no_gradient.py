@@ -35,9 +35,11 @@ def _same_gradient(one: Gradients, other: Gradients, name: str) -> bool:
     return len(a) == len(b) and all(abs(x - y) <= allowed for x, y in zip(a, b, strict=True))
 
 
-def moves_logits(probe: Probe, name: str) -> bool:
-    moved, logits = probe.movement(name)
-    return moved > same_shape_limit(logits).value
+def moves_logits(probe: Probe, name: str, step: float = 0.1, times: float = 1.0) -> bool:
+    """Whether the logits move by more than ``times`` the limit when a parameter takes a ``step``
+    (normally distributed)."""
+    moved, logits = probe.movement(name, step)
+    return moved > times * same_shape_limit(logits).value
 
 
 def stuck_routers(probe: Probe) -> set[str]:
@@ -50,10 +52,5 @@ def stuck_routers(probe: Probe) -> set[str]:
     left &= without_gradient(alive, _SMALL)
     left -= probe.gradients().elsewhere | alive.elsewhere
     left = {name for name in left if not alive.norms[name]} | rounding(probe, alive, left)
-    left = {name for name in left if _chooses(probe, name)}
+    left = {name for name in left if moves_logits(probe, name, _FAR, _OTHER_EXPERT)}
     return left & without_gradient(probe.experts.gradients_in_training(), _SMALL) if left else left
-
-
-def _chooses(probe: Probe, router: str) -> bool:
-    moved, logits = probe.movement(router, _FAR)
-    return moved > _OTHER_EXPERT * same_shape_limit(logits).value
