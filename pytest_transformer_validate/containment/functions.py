@@ -22,7 +22,7 @@ from builtins import all, dict, isinstance, len, list, map, set, zip  # noqa: UP
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pytest_transformer_validate.identity import Identities
+from pytest_transformer_validate.identity import Identities, Writes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -165,13 +165,16 @@ class Functions:
         others = len(self._owners)  # these first
         self._owners += [owner for owner in found_owners if owner.is_own]
         found = (value for owner in self._owners for value in owner.values)
-        self._functions = [value for value in found if isinstance(value, types.FunctionType)]
+        functions = (value for value in found if isinstance(value, types.FunctionType))
+        self._functions = list(dict.fromkeys(functions))
         self._codes = [function.__code__ for function in self._functions]
         self._now = [owner.held.values() for owner in self._owners]  # views of what they hold
         self._others_now = self._now[:others]
+        self._writes = Writes([owner.held for owner in self._owners])
         self._take()
 
     def _take(self) -> None:
+        self._writes.note()
         self._values = Identities(self._now)
         self._others_values = list(itertools.chain.from_iterable(self._others_now))
 
@@ -187,7 +190,10 @@ class Functions:
 
     def note(self) -> None:
         """Take for right what has changed since, outside of any model's code."""
+        if self._writes.none():
+            return
         if self._equal():
+            self._writes.note()
             return
         for owner in self._owners:
             if not owner.same():
@@ -202,7 +208,7 @@ class Functions:
             for function, code in zip(self._functions, self._codes, strict=True):
                 if function.__code__ is not code:
                     judged.append(Change(function, "__code__", code, function.__code__))
-        if self._values.same():
+        if self._writes.none() or self._values.same():
             return judged, others
         for owner in self._owners:
             if owner.same():
