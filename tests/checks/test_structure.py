@@ -198,6 +198,33 @@ def test_the_layer_without_a_residual_is_named(count):
     assert caught.value.where == "blocks.1"
 
 
+class FilledUp(models.Decoder):
+    """Texts are filled up inside with vectors of nothing, which a norm behind the sum blows up."""
+
+    def hidden(self, ids):
+        x = self.tokens(ids) + self.positions(torch.arange(ids.size(1)))
+        x = nn.functional.pad(x, (0, 0, 0, 5))
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x[:, : ids.size(1)])
+
+
+class NormedLast(NoResidual):
+    def forward(self, x, causal=True, mask=None):
+        x = self.norm1(x + self.attention(x, causal, mask) * 0.01)
+        return self.norm2(self.mlp(x) + x * (self.number != 1))
+
+
+def test_places_that_are_filled_up_tell_nothing_of_a_residual():
+    model = FilledUp()
+    model.blocks = nn.ModuleList(NormedLast() for _ in range(2))
+    layers(model, {"task": "masked_lm"})
+    model.blocks[1].number = 1
+    with pytest.raises(CheckFailed, match="the residual connection is missing") as caught:
+        layers(model, {"task": "masked_lm"})
+    assert caught.value.where == "blocks.1"
+
+
 def test_layers_that_all_lack_a_residual_are_a_design():
     model = models.Decoder()
     model.blocks = nn.ModuleList(NoResidual() for _ in range(3))
