@@ -60,15 +60,29 @@ def _logits_of(
 
 
 def shortens(probe: Probe) -> bool:
-    """Whether some module works on a shorter sequence than it is given (pooling, strides)."""
-    length = probe.subject.sizes[1]
+    """Whether some module works on a shorter sequence than it is given (pooling, strides), of a
+    length that follows the text's: learned queries and labels that look at a text do not."""
+    length, other = probe.subject.sizes[1], probe.subject.other_sizes[1]
+    shorter = {found for found in _lengths(probe, length) if 1 < found[1] < length}
+    if not shorter or other == length:
+        return bool(shorter)
+    try:
+        return bool(shorter - _lengths(probe, other))
+    except Exception:  # noqa: BLE001 - a model may take one length alone
+        return True
+
+
+def _lengths(probe: Probe, length: int) -> set[tuple[str, int]]:
+    """Modules that are given a text of that length, (B, T, D), with the length of what they give,
+    in one forward."""
     calls = trace(probe, probe.batch(1, length, "shortens"))
-    return any(
-        a.dim() == b.dim() == 3 and a.shape[1] == length and 1 < b.shape[1] < length
+    return {
+        (call.name, b.shape[1])
         for call in calls
         for a in call.inputs
         for b in call.outputs
-    )
+        if a.dim() == b.dim() == 3 and a.shape[1] == length
+    }
 
 
 def first_misshapen(probe: Probe, shape: Shape) -> str | None:

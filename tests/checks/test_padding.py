@@ -211,6 +211,37 @@ def test_pooling_that_reads_padding(model):
         padding(model(), "right", CLASSES)
 
 
+class Labels(nn.Module):
+    """(B, 5, D): what each of five labels looks at, past the mask or not."""
+
+    def __init__(self, hides):
+        super().__init__()
+        self.hides, self.look = hides, nn.Linear(32, 5)
+
+    def forward(self, x, keep):
+        scores = self.look(x)
+        if self.hides:
+            scores = scores.masked_fill(keep[..., None] == 0, -1e9)
+        return scores.softmax(1).mT @ x
+
+
+class ByLabel(Pooled):
+    def __init__(self, hides=True):
+        super().__init__()
+        self.labels = Labels(hides)
+
+    def pool(self, x, keep):
+        return self.labels(x, keep).mean(1)
+
+
+@pytest.mark.parametrize("case", ["content", "right"])
+def test_labels_that_look_at_a_text_are_no_pooling_of_neighbours(case):
+    padding(ByLabel(), case, CLASSES)
+    with pytest.raises(CheckFailed, match="must not depend on what|padded on the right") as caught:
+        padding(ByLabel(hides=False), case, CLASSES)
+    assert caught.value.where == "labels"
+
+
 class LastByNumber(Pooled):
     """The number of tokens is taken for the place of the last one, whatever the mask hides."""
 
