@@ -119,8 +119,9 @@ def _require_effect(probe: Probe, way: Way, layout: str, floor: float) -> Conten
             f"nothing reads {way.role}, nor whatever else forward takes by **kwargs: pad on the "
             "right, where no token of a causal model looks"
         )
+    # what no mask reaches excuses one that is read; one that nothing reads is ignored
     excuse = excused_by(probe, found, layout, content_limit(found, 16))
-    if excuse is not None:
+    if excuse is not None and probe.masks.touched(way, way.role):
         raise NotApplicable(excuse)
     where = probe.leaks.locate_content(found).where
     likely = f"{way.role} is accepted and not used, or not handed on"

@@ -1,0 +1,71 @@
+"""A mask that a model without attention takes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from pytest_transformer_validate.checks.tier1.mask_effect import mask_effect
+from pytest_transformer_validate.errors import CheckFailed, NotApplicable
+from tests import models
+from tests.models import probe_of
+
+
+class Mixer(nn.Module):
+    """A causal convolution and a state that decays: all of a text comes through the former."""
+
+    def __init__(self, hides):
+        super().__init__()
+        self.hides, self.conv = hides, nn.Conv1d(32, 32, 3, groups=32)
+        self.out = nn.Linear(32, 32)
+
+    def forward(self, x, mask):
+        keep = mask[:, None].to(x.dtype) if self.hides else 1
+        x = nn.functional.silu(self.conv(nn.functional.pad(x.mT * keep, (2, 0)))) * keep
+        state, states = torch.zeros_like(x[..., 0]), []
+        for step in x.unbind(-1):
+            state = 0.8 * state + step
+            states.append(state)
+        return self.out(torch.stack(states, 1))
+
+
+class Recurrent(models.Decoder):
+    def __init__(self, hides=True):
+        super().__init__()
+        self.mixer = Mixer(hides)
+
+    def forward(self, input_ids, attention_mask=None):
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        x = self.tokens(input_ids)
+        return self.head(self.norm(x + self.mixer(x, mask)))
+
+
+def test_states_that_hide_what_stands_in_front():
+    assert mask_effect(probe_of(Recurrent())).value > 1e-3
+
+
+def test_a_mask_that_nothing_reads_is_not_the_fault_of_a_convolution():
+    with pytest.raises(CheckFailed, match="masking tokens by attention_mask moved") as caught:
+        mask_effect(probe_of(Recurrent(hides=False)))
+    assert caught.value.where == "mixer"
+
+
+class Neighbours(models.Decoder):
+    """Nothing but a convolution, and the mask zeroes what stands in front alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv1d(32, 32, 3)
+
+    def forward(self, input_ids, attention_mask=None):
+        x = self.tokens(input_ids)
+        if attention_mask is not None:
+            x = x * (attention_mask.cumsum(1) > 0)[..., None]
+        x = x + self.conv(nn.functional.pad(x.mT, (2, 0))).mT
+        return self.head(self.norm(x))
+
+
+def test_a_mask_that_hides_in_front_alone_is_spared():
+    with pytest.raises(NotApplicable, match="in front of it they do not"):
+        mask_effect(probe_of(Neighbours()))
