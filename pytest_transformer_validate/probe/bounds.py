@@ -87,9 +87,11 @@ class Bounds(Passes):
 
     def declared(self, role: str) -> int | None:
         """The size of the vocabulary of a role as the configuration has it."""
-        config = self.probe.subject.config
-        target = declared_size(config, TARGET_VOCABULARY) if role != "input_ids" else None
-        return target or declared_size(config, VOCABULARY)
+        subject = self.probe.subject
+        if role == "input_ids":
+            return subject.declared_vocabulary
+        target = declared_size(subject.config, TARGET_VOCABULARY)
+        return target or declared_size(subject.config, VOCABULARY)
 
     def declares_target(self) -> bool:
         """Whether the configuration names a vocabulary that outputs are chosen from."""

@@ -29,7 +29,7 @@ def few_ids(
     named = declared_size(subject.config, VOCABULARY)
     special = special_ids(subject.config) | {subject.pad_id}
     tops = {
-        "input_ids": named or smallest,
+        "input_ids": min(named or smallest, smallest) if subject.decodes else named or smallest,
         "decoder_input_ids": declared_size(subject.config, TARGET_VOCABULARY)
         or min(named or smallest, smallest),
     }

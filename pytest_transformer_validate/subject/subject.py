@@ -252,13 +252,24 @@ class Subject:
     @functools.cached_property
     def vocab_size(self) -> int:
         """Declared, else the rows of the table that the ids index. Raises TaskError."""
-        found = declared_size(self.config, VOCABULARY) or self.facts.vocabulary.get("input_ids")
+        found = self.declared_vocabulary or self.facts.vocabulary.get("input_ids")
         if found is None:
             raise TaskError(
                 "the vocabulary size cannot be found: no config key, and no table is indexed by "
                 'the ids\n  declare it: "vocab_size" in config.json'
             )
         return found
+
+    @functools.cached_property
+    def declared_vocabulary(self) -> int | None:
+        """The size of the vocabulary as the configuration has it.
+
+        Where that is the target's, the source's is another number that the configuration holds.
+        """
+        found, rows = declared_size(self.config, VOCABULARY), self.facts.vocabulary
+        own = rows.get("input_ids")
+        targets = self.decodes and found == rows.get("decoder_input_ids") != own
+        return own if targets and own in map(self.config.get, self.config) else found
 
     @functools.cached_property
     def target_vocab_size(self) -> int:

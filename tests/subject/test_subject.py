@@ -191,6 +191,21 @@ def test_a_second_vocabulary():
     assert int(subject.batch(9, 9)["decoder_input_ids"].max()) < 20
 
 
+@pytest.mark.parametrize(
+    ("config", "source"),
+    [
+        ({"n_src": 50, "n_vocab": VOCAB}, 50),
+        ({"n_vocab": VOCAB}, VOCAB),  # the table is too short
+        ({"n_src": 50, "src_vocab_size": 55, "tgt_vocab_size": VOCAB}, 55),
+    ],
+)
+def test_a_declared_vocabulary_that_is_the_targets(config, source):
+    model = models.Translator()
+    model.source = torch.nn.Embedding(50, 32)
+    subject = Subject(model, config)
+    assert (subject.vocab_size, subject.target_vocab_size) == (source, VOCAB)
+
+
 def test_a_model_too_short_for_the_first_look():
     assert Subject(models.Decoder(length=4)).max_length == 4
 
