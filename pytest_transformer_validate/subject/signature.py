@@ -183,8 +183,11 @@ def _assign(
     left = {p.name: p for p in parameters}
     found: dict[str, str] = {}
     main = "pixel_values" if vision else "input_ids"
+    if translates and not vision:
+        found = _source_and_tokens(parameters)
+        left = {name: p for name, p in left.items() if name not in found.values()}
     for role, candidates in ROLES.items():
-        if role in {"pixel_values", "input_ids"} and role != main:
+        if role in found or (role in {"pixel_values", "input_ids"} and role != main):
             continue
         name = next((c for c in candidates if c in left), None)
         if name is not None:
@@ -204,6 +207,18 @@ def _assign(
     if not vision:
         ambiguous = _sort_target({p.name: p for p in parameters}, found, translates=translates)
     return found, list(left.values()), ambiguous
+
+
+def _source_and_tokens(parameters: list[inspect.Parameter]) -> dict[str, str]:
+    """The roles of a required source and of required ids behind it: what the decoder reads."""
+    names = [p.name for p in parameters if p.default is p.empty]
+    if len(names) > 1 and names[0] in _SOURCES and names[1] in _TOKENS:
+        return {"input_ids": names[0], "decoder_input_ids": names[1]}
+    return {}
+
+
+_SOURCES = {"source", "src", "src_tokens", "src_ids", "encoder_input_ids", "enc_input"}
+_TOKENS = {"tokens", "ids", "input_ids", "token_ids", "input_tokens"}
 
 
 def _sort_target(

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -47,6 +49,26 @@ def test_a_required_target_is_what_the_decoder_reads():
     def forward(self, source, target): ...
 
     assert signature_of(forward).names["decoder_input_ids"] == "target"
+
+
+@pytest.mark.parametrize("first", ["source", "src", "encoder_input_ids"])
+@pytest.mark.parametrize("second", ["tokens", "ids", "input_ids"])
+def test_tokens_behind_a_source_are_what_the_decoder_reads(first, second):
+    parameters = [
+        inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        for name in ("self", first, second)
+    ]
+
+    def forward(*_): ...
+
+    forward.__signature__ = inspect.Signature(parameters)
+    assert signature_of(forward).names == {"input_ids": first, "decoder_input_ids": second}
+
+
+def test_tokens_in_front_of_a_source_are_left_as_they_are():
+    def forward(self, tokens, src=None): ...
+
+    assert signature_of(forward).names == {"input_ids": "tokens"}
 
 
 def test_intermediates_of_a_builder_export():
