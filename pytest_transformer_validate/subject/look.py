@@ -19,6 +19,7 @@ from pytest_transformer_validate.subject.ids import few_ids
 from pytest_transformer_validate.subject.layout import arrange, find_layout
 from pytest_transformer_validate.subject.multiples import (
     find_multiple,
+    named_lengths,
     says_multiple,
     typed_length,
 )
@@ -118,11 +119,16 @@ def _bounded(subject: Subject, facts: Facts, rows: int, length: int) -> Facts:
 
 def _otherwise(subject: Subject, first: Exception) -> Facts:
     """What a model shows that no shape of ids is enough for: all inputs may have to be in one
-    object, or caches to be set up. Raises ``first`` where that is not it."""
+    object, the one length be what it says, or caches be set up. Raises ``first`` where that is
+    not it."""
     for rows, length in _shapes(subject) if subject.packing is None else []:
         subject.packing = unpack(subject, _first_batch(subject, rows, length).main)
         if subject.packing is not None:
             return look(subject)
+    for length in named_lengths(first):
+        if _runs(subject, length) and not any(_runs(subject, n) for n in (length - 1, 2 * length)):
+            facts = _look(subject, min(5, subject.most_rows), length)
+            return replace(facts, limits=(length,), multiple=length)
     method = method_of(subject)
     if method is not None:
         subject.setup = Setup(method)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import linecache
 import re
 import traceback
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
 
 _SAYS = re.compile(r"%|multiples?\b|divisible|divides", re.IGNORECASE)
 _RESHAPED = re.compile(r"is invalid for input of size|expanded size of the tensor")
+_MOST = 512  # ids that a single length may have
 _CANDIDATES = (*range(2, 65), 96, 128, 256)
 
 
@@ -21,6 +23,19 @@ def says_multiple(error: Exception) -> bool:
         return False
     last = traceback.extract_tb(error.__traceback__)[-1]
     return bool(_SAYS.search(f"{error} {last.line or ''}"))
+
+
+def named_lengths(error: Exception) -> list[int]:
+    """The numbers that the model's own code names where it refuses a length: those in the text of
+    an ``assert`` or a ``raise ValueError``, and what ``self.name`` is in the line that refuses."""
+    if not isinstance(error, AssertionError | ValueError) or error.__traceback__ is None:
+        return []
+    frame, number = list(traceback.walk_tb(error.__traceback__))[-1]
+    line = linecache.getline(frame.f_code.co_filename, number)
+    own = frame.f_locals.get("self")
+    kept = [getattr(own, name, None) for name in re.findall(r"\bself\.(\w+)", line)]
+    said = [int(digits) for digits in re.findall(r"\b\d{1,3}\b", str(error))]
+    return list(dict.fromkeys(n for n in (*kept, *said) if type(n) is int and 1 < n <= _MOST))
 
 
 def typed_length(error: Exception) -> bool:

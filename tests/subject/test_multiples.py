@@ -52,9 +52,37 @@ class Typed(models.Decoder):
         return hidden.reshape(len(ids), 12, hidden.shape[-1])
 
 
+class Columns(models.Decoder):
+    """One id a column: as many as the model has, and says."""
+
+    def __init__(self):
+        super().__init__(length=6)
+        self.num_columns = 6
+
+    def forward(self, input_ids):
+        assert input_ids.shape[-1] == self.num_columns
+        return super().forward(input_ids)
+
+
+class SaysColumns(models.Decoder):
+    def forward(self, input_ids):
+        if input_ids.shape[-1] != self.positions.num_embeddings - 39:
+            raise ValueError("pass 9 values")
+        return super().forward(input_ids)
+
+
+class Mistaken(models.Decoder):
+    """Speaks of a number that it does not take."""
+
+    def forward(self, input_ids):
+        raise ValueError("pass 9 values")
+
+
 @pytest.mark.parametrize(
     ("model", "config", "multiple", "length"),
     [
+        (Columns, None, 6, 6),
+        (SaysColumns, None, 9, 9),
         (Typed, {"max_seq_len": 12}, 1, 11),
         (Alone, {"max_seq_len": 12}, 12, 12),
         (models.Decoder, {"max_seq_len": 12}, 1, 11),
@@ -80,8 +108,25 @@ def test_another_length_is_not_tried():
         subject.complete(Batch({"input_ids": torch.zeros(2, 3, dtype=torch.long)}))
 
 
+@pytest.mark.parametrize("model", [Columns, SaysColumns])
+def test_the_one_length_that_a_refusal_names(model):
+    subject = Subject(model().eval())
+    assert subject.max_length == subject.multiple
+    assert subject.other_sizes[1] == subject.sizes[1]
+
+
+def test_what_refuses_the_length_that_it_names_raises():
+    with pytest.raises(ValueError, match="pass 9 values"):
+        _ = Subject(Mistaken().eval()).facts
+
+
 def test_a_single_length_is_no_multiple():
     assert find_multiple(None, lambda length: length == 16) == 1
+
+
+def test_healthy_at_one_length():
+    result = validate(Columns(), task="masked_lm")
+    assert {record.check for record in result.failures} == {"bidirectionality"}, str(result)
 
 
 def test_healthy():
