@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 import torch
 
 from pytest_transformer_validate.errors import Blocked, NotApplicable, SubjectError, error_line
-from pytest_transformer_validate.probe import compare, forwards, gradients, positions, rows
+from pytest_transformer_validate.probe import (
+    compare,
+    forwards,
+    gradients,
+    overwritten,
+    positions,
+    rows,
+)
 from pytest_transformer_validate.probe.answers import NO_OUTPUT
 from pytest_transformer_validate.probe.fitting import Fitting
 from pytest_transformer_validate.probe.groups import Groups
@@ -192,6 +199,10 @@ class Probe(Groups):
     def gradients(self, *, noised: bool = False) -> Gradients:
         """See ``gradients.gradients``."""
         return self.once(gradients.gradients, noised)
+
+    def overwritten(self) -> str | None:
+        """See ``overwritten.overwritten``."""
+        return self.once(overwritten.overwritten)
 
     def movement(self, parameter: str, size: float = 0.1) -> tuple[float, torch.Tensor]:
         """See ``gradients.movement``."""

@@ -141,3 +141,33 @@ def test_a_router_that_learns_at_positions_that_are_not_read_is_left_alone():
     model.head = nn.Linear(32, 5)
     found = CHECKS["gradient_flow"](probe_of(model, task="classification"))
     assert "mixture.router.weight" in found.explained
+
+
+class InPlace(nn.Module):
+    """A norm that writes into what it is given, which the residual still needs."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(32))
+
+    def forward(self, x):
+        scale = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+        return x.mul_(scale) * self.weight
+
+
+def test_a_value_that_is_written_over_before_the_backward_needs_it():
+    model = models.Decoder()
+    model.norm = InPlace()
+    with pytest.raises(CheckFailed, match="is written over in place during the forward") as caught:
+        CHECKS["gradient_flow"](probe_of(model))
+    assert caught.value.where == "norm"
+
+
+def test_what_an_earlier_check_met_is_said_by_the_one_that_judges_it():
+    model = models.Decoder()
+    model.norm = InPlace()
+    probe = probe_of(model)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        probe.gradients()
+    with pytest.raises(CheckFailed, match="is written over in place"):
+        CHECKS["gradient_flow"](probe)

@@ -10,7 +10,7 @@ from pytest_transformer_validate.checks.tier1.no_gradient import (
     rounding,
     stuck_routers,
 )
-from pytest_transformer_validate.errors import CheckFailed, NotApplicable
+from pytest_transformer_validate.errors import Blocked, CheckFailed, NotApplicable
 from pytest_transformer_validate.measures.gradients import (
     GradientFlow,
     dead_block,
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pytest_transformer_validate.probe.probe import Probe
 
 RULE = "every parameter that takes part must get a gradient that training can use"
+_MODIFIED = "modified by an inplace operation"  # what torch says of it
 _SHOWN = 6
 _BESIDE = "only a result that nothing reads here depends on it"
 _ROUNDING = "a normalisation or a softmax takes it out again: the logits do not move with it"
@@ -47,7 +48,7 @@ def gradient_flow(probe: Probe, *, floor: float = 1e-7, ceiling: float = 1e6) ->
     """
     if probe.subject.sizes[1] < 2:
         raise NotApplicable("the longest text is one token: attention has nothing to choose from")
-    found = probe.gradients()
+    found = _run(probe)
     if found.inference:
         raise NotApplicable("forward runs under torch.inference_mode(): it is not for training")
     if not found.norms:
@@ -104,6 +105,25 @@ def gradient_flow(probe: Probe, *, floor: float = 1e-7, ceiling: float = 1e6) ->
             where=_owner(name),
         )
     return measured
+
+
+def _run(probe: Probe) -> Gradients:
+    """The gradients; raises CheckFailed where the forward spoils what the backward needs."""
+    try:
+        return probe.gradients()
+    except (Blocked, RuntimeError) as error:
+        if _MODIFIED not in str(error):
+            raise
+    where = probe.overwritten()
+    raise CheckFailed(
+        f"{RULE}\n"
+        "the backward pass raises: a value that it needs is written over in place during the "
+        "forward\n"
+        f"module that computed with the value: {where or 'none stands out'}\n"
+        "likely: x += y, x.mul_() or masked_fill_() on a tensor that another operation, or a "
+        "residual, still needs: x = x + y",
+        where=where,
+    )
 
 
 def _judge_cuts(probe: Probe, found: Gradients, measured: GradientFlow) -> None:
