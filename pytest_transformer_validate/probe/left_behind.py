@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import linecache
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +24,7 @@ from pytest_transformer_validate.probe.trace import where_raised
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import CodeType
+    from typing import Any
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,7 @@ class LeftBehind(Passes):
         try:
             with convertible(probe, "elsewhere") as twin:
                 model = twin.model
-                _told_at_start(model)
-                with Pretence(dict(_attributes(model))):
+                with _told(model), Pretence(dict(_attributes(model))):
                     model.to(PRETENDED)
                     twin.device = PRETENDED
                     twin.call(batch.to(PRETENDED), {})
@@ -85,14 +87,49 @@ def _attributes(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
                 yield path, tensor
 
 
-def _told_at_start(model: torch.nn.Module) -> None:
-    """Tell a copy of a model whose constructor asks for its device that it is the pretended one:
-    such a model is built for its device, and its parts remember it."""
-    if "device" not in inspect.signature(type(model).__init__).parameters:
-        return
+@contextlib.contextmanager
+def _told(model: torch.nn.Module) -> Iterator[None]:
+    """While inside, settings that say on which device the model is say that it is the pretended
+    one: whoever moves such a model sets them.
+
+    They are a ``device`` among the globals of the model's code, in its configuration, and, where
+    the constructor asks for one or the configuration has it, what its parts remember of it.
+    """
+    configurations = list(_configurations(model))
+    places = [*configurations, *_globals(model)]
+    asks = "device" in inspect.signature(type(model).__init__).parameters
+    if asks or any(_names(each) for each in configurations):
+        places += [vars(module) for module in model.modules()]
+    before = [(place, name, place[name]) for place in places for name in _names(place)]
+    try:
+        for place, name, value in before:
+            place[name] = PRETENDED if isinstance(value, torch.device) else str(PRETENDED)
+        yield
+    finally:
+        for place, name, value in before:
+            place[name] = value
+
+
+def _names(place: dict[str, Any]) -> list[str]:
+    """The names in ``place`` under which a device is kept."""
+    return [n for n in ("device", "DEVICE") if isinstance(place.get(n), str | torch.device)]
+
+
+def _configurations(model: torch.nn.Module) -> Iterator[dict[str, Any]]:
+    """What plain objects and dicts in attributes of the model hold, each once."""
+    seen = set()
     for module in model.modules():
-        if isinstance(vars(module).get("device"), str | torch.device):
-            vars(module)["device"] = PRETENDED
+        for value in vars(module).values():
+            held = value if isinstance(value, dict) else getattr(value, "__dict__", None)
+            if type(held) is dict and "_parameters" not in held and id(held) not in seen:
+                seen.add(id(held))
+                yield held
+
+
+def _globals(model: torch.nn.Module) -> Iterator[dict[str, Any]]:
+    """The globals of the code of the model's own classes."""
+    names = {type(module).__module__ for module in model.modules() if not _is_torchs(type(module))}
+    yield from (vars(sys.modules[name]) for name in names if name in sys.modules)
 
 
 def _names_device(module: torch.nn.Module | None) -> bool:

@@ -289,6 +289,38 @@ def test_a_device_that_is_given_to_the_constructor_is_where_the_model_is_built()
         CHECKS["registered_tensors"](probe_of(Fixed()))
 
 
+device = "cpu"  # as scripts have it: "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def test_a_device_that_is_a_setting_of_the_file_or_the_configuration_is_set():
+    class OfTheFile(models.Decoder):
+        def hidden(self, ids):
+            steps = torch.arange(ids.size(1), device=device)
+            return self.norm(self.blocks[0](self.tokens(ids) + self.positions(steps)))
+
+    class Configured(models.Decoder):
+        def __init__(self, config):
+            super().__init__()
+            self.config, self.device = config, config["device"]
+
+        def hidden(self, ids):
+            steps = torch.arange(ids.size(1), device=self.config["device"]).to(self.device)
+            return self.norm(self.blocks[0](self.tokens(ids) + self.positions(steps)))
+
+    class Forgets(OfTheFile):
+        def hidden(self, ids):
+            return super().hidden(ids) + torch.zeros(ids.size(1), 1)
+
+    config = {"device": torch.device("cpu")}
+    for model in (OfTheFile(), Configured(config)):
+        measured = CHECKS["registered_tensors"](probe_of(model))
+        assert measured.stays is None
+        assert not measured.notes
+    assert (device, config["device"]) == ("cpu", torch.device("cpu"))
+    with pytest.raises(CheckFailed, match="the forward makes on the CPU"):
+        CHECKS["registered_tensors"](probe_of(Forgets()))
+
+
 def test_a_plain_tensor_that_is_moved_by_the_model_does_not():
     class Moves(Table):
         def hidden(self, ids):
