@@ -53,6 +53,8 @@ _HEADS = {
     "ForNextSentencePrediction": "classification",
     "ForImageClassification": "vision_classification",
 }
+# What the class alone declares where nothing else does: no decoder is called so.
+_ENCODER = "ForMaskedLM"
 # A decoder class whose configuration says that it attends in both directions.
 _BOTH_WAYS = (("is_decoder", False), ("causal", False), ("is_causal", False), ("attn_type", "bi"))
 
@@ -134,7 +136,8 @@ def declared_task(model: nn.Module, config: ModelConfig, option: str | None) -> 
             if _given(config, key) == value and _follows(model, key, value):
                 return TaskSpec("masked_lm", f"config: {key}={value!r}")
     task = task or _registered_task(config)
-    return None if task is None else TaskSpec(task, f"architectures: {head}")
+    by = "architectures" if config.get("architectures") or config.get("model_type") else "class"
+    return None if task is None else TaskSpec(task, f"{by}: {head}")
 
 
 def _registered_task(config: ModelConfig) -> str | None:
@@ -155,11 +158,13 @@ def _registered_task(config: ModelConfig) -> str | None:
 
 
 def _head(model: nn.Module, config: ModelConfig) -> str | None:
-    """The architecture that a Hugging Face configuration names, or the class of such a model."""
+    """The architecture that a Hugging Face configuration names, or the class of such a model, or
+    of one that is named like such an encoder."""
     named = config.get("architectures")
     if isinstance(named, list | tuple) and named and isinstance(named[0], str):
         return named[0]
-    return type(model).__name__ if config.get("model_type") is not None else None
+    own = type(model).__name__
+    return own if config.get("model_type") is not None or own.endswith(_ENCODER) else None
 
 
 def _decodes(model: nn.Module) -> bool:

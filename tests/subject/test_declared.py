@@ -79,6 +79,14 @@ def test_nothing_declared():
     assert declared_task(Decoder(), ModelConfig({"vocab_size": 9}), None) is None
 
 
+def test_a_class_that_is_named_like_an_encoder_is_one():
+    class TinyForMaskedLM(Decoder):
+        pass
+
+    found = declared_task(TinyForMaskedLM(), ModelConfig({"vocab_size": 9}), None)
+    assert str(found) == "masked_lm (class: TinyForMaskedLM)"
+
+
 def test_an_unknown_task_names_the_nearest():
     with pytest.raises(TaskError, match="did you mean causal_lm"):
         declared_task(Decoder(), ModelConfig({"task": "casual_lm"}), None)
