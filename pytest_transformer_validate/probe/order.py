@@ -264,11 +264,12 @@ class Order(Passes):
     def promised_module(self, promise: str) -> str | None:
         """The module of that name, or that holds a tensor of it."""
         model = self.probe.subject.model
-        names = {name for name, _ in model.named_modules() if name}
-        if promise in names:
-            return promise
-        held = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
-        return (promise.rpartition(".")[0] or ROOT) if promise in held else None
+        modules = dict(model.named_modules())
+        name = promise.partition(",")[0]
+        if name in modules:
+            return name
+        holder, _, own = name.rpartition(".")
+        return (holder or ROOT) if hasattr(modules.get(holder), own) else None
 
     def _text(self) -> Batch:
         probe = self.probe

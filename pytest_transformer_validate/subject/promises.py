@@ -12,6 +12,8 @@ import linecache
 import re
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from pytest_transformer_validate.sources.config import ModelConfig
 from pytest_transformer_validate.subject.declared import levels
 
@@ -39,7 +41,7 @@ _POSITIONWISE = ("feedforward", "ffn", "mlp")  # what is cut into chunks without
 _POSITION = {
     "pos", "position", "positions", "positional", "rope", "rotary", "alibi", "sinusoid",
     "sinusoidal", "sinusoids", "wpe", "pe", "freqs", "slopes", "posemb", "posenc", "rpe",
-    "relative",
+    "relative", "inv_freq",
 }  # fmt: skip
 _ROTARY = {"rope", "rotary", "rotate", "alibi", "slopes", "freqs"}
 _IN_SOURCE = {"rope", "rotary", "alibi", "sinusoid", "sinusoidal", "positional", "posemb", "wpe"}
@@ -75,8 +77,8 @@ def tells_of_limits(
 
 
 def position_promise(subject: Subject, *, rotary: bool = False) -> str | None:
-    """What shows that positions were meant to be known: an input, a parameter, a buffer, a
-    submodule, a key of the configuration, a name that forward reads in any case.
+    """What shows that positions were meant to be known: an input, a tensor, a submodule or its
+    class, a key of the configuration, a name that forward reads in any case.
 
     Maximum lengths do not count, nor what is switched off. ``rotary`` asks for what makes scores
     depend on the distance: rotations, or a bias by distance.
@@ -89,17 +91,22 @@ def position_promise(subject: Subject, *, rotary: bool = False) -> str | None:
             off = str(value).lower() in {"none", "nope", "no", "absent", "off"}
             if _words(key) & wanted and not off and not _is_length(key):
                 return f"{key} in the configuration"
-    for name in _tensors(subject.model):
+    for name in (*_tensors(subject.model), *_plain_tensors(subject.model)):
         own = name.rpartition(".")[2]
         if _words(own) & wanted and not _is_length(own):
             return name
+    for name, module in subject.model.named_modules():
+        made = type(module)
+        foreign = not name or made.__module__.startswith("torch.")
+        if not foreign and _words(made.__name__) & wanted and not _is_length(made.__name__):
+            return f"{name}, a {made.__name__}"
     found = _identifiers(subject.model, unconditional=True)
     return next((f"{n} in the source" for n in found if _words(n) & wanted & _IN_SOURCE), None)
 
 
 def _words(name: str) -> set[str]:
     split = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", str(name)).lower()
-    return {split, *re.split(r"[^a-z]+", split)}
+    return {str(name).lower(), split, *re.split(r"[^a-z]+", split)}
 
 
 def _is_length(name: str) -> bool:
@@ -123,6 +130,14 @@ def _tensors(model: nn.Module) -> list[str]:
     names = [name for name, _ in model.named_modules()]
     names += [name for name, _ in model.named_parameters()]
     return names + [name for name, _ in model.named_buffers()]
+
+
+def _plain_tensors(model: nn.Module) -> Iterator[str]:
+    """Names of tensors that modules keep as plain attributes."""
+    for prefix, module in model.named_modules():
+        for name, value in vars(module).items():
+            if not name.startswith("_") and isinstance(value, torch.Tensor):
+                yield f"{prefix}.{name}".lstrip(".")
 
 
 def _structure(model: nn.Module) -> list[str]:

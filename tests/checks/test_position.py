@@ -66,6 +66,40 @@ def test_positions_that_are_never_added():
     assert caught.value.where == "positions"
 
 
+class RotaryTable(nn.Module):
+    """Never called: its class says what it is for."""
+
+
+class Frequencies(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("inv_freq", torch.ones(4))
+
+
+class Kept(nn.Module):
+    """A tensor that is no buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.pos_embedding = torch.ones(4, 32)
+
+
+@pytest.mark.parametrize(
+    ("made", "promise"),
+    [
+        (RotaryTable, "turn, a RotaryTable"),
+        (Frequencies, "turn.inv_freq"),
+        (Kept, "turn.pos_embedding"),
+    ],
+)
+def test_what_promises_positions(made, promise):
+    model = WithoutPositions()
+    model.turn = made()
+    with pytest.raises(CheckFailed, match=rf"the model has positions \({promise}\)") as caught:
+        position_sensitivity(probe_of(model))
+    assert caught.value.where == "turn"
+
+
 def test_no_positions_on_purpose():
     measured = position_sensitivity(probe_of(WithoutPositions(), {"n_positions": 48}))
     assert measured.known == "mask"
