@@ -39,7 +39,8 @@ class PositionSensitivity(Measurement):
     """What a model knows about order.
 
     ``value`` is how far the first module that mixes positions moves when tokens change places,
-    relative to its largest output; ``known`` says where order is known from (``tokens``: what
+    relative to its largest output (a later module, where the first weighs all tokens alike);
+    ``known`` says where order is known from (``tokens``: what
     enters that module; ``module``: it tells by itself; ``mask``: the causal mask only);
     ``not_by_distance`` is the part of attention scores that does not follow the distance and
     ``shift`` how far logits move when all positions are shifted, each ``None`` where it was not

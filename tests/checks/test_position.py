@@ -66,6 +66,25 @@ def test_positions_that_are_never_added():
     assert caught.value.where == "positions"
 
 
+class Past(nn.Module):
+    """Adds the mean of all tokens so far: in its last row no order is seen."""
+
+    def forward(self, x):
+        weights = torch.ones(x.size(1), x.size(1)).tril()
+        return x + (weights / weights.sum(-1, keepdim=True)).to(x) @ x
+
+
+def test_behind_a_mean_of_the_past_a_later_module_is_asked():
+    model = models.Decoder()
+    model.blocks.insert(0, Past())
+    measured = position_sensitivity(probe_of(model))
+    assert (measured.known, measured.module) == ("tokens", "blocks.1.attention")
+    model = Unordered()
+    model.blocks.insert(0, Past())
+    with pytest.raises(CheckFailed, match=r"the model has positions \(positions\)"):
+        position_sensitivity(probe_of(model))
+
+
 class RotaryTable(nn.Module):
     """Never called: its class says what it is for."""
 

@@ -129,6 +129,9 @@ def _unknown(
     if promise is None:
         note = "no position information: order is known through the causal mask, or not at all"
         return replace(measured, known="mask", notes=(*measured.notes, note))
+    later = _by_later(probe, side, measured, modules)
+    if later is not None:
+        return _judge_positions(probe, side, modules, later)
     where = probe.order.promised_module(promise) or (modules[0] if modules else None)
     raise CheckFailed(
         f"{RULE}\n"
@@ -141,6 +144,24 @@ def _unknown(
         measured,
         where=where,
     )
+
+
+def _by_later(
+    probe: Probe, side: str, measured: PositionSensitivity, modules: tuple[str, ...]
+) -> PositionSensitivity | None:
+    """Behind a module that weighs all tokens alike (a mean of the past), which no order moves:
+    a later one, where positions enter the first with the tokens."""
+    try:
+        constant = probe.order.constant(side, modules[0], "eval") if modules else None
+    except Exception:  # noqa: BLE001 - a text of one token may be refused
+        return None
+    if constant is None or constant_over_positions(constant.entering):
+        return None
+    for module in modules[1:]:
+        moves = probe.order.by_tokens(side, module, "eval")
+        if measured.limit is not None and moves.relative > measured.limit.value:
+            return replace(measured, value=moves.relative, module=module)
+    return None
 
 
 def _judge_positions(
