@@ -31,6 +31,7 @@ _TRUE_IGNORES = {"padding_mask", "decoder_padding_mask", "memory_padding_mask"}
 # What torch documents: True is padding.
 _TORCH = frozenset(f"{over}key_padding_mask" for over in ("", "src_", "tgt_", "memory_"))
 _NAMES = frozenset(PADDING)
+_CALLED = {each for name in (*PADDING, "pad") for each in (name, name.upper())}
 _AXES = (0, 1, 2)  # (B, T), (B, 1, T), (B, 1, 1, T)
 
 
@@ -192,11 +193,23 @@ def takes_anything(subject: Subject) -> bool:
 
 def padding_id(subject: Subject) -> int | None:
     """The id that fills up texts: as declared, else an attribute of a module that is called so,
-    else 0 where 0 is what the forward compares its ids with."""
+    else what the forward compares its ids with and its file calls so, or 0 where that is it."""
     found = _named_padding(subject, tables=False)
-    if found is not None:
+    if found is not None or not subject.facts.compared:
         return found
+    called = _called_padding(subject) & subject.facts.compared
+    if len(called) == 1:
+        return called.pop()
     return 0 if subject.facts.compared == {0} else None
+
+
+def _called_padding(subject: Subject) -> set[int]:
+    """The numbers that modules, or the files in which they are written, call padding."""
+    modules = list(subject.model.modules())
+    forwards = {inspect.unwrap(type(module).forward) for module in modules}
+    kept = [*map(vars, modules), *(getattr(f, "__globals__", {}) for f in forwards)]
+    found = (holder.get(name) for holder in kept for name in _CALLED)
+    return {value for value in found if type(value) is int}
 
 
 def declared_padding(subject: Subject) -> int | None:

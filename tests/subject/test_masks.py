@@ -55,6 +55,32 @@ class Compares(models.Decoder):
         return super().forward(input_ids) * (input_ids != 0)[..., None]
 
 
+PAD_IDX = 4
+
+
+class Called(models.Decoder):
+    """Its file says what it looks for, and ids are compared with something else too."""
+
+    looks_for = PAD_IDX
+
+    def forward(self, input_ids):
+        hidden = super().forward(input_ids) * (input_ids != self.looks_for)[..., None]
+        return hidden * (input_ids != 9)[..., None]
+
+
+class CalledOtherwise(Called):
+    looks_for = 3
+
+
+class Short(models.Decoder):
+    def __init__(self) -> None:
+        super().__init__()
+        self.pad = 2
+
+    def forward(self, input_ids):
+        return super().forward(input_ids) * (input_ids != self.pad)[..., None]
+
+
 class Padded(models.Decoder):
     def __init__(self) -> None:
         super().__init__()
@@ -70,6 +96,9 @@ class Padded(models.Decoder):
         (Attribute, None, 3),
         (Compares, None, 0),
         (Padded, None, 5),
+        (Called, None, 4),
+        (CalledOtherwise, None, None),
+        (Short, None, 2),
     ],
 )
 def test_the_padding_id(model, config, found):
