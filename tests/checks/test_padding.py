@@ -418,8 +418,9 @@ class ByIdForgetful(ById):
 def test_padding_that_is_found_by_its_id():
     measured = padding(ById(), "right", ENCODER)
     assert measured.argument is None
-    with pytest.raises(NotApplicable, match="forward takes no mask"):
-        padding(ById(), "content", ENCODER)
+    for case in (lambda: padding(ById(), "content", ENCODER), lambda: effect(ById(), ENCODER)):
+        with pytest.raises(NotApplicable, match="takes no mask .*: it looks for the padding id"):
+            case()
     with pytest.raises(CheckFailed, match="with its padding id"):
         padding(ByIdForgetful(), "right", ENCODER)
 

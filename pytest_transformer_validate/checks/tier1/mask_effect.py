@@ -36,7 +36,7 @@ def mask_effect(probe: Probe, *, floor: float = 256.0, two_shapes: float = 64.0)
     for covers in probe.padding.sequences:
         way, refused = probe.padding.accepted(covers)
         if way is None:
-            skipped.append(refused or takes_no_mask(covers))
+            skipped.append(refused or takes_no_mask(probe, covers))
             continue
         results.append(_judge_mask(probe, covers, floor, two_shapes))
     if not results:

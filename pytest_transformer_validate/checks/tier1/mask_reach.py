@@ -32,7 +32,7 @@ def usable_way(probe: Probe, covers: str) -> tuple[Way | None, str]:
     passes = probe.padding
     way, refused = passes.accepted(covers)
     if way is None:
-        return None, refused or takes_no_mask(covers)
+        return None, refused or takes_no_mask(probe, covers)
     way, inverted = passes.way(covers)
     assert way is not None
     if inverted and way.fixed:
@@ -45,8 +45,10 @@ def usable_way(probe: Probe, covers: str) -> tuple[Way | None, str]:
     return way, ""
 
 
-def takes_no_mask(covers: str) -> str:
-    """In words, that nothing tells of padding."""
+def takes_no_mask(probe: Probe, covers: str) -> str:
+    """In words, that no argument tells of padding."""
+    if probe.padding.compares(covers):
+        return f"forward takes no mask over {covers}: it looks for the padding id"
     return f"forward takes no mask over {covers} and does not look for a padding id"
 
 
