@@ -70,8 +70,9 @@ def hooked(
 
 def put(value: Any, old: list[torch.Tensor], new: list[torch.Tensor]) -> Any:
     """The nest ``value`` with the tensors ``old`` replaced by ``new``, as far as it is made of
-    tuples, lists, dicts and model outputs."""
-    by_id = {id(a): b for a, b in zip(old, new, strict=True)}
+    tuples, lists, dicts and model outputs. One that is there twice is replaced twice."""
+    by_id = {id(a): a for a in old}
+    by_id |= {id(a): b for a, b in zip(old, new, strict=True) if b is not a}
 
     def walk(item: Any) -> Any:
         if isinstance(item, torch.Tensor):
