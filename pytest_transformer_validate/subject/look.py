@@ -22,6 +22,7 @@ from pytest_transformer_validate.subject.multiples import (
     named_lengths,
     says_multiple,
     typed_length,
+    whole_lengths,
 )
 from pytest_transformer_validate.subject.outputs import Output, read_output
 from pytest_transformer_validate.subject.packed import unpack
@@ -111,10 +112,19 @@ def _bounded(subject: Subject, facts: Facts, rows: int, length: int) -> Facts:
     declared = length == declared_size(subject.config, LENGTH)
     if declared and length > 1 and not any(_runs(subject, n) for n in (length - 1, length // 2)):
         return replace(facts, multiple=length)
+    for only in whole_lengths(subject.model):  # a single token runs wherever it is broadcast
+        if length in (1, only) and _only(subject, only):
+            facts = _look(subject, min(5, subject.most_rows), only)
+            return replace(facts, limits=(only,), multiple=only)
     if not facts.limits and length > 1:
         shorter, _ = _read(subject, _first_batch(subject, rows, length // 2), length // 2)
         return replace(facts, limits=tuple(shorter.limits))
     return facts
+
+
+def _only(subject: Subject, length: int) -> bool:
+    """Whether a length runs, and neither one less nor twice as many."""
+    return _runs(subject, length) and not any(_runs(subject, n) for n in (length - 1, 2 * length))
 
 
 def _otherwise(subject: Subject, first: Exception) -> Facts:
@@ -125,8 +135,8 @@ def _otherwise(subject: Subject, first: Exception) -> Facts:
         subject.packing = unpack(subject, _first_batch(subject, rows, length).main)
         if subject.packing is not None:
             return look(subject)
-    for length in named_lengths(first):
-        if _runs(subject, length) and not any(_runs(subject, n) for n in (length - 1, 2 * length)):
+    for length in dict.fromkeys([*named_lengths(first), *whole_lengths(subject.model)]):
+        if _only(subject, length):
             facts = _look(subject, min(5, subject.most_rows), length)
             return replace(facts, limits=(length,), multiple=length)
     method = method_of(subject)

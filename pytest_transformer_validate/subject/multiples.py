@@ -7,6 +7,8 @@ import re
 import traceback
 from typing import TYPE_CHECKING
 
+from torch import nn
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -36,6 +38,15 @@ def named_lengths(error: Exception) -> list[int]:
     kept = [getattr(own, name, None) for name in re.findall(r"\bself\.(\w+)", line)]
     said = [int(digits) for digits in re.findall(r"\b\d{1,3}\b", str(error))]
     return list(dict.fromkeys(n for n in (*kept, *said) if type(n) is int and 1 < n <= _MOST))
+
+
+def whole_lengths(model: nn.Module) -> list[int]:
+    """Lengths at which a linear layer reads the vectors of a whole text side by side, longest
+    first: a classifier behind ``flatten(1)`` takes no other one."""
+    widths = {m.embedding_dim for m in model.modules() if isinstance(m, nn.Embedding)}
+    sizes = {m.in_features for m in model.modules() if isinstance(m, nn.Linear)}
+    found = {size // width for size in sizes for width in widths if size % width == 0}
+    return sorted((length for length in found if 1 < length <= _MOST), reverse=True)
 
 
 def typed_length(error: Exception) -> bool:

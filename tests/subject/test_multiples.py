@@ -52,6 +52,21 @@ class Typed(models.Decoder):
         return hidden.reshape(len(ids), 12, hidden.shape[-1])
 
 
+class Whole(models.Decoder):
+    """A classifier that reads all vectors of a text side by side, and adds a table as it is."""
+
+    def __init__(self, length, flat=True):
+        super().__init__(length=length)
+        self.flat, self.labels = flat, torch.nn.Linear(32 * length if flat else 32, 5)
+
+    def forward(self, input_ids):
+        x = self.tokens(input_ids) + self.positions.weight
+        for block in self.blocks:
+            x = block(x, causal=False)
+        x = self.norm(x)
+        return self.labels(x.flatten(1) if self.flat else x[:, 0])
+
+
 class Columns(models.Decoder):
     """One id a column: as many as the model has, and says."""
 
@@ -135,3 +150,15 @@ def test_healthy():
     assert not result.failures, str(result)
     passed = {record.check for record in result if record.status == "passed"}
     assert passed == set(checks)
+
+
+@pytest.mark.parametrize("length", [16, 20])
+def test_the_length_that_a_layer_reads_whole_is_the_only_one(length):
+    result = validate(Whole(length), task="classification")
+    assert not result.failures, str(result)
+    assert Subject(Whole(length), {"task": "classification"}).max_length == length
+
+
+def test_a_table_that_is_not_cut_is_no_reason_for_one_length():
+    result = validate(Whole(20, flat=False), task="classification", checks=["shape_robustness"])
+    assert {record.status for record in result} == {"failed", "broken"}
