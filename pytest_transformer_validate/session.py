@@ -53,6 +53,7 @@ class Models:
         self.config = config
         self.run = run
         self.held_back: dict[str, int] = {}
+        self._checked: RunModel | None = None  # by the last test, if that was a check
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_make_collect_report(
@@ -83,6 +84,7 @@ class Models:
         self, item: pytest.Item, nextitem: pytest.Item | None
     ) -> Generator[None, object, object]:
         collection.mend_fixtures(item)
+        self._tell_room(item, nextitem)
         done = yield
         if isinstance(item, CheckItem):
             outcome.forget(item)
@@ -92,6 +94,15 @@ class Models:
             if model.waiting <= 0 or self._left_for_good(item, nextitem, model):
                 model.release()
         return done
+
+    def _tell_room(self, item: pytest.Item, nextitem: pytest.Item | None) -> None:
+        """Whether only checks of the same model run before this one, and after it."""
+        checked, self._checked = self._checked, None
+        if isinstance(item, CheckItem):
+            self._checked = item.model
+            item.model.room.begins = checked is not item.model
+            follows = nextitem.model if isinstance(nextitem, CheckItem) else None
+            item.model.room.ends = follows is not item.model
 
     def _left_for_good(
         self, item: pytest.Item, nextitem: pytest.Item | None, model: RunModel

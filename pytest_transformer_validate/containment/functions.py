@@ -52,6 +52,7 @@ _LAYERS = ("torch.nn", "torch.nn.functional", "torch.nn.init", "torch.autograd",
 # Follows the default dtype.
 _CHANGES = frozenset({"Storage"})
 _MISSING = object()
+_NOTHING: frozenset[str] = frozenset()
 _CODE = operator.attrgetter("__code__")
 _FUNCTIONS = (
     types.FunctionType,
@@ -157,13 +158,24 @@ def _wrapped_by_torch(before: Any, after: Any) -> bool:
 
 
 class Functions:
-    """What functions are now, to find those that are replaced later."""
+    """What functions are now, to find those that are replaced later.
+
+    ``near`` are those of torch, Python and pytest that verdicts are made with; ``far`` are layers,
+    Python's library and this package itself: ten times as many.
+    """
 
     def __init__(self) -> None:
-        found_owners = list(_owners())
-        self._owners = [owner for owner in found_owners if not owner.is_own]
-        others = len(self._owners)  # these first
-        self._owners += [owner for owner in found_owners if owner.is_own]
+        owners = list(_owners())
+        near = [each for each in owners if not each.is_own and each.used != _NOTHING]
+        self.near, self.far = Names(near), Names([each for each in owners if each not in near])
+
+
+class Names:
+    """What the names of some modules and classes stand for."""
+
+    def __init__(self, owners: list[_Owner]) -> None:
+        self._owners = sorted(owners, key=lambda owner: owner.is_own)
+        others = len([owner for owner in owners if not owner.is_own])  # these first
         found = (value for owner in self._owners for value in owner.values)
         functions = (value for value in found if isinstance(value, types.FunctionType))
         self._functions = list(dict.fromkeys(functions))
@@ -232,12 +244,11 @@ def _owners() -> Iterator[_Owner]:
     for name, module in list(sys.modules.items()):
         if name.startswith(f"{_OWN_PACKAGE}.") and not name.startswith(f"{_OWN_PACKAGE}.evidence"):
             yield from _with_classes(module, None)
-    nothing: frozenset[str] = frozenset()
     for name in _LIBRARY:
-        yield from _with_classes(sys.modules.get(name), nothing)
+        yield from _with_classes(sys.modules.get(name), _NOTHING)
     seen = set(plain)
     for name in _LAYERS:
-        for owner in _with_classes(sys.modules[name], nothing, "torch"):
+        for owner in _with_classes(sys.modules[name], _NOTHING, "torch"):
             if owner.owner not in seen:
                 seen.add(owner.owner)
                 yield owner

@@ -59,7 +59,13 @@ class Room:
     What the model left of its own (variables of the environment, the current folder, flags of
     torch, layers that it replaced) is in force inside and nowhere else. All other changes to the
     process are undone when the room is left.
+
+    ``begins`` and ``ends`` say whether other code runs before it is entered and after it is left.
+    Between two checks of one model not all functions are looked at (see ``Functions``): what is
+    replaced there is found at the latest when the model's last check ends.
     """
+
+    begins = ends = True
 
     def __init__(self, house: House) -> None:
         self.house = house
@@ -67,6 +73,7 @@ class Room:
         self._own = process.Own()
         self._flags: OwnFlags | None = None
         self._layers: list[Change] = []
+        self._far_layers: list[Change] = []
         self._modules: process.Modules | None = None
         self._held = contextlib.ExitStack()
         self._looked = False
@@ -91,7 +98,7 @@ class Room:
         """
         self.house.limits.lift()
         if not self._looked:
-            self.look_around()
+            self.look_around(self.begins or self.ends)
             self.rest()
         found = [
             f"the model replaced {name}, which verdicts are made with (put back)"
@@ -103,15 +110,15 @@ class Room:
         self.house.exits.attempts.clear()
         return found
 
-    def look_around(self) -> None:
+    def look_around(self, everything: bool = True) -> None:
         """Put functions back that verdicts are made with, before one is made, and those of
         Python's library, which make texts: for good."""
-        self._layers = []
-        for change in self._put_judges_back():
+        self._put_judges_back(everything)
+        for change in self._layers:
             if change.of_library:
                 change.put(change.before)
-            else:
-                self._layers.append(change)
+        self._layers = [change for change in self._layers if not change.of_library]
+        self._far_layers = [change for change in self._far_layers if not change.of_library]
 
     def rest(self) -> None:
         """Nothing of the model's runs any more: there is no need to look again."""
@@ -130,7 +137,9 @@ class Room:
             self._held.enter_context(torch_kept())
             self._flags = self._flags or OwnFlags()
             self._flags.enter()
-            self.house.functions.note()
+            self.house.functions.near.note()
+            if self.begins:
+                self.house.functions.far.note()
             for change in self._layers:
                 change.put(change.after)
         self.house.limits.set()
@@ -139,7 +148,7 @@ class Room:
         self.house.limits.lift()
         try:
             if not self._looked:
-                self._layers = self._put_judges_back()
+                self._put_judges_back(self.begins or self.ends)
             for change in self._layers:
                 change.put(change.before)
             if self._flags is not None:
@@ -152,17 +161,20 @@ class Room:
                 self._modules = None
             self.house.exits.running -= 1
 
-    def _put_judges_back(self) -> list[Change]:
-        """Put back what verdicts are made with; give what else is replaced."""
+    def _put_judges_back(self, everything: bool) -> None:
+        """Put back what verdicts are made with; note what else is replaced."""
         if self._modules is not None:
             self._modules.give_back()
         if self._flags is None:
-            return []
-        judged, others = self.house.functions.changes()
+            return
+        judged, layers = self.house.functions.near.changes()
+        if everything:
+            far_judged, self._far_layers = self.house.functions.far.changes()
+            judged += far_judged
+        self._layers = layers + self._far_layers
         for change in judged:
             change.put(change.before)
             self._replaced.append(str(change))
-        return others
 
 
 def _torch_is_here() -> bool:

@@ -7,7 +7,7 @@ import torch
 
 import pytest_transformer_validate.probe.probe  # noqa: F401 - what verdicts are made with
 from pytest_transformer_validate import identity
-from pytest_transformer_validate.containment.functions import Functions
+from pytest_transformer_validate.containment.functions import Functions, Names
 
 
 @pytest.fixture(params=[True, False], ids=["counted", "not counted"], autouse=True)
@@ -15,30 +15,30 @@ def _counted(request, monkeypatch):
     monkeypatch.setattr(identity, "COUNTED", request.param and identity.COUNTED)
 
 
-def found(functions: Functions) -> tuple[list[str], list[str]]:
-    judged, others = functions.changes()
+def found(names: Names) -> tuple[list[str], list[str]]:
+    judged, others = names.changes()
     return list(map(str, judged)), list(map(str, others))
 
 
 def test_one_that_verdicts_are_made_with(monkeypatch):
-    functions = Functions()
-    assert found(functions) == ([], [])
+    near = Functions().near
+    assert found(near) == ([], [])
     monkeypatch.setattr(torch, "equal", lambda *_: True)
-    assert found(functions) == (["torch.equal"], [])
+    assert found(near) == (["torch.equal"], [])
     monkeypatch.undo()
-    assert found(functions) == ([], [])
+    assert found(near) == ([], [])
 
 
 def test_a_layer(monkeypatch):
-    functions = Functions()
+    far = Functions().far
     monkeypatch.setattr(torch.nn.Linear, "forward", lambda *_: None)
-    assert found(functions) == ([], ["torch.Linear.forward"])
+    assert found(far) == ([], ["torch.Linear.forward"])
 
 
 def test_what_changed_outside_of_a_model_is_right_from_then_on(monkeypatch):
-    functions = Functions()
+    near = Functions().near
     monkeypatch.setattr(torch, "equal", lambda *_: True)
-    functions.note()
-    assert found(functions) == ([], [])
+    near.note()
+    assert found(near) == ([], [])
     monkeypatch.undo()
-    assert found(functions) == (["torch.equal"], [])
+    assert found(near) == (["torch.equal"], [])

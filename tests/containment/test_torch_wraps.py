@@ -13,7 +13,7 @@ from pytest_transformer_validate.containment.functions import Functions
 @pytest.fixture
 def functions(monkeypatch):
     monkeypatch.setattr(torch, "manual_seed", torch.random.manual_seed)
-    return Functions()
+    return Functions().near
 
 
 def test_the_compiler_wraps_the_seed_when_it_is_first_imported(functions, monkeypatch):

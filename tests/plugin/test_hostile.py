@@ -313,3 +313,43 @@ def test_a_fixture_that_was_caught_half_set_up_is_set_up_again(hostile: pytest.P
     result = hostile.runpytest_subprocess(*models, timeout=120)
     result.assert_outcomes(passed=2, failed=2)
     result.stdout.no_fnmatch_line("*AssertionError*")
+
+
+# Two more checks, to run after ``same_twice``.
+MORE = """
+@check(tier=1)
+def then_another(probe):
+    "It loads."
+    return Measurement(value=0.0)
+
+@check(tier=1)
+def then_layers(probe):
+    "Layers are torch's; the value tells."
+    return Measurement(value=float("lambda" in torch.nn.Linear.extra_repr.__qualname__))
+"""
+LATE = "if 'same_twice' in os.environ['PYTEST_CURRENT_TEST']: {}"
+
+
+@pytest.mark.parametrize("workers", [(), ("-n1",)], ids=["in_process", "in_a_worker"])
+def test_what_is_replaced_in_a_later_check(
+    hostile: pytest.Pytester, workers: tuple[str, ...]
+) -> None:
+    conftest = hostile.path / "conftest.py"
+    conftest.write_text(conftest.read_text() + MORE)
+    codes = {
+        "torchs": "torch.equal = lambda *_: True",
+        "ours": "from pytest_transformer_validate import runner; runner.ModelRun._said = str",
+        "layer": "torch.nn.Linear.extra_repr = lambda self: ''",
+    }
+    models = [write(hostile, name, "body", LATE.format(code)) for name, code in codes.items()]
+    models.append(write(hostile, "sound", "top", ""))
+    hostile.runpytest_subprocess(*models, "--tb-json=out.json", *workers, timeout=120)
+    found = judged(hostile)
+    status = {name: [record["status"] for record in records] for name, records in found.items()}
+    passed = ["passed"] * 4
+    assert status.pop("torchs") == ["passed", "broken", "passed", "passed"]  # at once
+    assert status.pop("ours") == ["passed", "passed", "passed", "broken"]  # with the last
+    assert "replaced pytest_transformer_validate.runner" in found["ours"][-1]["message"]
+    assert status == {"layer": passed, "sound": passed}
+    values = [found[name][-1]["numbers"]["value"] for name in ("layer", "sound")]
+    assert values == [1.0, 0.0]  # for the one model alone
