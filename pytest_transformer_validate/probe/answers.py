@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pytest_transformer_validate.errors import SubjectError
+from pytest_transformer_validate.probe.holders import own_weight
 from pytest_transformer_validate.probe.passes import Passes, remembered
 from pytest_transformer_validate.probe.trace import ROOT
 from pytest_transformer_validate.subject.declared import (
@@ -125,7 +126,7 @@ class Answers(Passes):
         """Modules with a weight of ``width`` outputs or more that are no lookup tables."""
         found = []
         for name, module in self.probe.subject.model.named_modules():
-            weight = module._parameters.get("weight")
+            weight = own_weight(module)
             if weight is None or weight.dim() != 2 or isinstance(module, torch.nn.Embedding):
                 continue
             outputs = weight.shape[1] if getattr(module, "nf", None) else weight.shape[0]

@@ -30,6 +30,13 @@ def named_tensors(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
         yield from held_tensors(module, name)
 
 
+def own_weight(module: torch.nn.Module) -> torch.nn.Parameter | None:
+    """The parameter ``weight`` of the module itself, which may be scripted; a weight that a
+    parametrisation computes is none."""
+    own = module.named_parameters(recurse=False, remove_duplicate=False)
+    return next((parameter for name, parameter in own if name == "weight"), None)
+
+
 def held_tensors(module: torch.nn.Module, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
     """Tensors in the plain attributes of one module, also in lists, tuples and dicts of them."""
     for name, value in vars(module).items():

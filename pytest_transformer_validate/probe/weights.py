@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from pytest_transformer_validate.probe.gradients import Gradients, plain_gradients
+from pytest_transformer_validate.probe.holders import own_weight
 from pytest_transformer_validate.probe.passes import Passes, remembered
 
 if TYPE_CHECKING:
@@ -163,7 +164,7 @@ class Weights(Passes):
         """Weights of linear layers that train, and the axis of their outputs."""
         axes = {}
         for name, module in self.probe.subject.model.named_modules():
-            weight = module._parameters.get("weight")
+            weight = own_weight(module)
             fused = getattr(module, "in_proj_weight", None)
             prefix = f"{name}." if name else ""
             if isinstance(module, torch.nn.Linear):
@@ -250,7 +251,7 @@ class Weights(Passes):
         spreads = self.spreads()
         names = {id(p): name for name, p in model.named_parameters()}
         module = None if place == self.probe.root else model.get_submodule(place)
-        weight = None if module is None else module._parameters.get("weight")
+        weight = None if module is None else own_weight(module)
         if weight is not None and width in weight.shape and id(weight) in names:
             return [spreads[names[id(weight)]]]
         return [s for s in spreads.values() if len(s.shape) == 2 and width in s.shape]

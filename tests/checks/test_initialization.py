@@ -157,3 +157,21 @@ def test_weights_that_all_start_at_zero_are_no_default():
         if isinstance(module, nn.Linear):
             nn.init.zeros_(module.weight)
     assert not Probe(Subject(model)).drawn.by_default()
+
+
+class Widened(nn.Module):
+    """A part that ``torch.jit.script`` takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(32, 32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.inner(x)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+def test_a_model_with_scripted_parts_is_judged():
+    model = models.Decoder()
+    model.blocks.append(torch.jit.script(Widened()))
+    assert any("inner.weight" in name for name in map(str, judge(model).parameters))
