@@ -257,11 +257,22 @@ def _moved(tensor: torch.Tensor) -> torch.Tensor:
 def _cells(tensors: dict[str, torch.Tensor], rows: int) -> dict[str, torch.Tensor]:
     """By what they are, the cells (R - 1, H, T) that moved."""
     named = {n: tensors[n] for n in ("query", "key", "value") if n in tensors}
-    return {
-        what: _moved(t)
-        for what, t in named.items()
-        if t.dim() == 4 and t.shape[0] == rows and t.shape[1] > 1
-    }
+    found = {}
+    for what, tensor in named.items():
+        if tensor.dim() == 4 and tensor.shape[0] == rows and tensor.shape[1] > 1:
+            found[what] = _moved(tensor)
+        elif tensor.dim() == 3 and len(tensor) > rows and len(tensor) % rows == 0:
+            moved = _moved_folded(tensor, rows)
+            found |= {} if moved is None else {what: moved}
+    return found
+
+
+def _moved_folded(tensor: torch.Tensor, rows: int) -> torch.Tensor | None:
+    """``_moved`` where rows and heads are one axis, in the order in which little moves; ``None``
+    where that is neither."""
+    orders = (tensor.unflatten(0, (rows, -1)), tensor.unflatten(0, (-1, rows)).transpose(0, 1))
+    moved = min(map(_moved, orders), key=lambda cells: float(cells.double().mean()))
+    return moved if 2 * int(moved.sum()) <= moved.numel() else None
 
 
 def _uneven(module: str, what: str, moved: torch.Tensor) -> Footprint | None:

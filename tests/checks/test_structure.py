@@ -53,6 +53,29 @@ class MergedByView(ByHand):
         return y.reshape(b, t, h * d)
 
 
+class Folded(ByHand):
+    """Heads and rows in one axis, (B x H, T, D)."""
+
+    def split(self, x):
+        return super().split(x).flatten(0, 1)
+
+    def merge(self, y):
+        return super().merge(y.unflatten(0, (-1, self.heads)))
+
+
+class FoldedHeadsFirst(Folded):
+    def split(self, x):
+        return ByHand.split(self, x).transpose(0, 1).flatten(0, 1)
+
+    def merge(self, y):
+        return ByHand.merge(self, y.unflatten(0, (self.heads, -1)).transpose(0, 1))
+
+
+class FoldedByView(Folded):
+    def split(self, x):
+        return x.reshape(len(x) * self.heads, x.shape[1], -1)
+
+
 class OverQueries(ByHand):
     def weigh(self, scores):
         return scores.softmax(-2)
@@ -73,6 +96,7 @@ class OneSlice(ByHand):
     [
         (SplitByView, "reaches the query at other positions, and not in every head"),
         (MergedByView, "arrives at"),
+        (FoldedByView, "reaches the value at other positions, and not in every head"),
         (OverQueries, "sum to 1 along axis -2, the values are summed along axis -1"),
         (OverHeads, "sum to 1 along axis -3"),
         (OneSlice, "have the same scores and the same result"),
@@ -146,7 +170,8 @@ class Reversed(ByHand):
 
 
 @pytest.mark.parametrize(
-    "kind", [ByHand, Sink, Convolved, Talking, Linear, Einsum, OneKey, Reversed]
+    "kind",
+    [ByHand, Folded, FoldedHeadsFirst, Sink, Convolved, Talking, Linear, Einsum, OneKey, Reversed],
 )
 def test_attention_of_other_kinds_passes(kind):
     assert attention(kind).sites
