@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import linecache
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,12 +17,12 @@ from pytest_transformer_validate.probe.copies import convertible
 from pytest_transformer_validate.probe.elsewhere import MADE, PRETENDED, Mixed, Pretence
 from pytest_transformer_validate.probe.holders import held_tensors, own_storages, storage_of
 from pytest_transformer_validate.probe.passes import Passes, remembered
+from pytest_transformer_validate.probe.settings import settings_kept, tell
 from pytest_transformer_validate.probe.trace import where_raised
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import CodeType
-    from typing import Any
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,9 @@ class LeftBehind(Passes):
         try:
             with convertible(probe, "elsewhere") as twin:
                 model = twin.model
-                with _told(model), Pretence(dict(_attributes(model))):
+                told = settings_kept(model, torch.device)
+                with told as settings, Pretence(dict(_attributes(model))):
+                    tell(settings, PRETENDED)
                     model.to(PRETENDED)
                     twin.device = PRETENDED
                     twin.call(batch.to(PRETENDED), {})
@@ -85,51 +85,6 @@ def _attributes(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
         for path, tensor in held_tensors(module, name):
             if not is_lazy(tensor) and tensor.numel():
                 yield path, tensor
-
-
-@contextlib.contextmanager
-def _told(model: torch.nn.Module) -> Iterator[None]:
-    """While inside, settings that say on which device the model is say that it is the pretended
-    one: whoever moves such a model sets them.
-
-    They are a ``device`` among the globals of the model's code, in its configuration, and, where
-    the constructor asks for one or the configuration has it, what its parts remember of it.
-    """
-    configurations = list(_configurations(model))
-    places = [*configurations, *_globals(model)]
-    asks = "device" in inspect.signature(type(model).__init__).parameters
-    if asks or any(_names(each) for each in configurations):
-        places += [vars(module) for module in model.modules()]
-    before = [(place, name, place[name]) for place in places for name in _names(place)]
-    try:
-        for place, name, value in before:
-            place[name] = PRETENDED if isinstance(value, torch.device) else str(PRETENDED)
-        yield
-    finally:
-        for place, name, value in before:
-            place[name] = value
-
-
-def _names(place: dict[str, Any]) -> list[str]:
-    """The names in ``place`` under which a device is kept."""
-    return [n for n in ("device", "DEVICE") if isinstance(place.get(n), str | torch.device)]
-
-
-def _configurations(model: torch.nn.Module) -> Iterator[dict[str, Any]]:
-    """What plain objects and dicts in attributes of the model hold, each once."""
-    seen = set()
-    for module in model.modules():
-        for value in vars(module).values():
-            held = value if isinstance(value, dict) else getattr(value, "__dict__", None)
-            if type(held) is dict and "_parameters" not in held and id(held) not in seen:
-                seen.add(id(held))
-                yield held
-
-
-def _globals(model: torch.nn.Module) -> Iterator[dict[str, Any]]:
-    """The globals of the code of the model's own classes."""
-    names = {type(module).__module__ for module in model.modules() if not _is_torchs(type(module))}
-    yield from (vars(sys.modules[name]) for name in names if name in sys.modules)
 
 
 def _names_device(module: torch.nn.Module | None) -> bool:

@@ -21,6 +21,7 @@ from pytest_transformer_validate.probe.copies import convertible, probe_beside
 from pytest_transformer_validate.probe.forwards import padded_halves
 from pytest_transformer_validate.probe.moved_weights import data_kept
 from pytest_transformer_validate.probe.passes import Passes, remembered
+from pytest_transformer_validate.probe.settings import settings_kept, settings_of, tell
 from pytest_transformer_validate.probe.trace import (
     ROOT,
     Call,
@@ -275,7 +276,8 @@ class Precision(Passes):
                     larger = moved and tensor.dim() > 1 and isinstance(tensor, Parameter)
                     numbers = data * _GAIN if larger else data
                     tensor.data = numbers.to(rounded).to(torch.float32)
-            with convertible(probe, "precision") as twin:
+            told = settings_kept(model, torch.dtype)
+            with told, convertible(probe, "precision") as twin:
                 yield probe_beside(probe, twin)
 
     def where_differs(self, name: str, draw: int, factor: float) -> str | None:
@@ -301,7 +303,9 @@ class Precision(Passes):
 
 
 def _convert(subject: Subject, dtype: torch.dtype) -> None:
+    """Convert the model, and what it was told of its dtype, which ``_convertible`` gives back."""
     convert(subject.model, dtype)
+    tell(settings_of(subject.model, torch.dtype), dtype)
     subject.dtype = dtype
 
 

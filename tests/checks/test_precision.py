@@ -48,6 +48,29 @@ def test_positions_in_half_precision_are_found_where_they_collide():
     assert caught.value.measurement.length == 512
 
 
+class Casts(models.Decoder):
+    """Casts to ``dtype`` in front of its blocks, as it does by its configuration."""
+
+    def __init__(self, config) -> None:
+        super().__init__()
+        self.config = config
+
+    def hidden(self, ids):
+        x = super().hidden(ids)
+        kind = torch.float32 if self.config["fixed"] else self.config["dtype"]
+        return x + self.blocks[0](x.to(kind)).to(x.dtype)
+
+
+@pytest.mark.parametrize("case", ["bfloat16", "float16", "float64"])
+def test_a_dtype_of_the_configuration_is_set_as_whoever_converts_the_model_does(case):
+    config = {"dtype": torch.float32, "fixed": False}
+    PRECISION(probe_of(Casts(config)), case)
+    assert config["dtype"] is torch.float32
+    fails = CheckFailed if case == "bfloat16" else NotApplicable
+    with pytest.raises(fails, match="dtype"):
+        PRECISION(probe_of(Casts({**config, "fixed": True})), case)
+
+
 def test_an_overflow_is_told_from_numbers_that_are_too_large():
     class Overflows(models.Decoder):
         def hidden(self, ids):
