@@ -118,7 +118,7 @@ class Masks(Passes):
         """See ``masks.takes_anything``."""
         return takes_anything(self.probe.subject)
 
-    def against_its_name(self, way: Way) -> bool:
+    def against_its_name(self, way: Way) -> str:
         """See ``masks.against_its_name``."""
         return against_its_name(self.probe.subject, way)
 

@@ -143,6 +143,22 @@ def mask_name(name: str, *, decodes: bool) -> MaskName | None:
     return MaskName(TARGET, padding)
 
 
+def says_real(name: str) -> bool:
+    """Whether a mask of that name has 1 at real tokens, wherever it is used: as in BERT's code."""
+    return bool(_REAL.match(name))
+
+
+def covers_text(name: str) -> bool:
+    """Whether an optional parameter of that name may tell what of the text is padding."""
+    return bool(_OF_TEXT.match(name))
+
+
+_REAL = re.compile(r"^input_mask$|^valid_(\w+_)?mask$")
+_OF_TEXT = re.compile(
+    r"^(x|src|source|enc|encoder|inputs?|valid|seq|sequence|text|sent(ence)?)_mask$"
+)
+
+
 def decoder_reads(name: str) -> bool:
     """Whether a required parameter is called like the ids that a decoder reads."""
     return bool(_DECODER.match(name))

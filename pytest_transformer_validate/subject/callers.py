@@ -27,6 +27,7 @@ from pytest_transformer_validate.subject.asked import (
     Mask,
     MaskName,
     mask_name,
+    says_real,
     values,
 )
 from pytest_transformer_validate.subject.batch import Batch
@@ -308,6 +309,10 @@ class _Search:
 
     def _meanings(self, habit: str, forms: dict[str, Form]) -> Iterator[dict[str, Form]]:
         structures, paddings = _MEANINGS.get(habit, _MEANINGS[""])
+        if any(says_real(self.names[role]) for role in self.masks):
+            structures, paddings = (
+                [v for v in each if v != "add"] for each in (structures, paddings)
+            )
         kinds = {mask.padding for mask in self.masks.values()}
         pairs = itertools.product(enumerate(structures), enumerate(paddings))
         ranked = sorted(pairs, key=lambda pair: pair[0][0] + pair[1][0])

@@ -142,9 +142,14 @@ def added(subject: Subject, covers: str) -> list[Way]:
     ]
 
 
-def against_its_name(subject: Subject, way: Way) -> bool:
-    """Whether True keeps in a mask that is called as one of torch's, where True is padding."""
-    return way.keeps and subject.signature.names[way.role] in _TORCH
+def against_its_name(subject: Subject, way: Way) -> str:
+    """What the name of a mask says where the model reads it the other way round, else empty."""
+    name = subject.signature.names[way.role]
+    if way.keeps and name in _TORCH:
+        return "torch documents True as padding"
+    if not way.keeps and asked.says_real(name):
+        return "a mask of that name has 1 at real tokens"
+    return ""
 
 
 def _given(subject: Subject, covers: str) -> list[Way]:

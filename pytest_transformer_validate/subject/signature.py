@@ -11,6 +11,7 @@ from pytest_transformer_validate.errors import SubjectError
 from pytest_transformer_validate.subject.asked import (
     SOURCE,
     TARGET,
+    covers_text,
     decoder_reads,
     is_bias,
     known,
@@ -121,6 +122,9 @@ def read_signature(model: torch.nn.Module, *, vision: bool, translates: bool = T
     names |= {p.name: p.name for p in needed if known(p.name, _annotation(p), decodes=decodes)}
     optional = [p.name for p in unknown if p.default is None]
     names |= {name: name for name in optional if lengths_of(name) or is_bias(name)}
+    of_text = next((name for name in optional if covers_text(name)), None)
+    if of_text is not None and not {"attention_mask", "padding_mask", "mask"} & names.keys():
+        names["mask"] = of_text
     missing = [p.name for p in needed if p.name not in names]
     if missing:
         raise SubjectError(

@@ -517,6 +517,47 @@ def test_a_mask_that_means_the_opposite_of_its_name(model):
     assert padding(model(), "content", ENCODER).value == 0.0
 
 
+class BertRequired(Masked):
+    """``input_mask``, which has 1 at real tokens, as a number added to the scores."""
+
+    scale, inverted = -1e4, False
+
+    def seen(self, ids, keep):
+        hides = (keep if self.inverted else 1 - keep)[:, None, None, :]
+        return hides.float() * self.scale
+
+    def forward(self, input_ids, input_mask):
+        return super().forward(input_ids, input_mask.long())
+
+
+class BertOptional(BertRequired):
+    def forward(self, input_ids, input_mask=None):
+        keep = torch.ones_like(input_ids) if input_mask is None else input_mask
+        return super().forward(input_ids, keep)
+
+
+@pytest.mark.parametrize("model", [BertRequired, BertOptional])
+def test_a_mask_whose_name_says_what_is_real(model):
+    own = model()
+    assert padding(own, "content", ENCODER).value == 0.0
+    effect(own, ENCODER)
+    own.inverted = True
+    with pytest.raises(CheckFailed, match="input_mask is read the other way .* 1 at real tokens"):
+        effect(own, ENCODER)
+    own.inverted, own.scale = False, -1.0
+    with pytest.raises(CheckFailed, match="must not depend on what stands under the mask"):
+        padding(own, "content", ENCODER)
+
+
+@pytest.mark.parametrize("name", ["x_mask", "enc_mask", "text_mask"])
+def test_an_optional_mask_of_the_text(name):
+    source = f"def forward(self, ids, {name}=None): return Masked.forward(self, ids, {name})"
+    scope = {"Masked": Masked}
+    exec(source, scope)
+    measured = padding(type("Named", (Masked,), {"forward": scope["forward"]})(), "right", ENCODER)
+    assert measured.argument == "mask"
+
+
 class Inverted(Masked):
     def seen(self, ids, attention_mask):
         keep = torch.ones_like(ids) if attention_mask is None else 1 - attention_mask

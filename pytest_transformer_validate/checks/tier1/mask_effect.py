@@ -63,8 +63,9 @@ def _judge_mask(probe: Probe, covers: str, floor: float, two_shapes: float) -> M
         )
     if not way.fixed:
         notes.append(f"{way.role}: {'True keeps' if way.keeps else 'True hides'} (measured)")
-    if probe.masks.against_its_name(way):
-        _refuse_reading(probe, way, layout, floor)
+    says = probe.masks.against_its_name(way)
+    if says:
+        _refuse_reading(probe, way, says, floor)
     ones = _judge_ones(probe, way, two_shapes)
     found = passes.content(way, layout, "plain")
     if not passes.effect(found) > effect_floor(found.reference, floor):
@@ -78,9 +79,11 @@ def _judge_mask(probe: Probe, covers: str, floor: float, two_shapes: float) -> M
     return MaskEffect(**{**vars(ones), **told})
 
 
-def _refuse_reading(probe: Probe, way: Way, layout: str, floor: float) -> None:
-    """Raise where it is sure that a mask means the opposite of what its name says."""
+def _refuse_reading(probe: Probe, way: Way, says: str, floor: float) -> None:
+    """Raise where it is sure that a mask means the opposite of what its name ``says``."""
     passes = probe.padding
+    layout = passes.layout(way.covers)
+    seen, hidden = ("True", "False") if way.keeps else ("False", "True")
     found = passes.content(way, layout, "plain")
     if not passes.holds(found) or not passes.effect(found) > effect_floor(found.reference, floor):
         return
@@ -89,13 +92,13 @@ def _refuse_reading(probe: Probe, way: Way, layout: str, floor: float) -> None:
     where = probe.leaks.locate_content(other).where
     raise CheckFailed(
         "a mask must hide what it marks as padding\n"
-        f"{name} is read the other way round: torch documents True as padding, and here tokens "
-        f"with True are seen and tokens with False are hidden ({outputs_of(probe, way.covers)} "
-        f"moved by {other.moved:.2g} when other ids stood where it is True, and by "
-        f"{found.moved:.2g} where it is False)\n"
+        f"{name} is read the other way round: {says}, and here tokens with {seen} are seen and "
+        f"tokens with {hidden} are hidden ({outputs_of(probe, way.covers)} moved by "
+        f"{other.moved:.2g} when other ids stood where it is {seen}, and by {found.moved:.2g} "
+        f"where it is {hidden})\n"
         f"first module to differ: {where or 'none stands out'}\n"
-        "likely: ~mask where mask is meant; or the mask is one of real tokens, and is to be "
-        "called attention_mask\n"
+        "likely: ~mask where mask is meant, or the reverse; or the mask is of the other kind, and "
+        "is to be called attention_mask or padding_mask\n"
         f"{WAY_OUT}",
         MaskEffect(value=other.moved, argument=name),
         where=where,
