@@ -308,11 +308,11 @@ class _Search:
         return best
 
     def _meanings(self, habit: str, forms: dict[str, Form]) -> Iterator[dict[str, Form]]:
-        structures, paddings = _MEANINGS.get(habit, _MEANINGS[""])
-        if any(says_real(self.names[role]) for role in self.masks):
-            structures, paddings = (
-                [v for v in each if v != "add"] for each in (structures, paddings)
-            )
+        unsaid = {"add"} if any(says_real(self.names[role]) for role in self.masks) else set()
+        structures, paddings = (
+            [value for value in each if value not in unsaid]
+            for each in _MEANINGS.get(habit, _MEANINGS[""])
+        )
         kinds = {mask.padding for mask in self.masks.values()}
         pairs = itertools.product(enumerate(structures), enumerate(paddings))
         ranked = sorted(pairs, key=lambda pair: pair[0][0] + pair[1][0])
