@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch.nn import Parameter
+from torch.overrides import TorchFunctionMode
 
 from pytest_transformer_validate.errors import NotApplicable, error_line, first_line
 from pytest_transformer_validate.probe.compare import joined, some_rows
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from pytest_transformer_validate.subject.subject import Subject
 
 _aten = torch.ops.aten
+_FLOAT32_EPS = torch.finfo(torch.float32).eps
+_RMS_NORM = {torch.rms_norm, torch.nn.functional.rms_norm}
 _ATTENTION = _aten._scaled_dot_product_flash_attention_for_cpu.default
 _CHOICES = {
     _aten.topk.default,
@@ -335,9 +338,29 @@ def _parts(error: torch.Tensor, known: torch.Tensor) -> tuple[float, ...]:
     return tuple(float(piece.median()) for piece in pieces)
 
 
+class _DefaultEps(TorchFunctionMode):
+    """Gives RMSNorm without an eps that of float32, as every dtype but float64 has it: with
+    another one, small vectors are another model's."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        named = dict(kwargs or {})
+        if func in _RMS_NORM and len(args) < 4:
+            named["eps"] = named.get("eps") or _FLOAT32_EPS
+        elif func in _RMS_NORM and args[3] is None:
+            args = (*args[:3], _FLOAT32_EPS)
+        return func(*args, **named)
+
+
 class MaskDtype(Operations):
     """Gives attention masks the dtype of the queries: with a float32 mask, attention in float64
-    silently reads wrong numbers from 16 tokens on (torch 2.13, CPU)."""
+    silently reads wrong numbers from 16 tokens on (torch 2.13, CPU). And see ``_DefaultEps``."""
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        self._uncompiled.enter_context(_DefaultEps())
+        return self
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

@@ -131,6 +131,21 @@ def test_numbers_that_cancel_are_found_in_float64():
         PRECISION(probe_of(model), "float64")
 
 
+def test_the_default_eps_of_a_norm_is_no_error_of_float32():
+    class Small(models.Decoder):
+        """Normalises vectors of the size of that eps."""
+
+        def __init__(self):
+            super().__init__()
+            self.small = nn.RMSNorm(32)
+
+        def hidden(self, ids):
+            x = super().hidden(ids)
+            return x + self.small(1e-4 * x) + nn.functional.rms_norm(1e-4 * x, (32,))
+
+    PRECISION(probe_of(Small()), "float64")
+
+
 def test_a_float32_mask_does_not_spoil_float64():
     class Masked(models.Decoder):
         def hidden(self, ids):
