@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from pytest_transformer_validate.errors import SubjectError
 from pytest_transformer_validate.probe.holders import own_weight
@@ -123,11 +124,13 @@ class Answers(Passes):
         return None
 
     def heads(self, width: int) -> list[str]:
-        """Modules with a weight of ``width`` outputs or more that are no lookup tables."""
+        """Modules with a weight of ``width`` outputs or more that are no lookup tables, nor
+        parts that torch's attention reads and never calls."""
         found = []
+        no_heads = (torch.nn.Embedding, NonDynamicallyQuantizableLinear)
         for name, module in self.probe.subject.model.named_modules():
             weight = own_weight(module)
-            if weight is None or weight.dim() != 2 or isinstance(module, torch.nn.Embedding):
+            if weight is None or weight.dim() != 2 or isinstance(module, no_heads):
                 continue
             outputs = weight.shape[1] if getattr(module, "nf", None) else weight.shape[0]
             if outputs >= width:
@@ -140,6 +143,15 @@ class Answers(Passes):
         tables = (m for m in model.modules() if isinstance(m, torch.nn.Embedding))
         scales = {p.shape[0] for p in model.parameters() if p.dim() == 1 and bool((p == 1).all())}
         return {m.embedding_dim for m in tables} | scales
+
+    def ordinal(self) -> bool:
+        """Whether the outputs (B, K) of a text are one score with a threshold each: whatever the
+        text is, they lie as far apart. 64 u are allowed."""
+        logits = self.probe.plain().double()
+        apart = logits - logits[:, :1]
+        limit = 64 * self.probe.eps * float(logits.abs().max())
+        moved = float((logits - logits[:1]).abs().max())
+        return float((apart - apart[:1]).abs().max()) <= limit < moved
 
     def as_wide(self) -> bool:
         """Whether the output is at least as wide as the vocabulary, as far as that is known."""

@@ -122,6 +122,46 @@ def test_a_sigmoid_on_one_output_is_an_idiom_and_on_several_has_to_be_declared()
     assert "sigmoid" in kind(Yes(5), several).notes[0]
 
 
+class Ordered(Yes):
+    """One score and four thresholds: five ordered classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.thresholds = nn.Parameter(torch.arange(4.0))
+
+    def forward(self, input_ids):
+        return self.head(self.hidden(input_ids).mean(1)) + self.thresholds
+
+
+def test_ordered_classes_have_a_threshold_less():
+    config = {"task": "classification", "num_labels": 5}
+    assert "they are ordered" in kind(Ordered(), config).notes[0]
+    with pytest.raises(CheckFailed, match="4 outputs, 6 classes declared"):
+        kind(Ordered(), {**config, "num_labels": 6})
+    model = Ordered()
+    model.head = nn.Linear(32, 4)
+    with pytest.raises(CheckFailed, match="4 outputs, 5 classes declared"):
+        kind(model, config)
+
+
+class TorchAttention(Yes):
+    """Attention of torch, whose last projection is read and never called."""
+
+    def __init__(self) -> None:
+        super().__init__(4)
+        self.look = nn.MultiheadAttention(32, 4, batch_first=True)
+
+    def forward(self, input_ids):
+        x = self.hidden(input_ids)
+        return self.head(self.look(x, x, x)[0].mean(1))
+
+
+def test_a_part_of_attention_is_no_head_that_does_not_run():
+    with pytest.raises(CheckFailed, match="the head is built for another number") as caught:
+        kind(TorchAttention(), {"task": "classification", "num_labels": 5})
+    assert caught.value.where == "head"
+
+
 def test_the_declared_number_of_classes_is_the_width():
     model = models.Patches()
     config = {"task": "vision_classification", "image_size": 32, "num_channels": 3}

@@ -169,6 +169,9 @@ def _judge_labels(probe: Probe, given: Answer, notes: list[str]) -> int | None:
     if width == 1:
         notes.append(f"one output for {found} classes: a yes-or-no classifier")
         return found
+    if width == found - 1 and probe.answers.ordinal():
+        notes.append(f"one score and {width} thresholds for {found} classes: they are ordered")
+        return found
     unused = _unused_heads(probe, given, found)
     if not unused and given.field in _HIDDEN:
         raise NotApplicable("hidden states, as the name of the result says", _measure(given))
