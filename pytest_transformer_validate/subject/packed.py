@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pytest_transformer_validate.errors import SubjectError
 from pytest_transformer_validate.subject.signature import ROLES, read_signature
 
 if TYPE_CHECKING:
@@ -38,6 +39,10 @@ class Packing:
         if self.kind == "attributes":
             return SimpleNamespace(**given)
         return tuple(given.values())
+
+
+class _UnknownKey(KeyError):
+    pass
 
 
 class _Asked:
@@ -67,6 +72,8 @@ class _Asked:
 
     def __getitem__(self, key: Any) -> torch.Tensor:
         if isinstance(key, str):
+            if key not in _PLACES and not _fills(_ROLE.get(key, "")):
+                raise _UnknownKey(key)
             return self._take("mapping", key, needed=True)
         if isinstance(key, int) and 0 <= key < len(_PLACES):
             for name in _PLACES[:key]:
@@ -101,7 +108,8 @@ def _fills(role: str) -> bool:
 
 def unpack(subject: Subject, ids: torch.Tensor) -> Packing | None:
     """See whether the one parameter of forward holds the inputs, and take them for the
-    signature; ``None`` where forward does not run that way."""
+    signature; ``None`` where forward does not run that way. Raises SubjectError where it asks a
+    dict for what nobody knows."""
     signature = subject.signature
     if len(signature.names) != 1 or subject.vision:
         return None
@@ -110,6 +118,13 @@ def unpack(subject: Subject, ids: torch.Tensor) -> Packing | None:
         subject.model(asked)
         packing = Packing(asked._kind)
         subject.signature = _signature(asked._taken)
+    except _UnknownKey as error:
+        [argument] = signature.names.values()
+        raise SubjectError(
+            f"forward takes {error} out of {argument}, and what that is cannot be found out\n"
+            f"  signature: {signature.text[:300]}\n"
+            "  wrap the model so that forward takes input_ids"
+        ) from error
     except Exception:  # noqa: BLE001 - then that is not what was meant
         return None
     vars(subject).pop("decodes", None)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pytest_transformer_validate import validate
+from pytest_transformer_validate.errors import SubjectError
 from pytest_transformer_validate.subject.subject import Subject
 from tests import models
 
@@ -72,7 +73,7 @@ def test_what_is_taken_out_is_the_signature(model, names, required):
 
 
 def test_what_nobody_knows_is_not_made_up():
-    with pytest.raises(IndexError, match="indices"):
+    with pytest.raises(SubjectError, match="forward takes 'something' out of batch"):
         _ = Subject(Unknown().eval()).facts
 
 
