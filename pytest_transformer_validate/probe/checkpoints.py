@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import itertools
 import re
 import tempfile
 from dataclasses import dataclass, replace
@@ -158,8 +159,7 @@ class Checkpoints(Passes):
                 continue
             made = make(probe.seed + 1)
             if made is not None and _is_another(made, model):
-                device, dtype = probe.subject.device, probe.subject.dtype
-                return convert(made, dtype, device).eval(), how
+                return _as_is(made, probe.subject), how
         return duplicate(model).eval(), "a copy"
 
     def _remake(self) -> Any:
@@ -189,7 +189,7 @@ class Checkpoints(Passes):
             model = None if make is None else make(seed)
             if model is None:
                 return True
-            convert(model, probe.subject.dtype, probe.subject.device).eval()
+            _as_is(model, probe.subject)
             try:
                 model.load_state_dict(probe.subject.model.state_dict())
             except Exception:  # noqa: BLE001 - the finding is what loading the used model raised
@@ -232,7 +232,23 @@ def _from_pretrained(subject: Subject) -> torch.nn.Module:
     with tempfile.TemporaryDirectory() as folder, silence:
         model.save_pretrained(folder)
         loaded: torch.nn.Module = type(model).from_pretrained(folder)
-    return convert(loaded, subject.dtype, subject.device).eval()
+    return _as_is(loaded, subject)
+
+
+def _as_is(made: torch.nn.Module, subject: Subject) -> torch.nn.Module:
+    """Another instance, on the device and with the dtypes of the model.
+
+    One that has them already is not converted: that would round what a model in half precision
+    keeps in float32, its inverse frequencies for one.
+    """
+    dtypes, wanted = _dtypes(made), _dtypes(subject.model)
+    same = all(wanted.get(name, dtype) is dtype for name, dtype in dtypes.items())
+    return convert(made, None if same else subject.dtype, subject.device).eval()
+
+
+def _dtypes(model: torch.nn.Module) -> dict[str, torch.dtype]:
+    tensors = itertools.chain(model.named_parameters(), model.named_buffers())
+    return {name: tensor.dtype for name, tensor in tensors}
 
 
 def _place_of(error: str, model: torch.nn.Module) -> str | None:

@@ -147,6 +147,26 @@ def test_complex_buffers_come_back_in_an_instance_that_is_built_again(persistent
     assert float((wide - own).abs().max()) < 1e-4
 
 
+class Rotary(models.Decoder):
+    """Token vectors turned by frequencies that stay in float32 where the weights do not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.to(torch.bfloat16)
+        self.register_buffer("inv_freq", 1e4 ** -torch.linspace(0, 1, 32), persistent=False)
+
+    def hidden(self, ids):
+        angles = torch.arange(ids.shape[1])[:, None] * self.inv_freq
+        return super().hidden(ids) * angles.cos().to(torch.bfloat16)
+
+
+def test_what_stays_in_float32_beside_weights_in_half_precision_is_not_rounded():
+    measured = CHECKS["round_trip"](probe_of(Rotary(), rebuild=seeded(Rotary)))
+    assert measured.fresh == "built again"
+    whole = Rotary().to(torch.bfloat16)
+    assert CHECKS["round_trip"](probe_of(whole, rebuild=seeded(Rotary))).fresh == "built again"
+
+
 def test_a_model_that_keeps_its_configuration_is_built_from_it():
     class Keeps(Drawn):
         def __init__(self, config) -> None:
