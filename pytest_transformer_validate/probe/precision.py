@@ -56,6 +56,7 @@ _CHOICES = {
 _MIXED = ("same dtype", "scalar type", "dtypes to match", "the same type")
 _STAY = ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")
 _ROUNDS = {_aten.round, _aten.round_, _aten.floor, _aten.sign, _aten.ceil, _aten.trunc}
+_POWERS = {_aten.pow.Tensor_Scalar, _aten.square.default}
 _HALVES = {torch.bfloat16, torch.float16}
 _SOFTMAX = {_aten._softmax.default, _aten._log_softmax.default}
 # bfloat16 tells neighbouring whole numbers apart up to 256, float16 up to 2048.
@@ -162,6 +163,14 @@ class Precision(Passes):
             dtype=real.dtype,
             length=batch.main.shape[-1],
         )
+
+    @remembered
+    def largest_square(self, name: str) -> float:
+        """The largest square that the code of the model takes of its numbers, in float32 with the
+        weights of ``half``."""
+        with self._convertible(rounded=getattr(torch, name)) as beside, _Squares() as squares:
+            _run(beside, self.batch(0))
+        return squares.largest
 
     @remembered
     def finite_as_it_is(self, name: str) -> bool:
@@ -388,6 +397,24 @@ class _TraitReader(Operations):
         if isinstance(result, torch.Tensor) and result.is_floating_point():
             self.rounds |= func.overloadpacket in _ROUNDS
             self.narrows |= result.dtype in _HALVES
+        return result
+
+
+class _Squares(Operations):
+    """The largest finite power or product of a tensor with itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest = 0.0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        square = func in _POWERS or (func is _aten.mul.Tensor and args[0] is args[1])
+        if square and result.is_floating_point() and result.numel():
+            largest = float(result.abs().nan_to_num(0.0, 0.0, 0.0).max())
+            self.largest = max(self.largest, largest)
         return result
 
 

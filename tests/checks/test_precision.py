@@ -100,11 +100,18 @@ class Squared(nn.Module):
         return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5)
 
 
-def test_an_overflow_that_moved_weights_alone_make_is_none():
+class LouderSquared(Squared):
+    """The loud numbers are no module's result."""
+
+    def forward(self, x):
+        return super().forward(120 * x)
+
+
+@pytest.mark.parametrize("parts", [(Louder, Squared), (LouderSquared,)])
+def test_an_overflow_that_moved_weights_alone_make_is_none(parts):
     model = models.Decoder()
     for block in model.blocks:
-        block.mlp.append(Louder())
-        block.mlp.append(Squared())
+        block.mlp.extend(part() for part in parts)
     measured = PRECISION(probe_of(model), "float16")
     assert "as it is; moved weights" in measured.notes[0]
 

@@ -71,12 +71,17 @@ def precision(probe: Probe, case: str, *, factor: float = 8.0, units: float = 64
 
 def _as_it_is(probe: Probe, case: str, moved: Rounding, factor: float) -> Precision | None:
     """What holds for the model as it is, where moved weights took it to the end of float16."""
-    if case != "float16" or moved.largest <= _SQUARE:
+    if case != "float16":
+        return None
+    largest = moved.largest
+    if largest <= _SQUARE:
+        largest = probe.precision.largest_square(case) ** 0.5
+    if largest <= _SQUARE:
         return None
     own = _measured(probe.precision.half(case, 0, moved=False), case, factor)
     if own.value is None or own.value > factor:
         return None
-    note = f"as it is; moved weights make numbers of {moved.largest:.2g}"
+    note = f"as it is; moved weights make numbers of {largest:.2g}"
     return Precision(**{**vars(own), "notes": (note,)})
 
 
