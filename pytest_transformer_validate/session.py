@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 def register(config: pytest.Config, run: Run) -> None:
     """Register what a run with models needs."""
-    config.add_cleanup(gc.unfreeze)  # runs after pytest's, which searches for cycles
     manager = config.pluginmanager
     manager.register(OwnReports(), "transformer_validate_reports")
     models = Models(config, run)
@@ -136,6 +135,7 @@ class Models:
     def pytest_sessionfinish(self) -> None:
         for model in self.run.models:
             model.release()
+        gc.unfreeze()
         if hasattr(self.config, "workeroutput"):
             self.config.workeroutput[DESELECTED] = self.held_back
 

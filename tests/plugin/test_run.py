@@ -295,24 +295,3 @@ class TestTimeLimit:
 def test_the_summary_can_be_turned_off(healthy: pytest.Pytester, args: tuple[str]) -> None:
     result = healthy.runpytest_inprocess(MODEL, "-m", "tier1", *args)
     assert "transformer validation" not in result.stdout.str()
-
-
-FREEZES = """
-import gc, pytest
-
-class Seen:
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_unconfigure(self):
-        print("at the end", gc.get_freeze_count() > 100_000)
-
-before = gc.get_freeze_count()
-code = pytest.main(["--tb-model=model.py", "-k", "sound"], plugins=[Seen()])
-print("code", int(code), "after", gc.get_freeze_count() - before)
-"""
-
-
-def test_the_search_for_cycles_is_given_back_after_the_one_of_pytest(
-    project: pytest.Pytester,
-) -> None:
-    result = project.runpython(project.makepyfile(runs=FREEZES))
-    result.stdout.fnmatch_lines(["at the end True", "code 0 after 0"])
