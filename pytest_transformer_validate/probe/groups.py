@@ -38,6 +38,7 @@ from pytest_transformer_validate.probe.resized import Resizing
 from pytest_transformer_validate.probe.resources import Resources
 from pytest_transformer_validate.probe.siblings import Siblings
 from pytest_transformer_validate.probe.states import States
+from pytest_transformer_validate.probe.streams import Streams
 from pytest_transformer_validate.probe.structure import Structure
 from pytest_transformer_validate.probe.tables import Tables
 from pytest_transformer_validate.probe.texts import Texts
@@ -70,6 +71,7 @@ class Groups:
     tables = functools.cached_property(Tables)
     texts = functools.cached_property(Texts)
     padding = functools.cached_property(Padding)
+    streams = functools.cached_property(Streams)
     masks = functools.cached_property(Masks)
     padded_texts = functools.cached_property(PaddedTexts)
     leaks = functools.cached_property(Leaks)

@@ -363,3 +363,80 @@ class Crossed(models.Decoder):
 
 def test_branches_that_are_added_outside_need_no_residual():
     assert layers(Crossed()).layers
+
+
+class Apart(models.Decoder):
+    """Parts of layers side by side, with their sums outside: in pairs, or in a list each."""
+
+    def __init__(self, pairs=True, attends=True, feeds=True):
+        super().__init__()
+        blocks, self.sums = self.blocks, (attends, feeds)
+        del self.blocks
+        parts = [
+            [nn.Sequential(block.norm1, block.attention), nn.Sequential(block.norm2, block.mlp)]
+            for block in blocks
+        ]
+        if pairs:
+            self.layers = nn.ModuleList(map(nn.ModuleList, parts))
+        else:
+            self.attends, self.feeds = (nn.ModuleList(part) for part in zip(*parts, strict=True))
+
+    def hidden(self, ids):
+        x = self.tokens(ids) + self.positions(torch.arange(ids.size(1)))
+        lists = (
+            zip(*self.layers, strict=True)
+            if hasattr(self, "layers")
+            else (self.attends, self.feeds)
+        )
+        for attend, feed in zip(*lists, strict=True):
+            x = attend(x) + x if self.sums[0] else attend(x)
+            x = feed(x) + x if self.sums[1] else feed(x)
+        return self.norm(x)
+
+
+@pytest.mark.parametrize("pairs", [True, False])
+def test_parts_whose_sums_stand_outside(pairs):
+    layers(Apart(pairs))
+    for sums, where in (((False, True), 0), ((True, False), 1)):
+        with pytest.raises(CheckFailed, match="is given is not used again") as caught:
+            layers(Apart(pairs, *sums))
+        assert caught.value.where == (
+            f"layers.0.{where}" if pairs else ("attends.0", "feeds.0")[where]
+        )
+
+
+def test_parts_without_any_sum_are_a_design():
+    layers(Apart(True, False, False))
+
+
+class Doubled(Apart):
+    """The result is added to itself."""
+
+    def hidden(self, ids):
+        x = self.tokens(ids) + self.positions(torch.arange(ids.size(1)))
+        for attend, feed in self.layers:
+            x = attend(x)
+            x = x + x
+            x = feed(x) + x
+        return self.norm(x)
+
+
+def test_a_result_that_is_added_to_itself():
+    with pytest.raises(CheckFailed, match="x = x \\+ x behind it") as caught:
+        layers(Doubled())
+    assert caught.value.where == "layers.0.0"
+
+
+class Skips(Apart):
+    """A feed-forward part reads a sum with an early state, and has no residual of its own."""
+
+    def hidden(self, ids):
+        x = early = self.tokens(ids) + self.positions(torch.arange(ids.size(1)))
+        for attend, feed in self.layers:
+            x = attend(x) + x
+            x = feed(x + early)
+        return self.norm(x)
+
+
+def test_a_sum_with_an_early_state_is_no_stream():
+    layers(Skips())

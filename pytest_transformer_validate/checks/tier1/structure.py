@@ -138,9 +138,30 @@ def layer_structure(probe: Probe) -> Structure:
             measured,
             where=stack.layer,
         )
+    _judge_streams(probe, measured)
     if not layers and not notes:
         raise NotApplicable("there is no list with several layers of one kind")
     return measured
+
+
+def _judge_streams(probe: Probe, measured: Structure) -> None:
+    """Raise where what one part of every layer is given is lost, and that of the others is added
+    to what they give."""
+    for parts in probe.streams.parts():
+        lost = [part for part in parts if part.streams and not part.kept]
+        if len(lost) == 1 and all(part.added for part in parts if part is not lost[0]):
+            (part,) = lost
+            others = ", ".join(other.name for other in parts if other is not part)
+            raise CheckFailed(
+                f"{LAYERS}\n"
+                f"what {part.name} is given is not used again, and what {others} is given is "
+                "added to what it gives\n"
+                f"module: {part.first}\n"
+                "likely: the residual connection is missing around this part (x = f(x), or "
+                "x = x + x behind it, for x = f(x) + x)",
+                measured,
+                where=part.first,
+            )
 
 
 def _judge_norms(probe: Probe) -> None:
