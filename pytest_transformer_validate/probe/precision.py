@@ -58,6 +58,7 @@ _STAY = ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")
 _ROUNDS = {_aten.round, _aten.round_, _aten.floor, _aten.sign, _aten.ceil, _aten.trunc}
 _POWERS = {_aten.pow.Tensor_Scalar, _aten.square.default}
 _HALVES = {torch.bfloat16, torch.float16}
+_PRODUCTS = {_aten.mm.default, _aten.addmm.default, _aten.bmm.default, _aten.baddbmm.default}
 _SOFTMAX = {_aten._softmax.default, _aten._log_softmax.default}
 # bfloat16 tells neighbouring whole numbers apart up to 256, float16 up to 2048.
 _LONGEST = 512
@@ -419,11 +420,13 @@ class _Squares(Operations):
 
 
 class _Softmaxes(Operations):
-    """Rounds what goes into a softmax and what comes out, and what a choice is made by."""
+    """Rounds what goes into a softmax and what comes out, and what a choice is made by; and
+    ``products`` of matrices, for code whose weights are in no module of their own."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self, dtype: torch.dtype, *, products: bool) -> None:
         super().__init__()
         self.dtype = dtype
+        self.products = products
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -433,7 +436,17 @@ class _Softmaxes(Operations):
         if func in _SOFTMAX:
             args = (args[0].to(self.dtype).to(args[0].dtype), *args[1:])
             return func(*args, **(kwargs or {})).to(self.dtype).to(args[0].dtype)
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        if self.products and func in _PRODUCTS:
+            return result.to(self.dtype).to(result.dtype)
+        return result
+
+
+def _functional(model: torch.nn.Module) -> bool:
+    """Whether no module but the model, or containers of parameters, holds any weight."""
+    kinds = torch.nn.ParameterList | torch.nn.ParameterDict
+    inner = (m for m in model.modules() if m is not model and not isinstance(m, kinds))
+    return all(next(m.parameters(recurse=False), None) is None for m in inner)
 
 
 @contextlib.contextmanager
@@ -459,7 +472,7 @@ def _rounding(model: torch.nn.Module, dtype: torch.dtype) -> Iterator[list[float
         if not isinstance(module, torch.jit.ScriptModule)
     ]
     try:
-        with _Softmaxes(dtype):
+        with _Softmaxes(dtype, products=_functional(model)):
             yield sizes
     finally:
         for handle in handles:

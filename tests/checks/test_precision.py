@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -151,6 +153,26 @@ def test_the_default_eps_of_a_norm_is_no_error_of_float32():
             return x + self.small(1e-4 * x) + nn.functional.rms_norm(1e-4 * x, (32,))
 
     PRECISION(probe_of(Small()), "float64")
+
+
+class Functional(nn.Module):
+    """The parameters of another model, which is called with them and is no part of this one."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.names = [name for name, _ in model.named_parameters()]
+        self.numbers = nn.ParameterList(model.parameters())
+        self.skeleton = [copy.deepcopy(model).to("meta")]
+
+    def forward(self, input_ids):
+        given = dict(zip(self.names, self.numbers, strict=True))
+        return torch.func.functional_call(self.skeleton[0], given, (input_ids,))
+
+
+def test_code_without_modules_is_allowed_the_rounding_of_its_products():
+    model = models.Decoder()
+    one, two = (probe_of(m).precision.half("bfloat16", 0) for m in (model, Functional(model)))
+    assert max(one.emulated) / 2 < max(two.emulated) < max(one.emulated)
 
 
 def test_a_float32_mask_does_not_spoil_float64():
