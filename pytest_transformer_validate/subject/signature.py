@@ -21,7 +21,7 @@ from pytest_transformer_validate.subject.asked import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     import torch
 
@@ -139,12 +139,31 @@ def read_signature(model: torch.nn.Module, *, vision: bool, translates: bool = T
         names=dict(sorted(names.items(), key=lambda item: parameters.index(kinds[item[0]]))),
         required=required,
         intermediates=intermediates,
-        positional=frozenset(r for r, p in kinds.items() if p.kind is p.POSITIONAL_ONLY),
+        positional=frozenset(_by_place(model, parameters, kinds)),
         text=text,
         ambiguous=ambiguous,
         asked={r: _annotation(p) for r, p in kinds.items() if r in required and _asks(r, p)},
         offered=tuple(p.name for p in parameters if _offers(p, decodes=decodes)),
     )
+
+
+def _by_place(
+    model: torch.nn.Module,
+    parameters: list[inspect.Parameter],
+    kinds: Mapping[str, inspect.Parameter],
+) -> Iterator[str]:
+    """The roles that are not given by keyword: those that cannot be, and the first required ones
+    where a hook of the model is told of positional arguments alone."""
+    hooks = {*model._forward_pre_hooks, *model._forward_hooks}
+    told = {*model._forward_pre_hooks_with_kwargs, *model._forward_hooks_with_kwargs}
+    roles = {parameter.name: role for role, parameter in kinds.items()}
+    leading = bool(hooks - told)
+    for parameter in parameters:
+        role = roles.get(parameter.name)
+        leading = leading and parameter.default is parameter.empty and role is not None
+        by_place = leading and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        if role is not None and (by_place or parameter.kind is parameter.POSITIONAL_ONLY):
+            yield role
 
 
 def _offers(parameter: inspect.Parameter, *, decodes: bool) -> bool:

@@ -85,6 +85,17 @@ def test_positional_only():
     assert signature_of(forward).positional == {"input_ids"}
 
 
+@pytest.mark.parametrize("with_kwargs", [False, True])
+def test_a_hook_of_the_model_is_told_of_what_is_given_by_place(with_kwargs):
+    class Model(nn.Module):
+        def forward(self, src, tgt, attention_mask=None): ...
+
+    model = Model()
+    model.register_forward_pre_hook(lambda _module, *_given: None, with_kwargs=with_kwargs)
+    expected = set() if with_kwargs else {"input_ids", "decoder_input_ids"}
+    assert read_signature(model, vision=False).positional == expected
+
+
 def test_an_unknown_required_input_is_named_with_the_signature():
     def forward(self, input_ids, graph_edges): ...
 
