@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pytest_transformer_validate.subject.batch import Batch
 
 # The length that stands for "any" where nothing declares or shows a limit.
+_IN_FRONT = "left padding"
 _UNBOUNDED = 64
 
 
@@ -131,11 +132,13 @@ class Samples:
     """Logits of forwards over ordinary and straining inputs.
 
     ``random`` (N, ...) are rows of random inputs, ``labels`` the names of the straining inputs
-    that gave NaN or +infinity, each with the first module that did.
+    that gave NaN or +infinity, each with the first module that did. ``fused`` are those of them
+    that do so in torch's fused layers alone.
     """
 
     random: torch.Tensor
     bad: dict[str, str | None]
+    fused: tuple[str, ...] = ()
 
 
 def samples(probe: Probe, noised: bool = False) -> Samples:
@@ -154,7 +157,8 @@ def samples(probe: Probe, noised: bool = False) -> Samples:
                 for name, batch in batches.items():
                     if _any_bad(probe, batch):
                         bad[name] = _first_bad(probe, batch)
-    return Samples(random, bad)
+    fused = [name for name, where in bad.items() if name == _IN_FRONT and where is None]
+    return Samples(random, {n: w for n, w in bad.items() if n not in fused}, tuple(fused))
 
 
 def _any_bad(probe: Probe, batch: Batch) -> bool:
@@ -256,7 +260,7 @@ def padded_halves(probe: Probe, base: Batch) -> dict[str, Batch]:
     right, left = torch.ones_like(ids), torch.ones_like(ids)
     right[:, -half:], left[:, :half] = 0, 0
     padded = {}
-    for name, mask in (("right padding", right), ("left padding", left)):
+    for name, mask in (("right padding", right), (_IN_FRONT, left)):
         if name == "right padding" and subject.task.task_type == "classification":
             continue
         inputs = {"input_ids": ids.masked_fill(mask == 0, filler), "attention_mask": mask}
@@ -273,6 +277,8 @@ def _judged(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
 
 
 def _first_bad(probe: Probe, batch: Batch) -> str | None:
+    """The first module that gives NaN or infinity. With hooks torch's layers run unfused, so that
+    there is none where only the fused ones do: for rows without anything to attend to."""
     return first_not_finite(trace(probe, batch))
 
 

@@ -250,6 +250,41 @@ def test_masked_outputs_may_be_minus_infinity():
     assert CHECKS["output_stability"](probe_of(Masked())).bad == ()
 
 
+class Fused(nn.Module):
+    """torch's encoder as a decoder, which runs fused in evaluation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+        self.tokens = nn.Embedding(models.VOCAB, 32)
+        self.blocks = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(32, models.VOCAB)
+
+    def forward(self, input_ids, attention_mask):
+        later = torch.ones(input_ids.size(1), input_ids.size(1), dtype=torch.bool).triu(1)
+        pads = attention_mask == 0
+        return self.head(self.blocks(self.tokens(input_ids), later, pads))
+
+
+class Unfused(Fused):
+    """The same with a softmax of its own over rows in which all is masked."""
+
+    def forward(self, input_ids, attention_mask):
+        seen = attention_mask[:, None, :].float().expand(-1, input_ids.size(1), -1).tril()
+        weights = seen.log().softmax(-1)
+        return super().forward(input_ids, attention_mask) + self.head(
+            weights @ self.tokens.weight[: input_ids.size(1)]
+        )
+
+
+def test_rows_without_a_token_are_no_defect_where_torchs_fused_layers_alone_lose_them():
+    measured = CHECKS["output_stability"](probe_of(Fused()))
+    assert measured.bad == ()
+    assert "torch's fused layers give NaN for left padding" in measured.notes[0]
+    with pytest.raises(CheckFailed, match="NaN or infinity for: left padding"):
+        CHECKS["output_stability"](probe_of(Unfused()))
+
+
 def test_huge_logits_are_located():
     model = models.Decoder()
     with torch.no_grad():

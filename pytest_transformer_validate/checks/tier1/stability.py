@@ -56,7 +56,10 @@ def output_stability(probe: Probe, *, ceiling: float = 1e4, floor: float = 1e-6)
     return Stability(
         **{
             **vars(measured),
-            "notes": (f"{collapsed[0]}: only until parameters that start at zero move",),
+            "notes": (
+                *measured.notes,
+                f"{collapsed[0]}: only until parameters that start at zero move",
+            ),
         }
     )
 
@@ -76,6 +79,9 @@ def _measure(drawn: Samples, ceiling: float) -> Stability:
         between_positions=positions,
         between_outputs=outputs,
         bad=tuple(drawn.bad),
+        notes=tuple(
+            f"torch's fused layers give NaN for {name}: pad on the right" for name in drawn.fused
+        ),
     )
 
 
