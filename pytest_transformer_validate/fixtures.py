@@ -56,11 +56,17 @@ def _tb_entry(request: pytest.FixtureRequest) -> RunModel | None:
 
 
 @pytest.fixture
-def _tb_loaded(request: pytest.FixtureRequest, _tb_entry: RunModel | None) -> Iterator[Loaded]:
+def _tb_test(request: pytest.FixtureRequest) -> pytest.FixtureRequest:
+    """The test that asks, for all fixtures below: pytest makes each ``request`` anew."""
+    return request
+
+
+@pytest.fixture
+def _tb_loaded(_tb_test: pytest.FixtureRequest, _tb_entry: RunModel | None) -> Iterator[Loaded]:
     if _tb_entry is None:
         pytest.fail(NO_MODEL, pytrace=False)
     entry = _tb_entry
-    _for_people(request, entry.loaded, f"blocked by load: {entry.id} does not load")
+    _for_people(_tb_test, entry.loaded, f"blocked by load: {entry.id} does not load")
     with entry.in_use() as loaded:
         yield loaded
 
@@ -72,37 +78,37 @@ def tb_model(_tb_loaded: Loaded) -> torch.nn.Module:
 
 
 @pytest.fixture
-def tb_config(request: pytest.FixtureRequest, _tb_entry: RunModel | None) -> Any:
+def tb_config(_tb_test: pytest.FixtureRequest, _tb_entry: RunModel | None) -> Any:
     """The model's configuration, read by key or by attribute."""
     if _tb_entry is not None:
-        return request.getfixturevalue("_tb_loaded").config
+        return _tb_test.getfixturevalue("_tb_loaded").config
     from pytest_transformer_validate.sources.config import ModelConfig
 
-    return ModelConfig(getattr(request.getfixturevalue("tb_model"), "config", None))
+    return ModelConfig(getattr(_tb_test.getfixturevalue("tb_model"), "config", None))
 
 
 @pytest.fixture
-def tb_tokenizer(request: pytest.FixtureRequest, _tb_entry: RunModel | None) -> Any:
+def tb_tokenizer(_tb_test: pytest.FixtureRequest, _tb_entry: RunModel | None) -> Any:
     """The tokenizer that lies beside the model, else None."""
     if _tb_entry is not None:
-        return request.getfixturevalue("_tb_loaded").tokenizer
-    request.getfixturevalue("tb_model")
+        return _tb_test.getfixturevalue("_tb_loaded").tokenizer
+    _tb_test.getfixturevalue("tb_model")
     return None
 
 
 @pytest.fixture
-def tb_device(request: pytest.FixtureRequest) -> torch.device:
+def tb_device(_tb_test: pytest.FixtureRequest) -> torch.device:
     """The device of --tb-device (torch.device)."""
     from pytest_transformer_validate import options
     from pytest_transformer_validate.models import pick_device
 
     # not by the fixture pytestconfig, which remembers every use of it until the run ends
-    return pick_device(options.Settings.from_config(request.config).device)
+    return pick_device(options.Settings.from_config(_tb_test.config).device)
 
 
 @pytest.fixture
 def tb_subject(
-    request: pytest.FixtureRequest,
+    _tb_test: pytest.FixtureRequest,
     _tb_entry: RunModel | None,
     tb_model: torch.nn.Module,
     tb_config: Any,
@@ -110,9 +116,9 @@ def tb_subject(
     tb_device: torch.device,
 ) -> Subject:
     """The model in the form in which it can be called whatever its signature."""
-    home = _shared(request.config) if _tb_entry is None else _tb_entry
+    home = _shared(_tb_test.config) if _tb_entry is None else _tb_entry
     subject: Subject = _for_people(
-        request,
+        _tb_test,
         lambda: home.subject(tb_model, tb_config, tb_tokenizer, tb_device),
         "the model cannot be called",
     )
@@ -121,10 +127,10 @@ def tb_subject(
 
 @pytest.fixture
 def tb_probe(
-    request: pytest.FixtureRequest, _tb_entry: RunModel | None, tb_subject: Subject
+    _tb_test: pytest.FixtureRequest, _tb_entry: RunModel | None, tb_subject: Subject
 ) -> Probe:
     """The passes over the model, each of which happens once and is shared by all tests."""
-    home = _shared(request.config) if _tb_entry is None else _tb_entry.shared
+    home = _shared(_tb_test.config) if _tb_entry is None else _tb_entry.shared
     return home.probe(tb_subject)
 
 
@@ -139,7 +145,7 @@ def tb_trainer(
     tb_model: torch.nn.Module,
     tb_subject: Subject,
     tb_tokenizer: Any,
-    request: pytest.FixtureRequest,
+    _tb_test: pytest.FixtureRequest,
 ) -> Callable[..., Trainer]:
     """Makes a Trainer of the model: ``tb_trainer(epochs=1, learning_rate=1e-3)``.
 
@@ -151,7 +157,7 @@ def tb_trainer(
     from pytest_transformer_validate.training.config import TrainingConfig
     from pytest_transformer_validate.training.trainer import DeviceTrainer
 
-    said = Settings.from_config(request.config)
+    said = Settings.from_config(_tb_test.config)
     defaults = {"random_seed": said.seed, "epochs": said.epochs, "precision": "32-true"}
     defaults |= {"checkpoint_dir": None, "console": False}
 
