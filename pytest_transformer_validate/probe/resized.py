@@ -72,13 +72,13 @@ class Resizing(Passes):
         return Resized(condition, moved, place, whole)
 
     def long_sizes(self) -> tuple[int, int] | None:
-        """Lengths of a long text, about 64 (48 for a large model), and of its prefix."""
+        """Lengths of a long text, about 64 (48 for a large model), and of its prefix: the shortest
+        beyond the short texts, so that what begins at any length between them shows."""
         subject = self.probe.subject
         most = 64 if subject.small else 48
         length = long_text(subject.model, subject.max_length, most, subject.multiple)
-        size = 3 * length // 4
-        size -= size % subject.multiple
-        return (length, size) if size > subject.sizes[1] else None
+        size = subject.sizes[1] + subject.multiple
+        return (length, size) if size < length else None
 
     @remembered
     def long_prefix(self, length: int, size: int, condition: str) -> Resized:

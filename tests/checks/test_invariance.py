@@ -53,9 +53,21 @@ class LateScale(models.Decoder):
         return super().hidden(ids) * max(1.0, ids.size(1) / 30)
 
 
-def test_a_scale_that_begins_above_short_texts():
+class Steps(models.Decoder):
+    """Beyond some length, another factor, the same for all longer texts."""
+
+    def __init__(self, above):
+        super().__init__(length=64)
+        self.above = above
+
+    def hidden(self, ids):
+        return super().hidden(ids) * (1.5 if ids.size(1) > self.above else 1.0)
+
+
+@pytest.mark.parametrize("above", [None, 13, 24])
+def test_a_scale_that_begins_above_short_texts(above):
     with pytest.raises(CheckFailed, match="shorter texts agree"):
-        prefix_consistency(probe_of(LateScale()))
+        prefix_consistency(probe_of(LateScale() if above is None else Steps(above)))
 
 
 def test_a_pattern_by_length_is_a_note():
