@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 CONFIG_NAMES = frozenset(
     {"args", "cfg", "conf", "config", "configuration", "hparams", "hps", "params"}
 )
-_CONFIG_CLASS = re.compile(r"(config|configuration|args|arguments|hparams|params|settings)$", re.I)
+_CONFIG_CLASS = re.compile(
+    r"(config|configuration|cfg|args|arguments|hparams|params|settings)$", re.I
+)
 _MISTYPED = 0.8
 # Keys that are read though no constructor takes them: facts about data, tokens and the file.
 _FACTS = re.compile(
@@ -170,9 +172,20 @@ def _whole(
         return _absent(parameter, made)
     if free is None and not isinstance(settings.whole, ModelConfig):
         return settings.whole
-    defaults = None if free is None else _defaults(free, settings)
+    values = copy.deepcopy(dict(settings.config))
+    if free is None:
+        return _over_default(values, parameter)
+    defaults = _defaults(free, settings)
     made.configs += [] if defaults is None else [defaults]
-    return WholeConfig(copy.deepcopy(dict(settings.config)), defaults)
+    return WholeConfig(values, defaults)
+
+
+def _over_default(values: dict[str, Any], parameter: inspect.Parameter) -> WholeConfig:
+    """The values, and for what is not among them those of the parameter's default."""
+    default = None if parameter.default is parameter.empty else parameter.default
+    if isinstance(default, Mapping):
+        return WholeConfig({**copy.deepcopy(dict(default)), **values})
+    return WholeConfig(values, default)
 
 
 def _reads_freely(parameter: inspect.Parameter, target: Callable[..., Any]) -> type | None:
@@ -207,7 +220,12 @@ def _make_config(wanted: type, settings: Settings, made: Call) -> Any:
     if inner.missing:
         made.missing += [f"{wanted.__name__}.{name}" for name in inner.missing]
         return inspect.Parameter.empty
-    return wanted(*inner.positional, **inner.keywords)
+    value = wanted(*inner.positional, **inner.keywords)
+    if wanted.__init__ is object.__init__:  # its attributes are what it holds
+        for key in settings.config:
+            if hasattr(value, key):
+                setattr(value, key, settings.config[key])
+    return value
 
 
 def _config_class(

@@ -119,6 +119,33 @@ def test_a_default_config_is_used_and_known(write, load):
     assert got(load)["c"].vocab_size == 7
 
 
+PLAIN = "class CFG:\n    vocab_size = 5\n    width = 4\n"
+
+
+@pytest.mark.parametrize("signature", ["cfg", "cfg=CFG", "config=CFG()", "c: CFG"])
+def test_a_plain_config_class_of_the_file_gives_what_the_file_beside_it_does_not(
+    write, load, signature
+):
+    write("m.py", net(signature, PLAIN))
+    write("config.json", {"width": 9, "task": "classification"})
+    [config] = got(load).values()
+    assert (config.vocab_size, config.width) == (5, 9)
+    [config] = got(load).values()  # the class itself is left as it is
+    assert type(config).width == 4
+
+
+@pytest.mark.parametrize(
+    "default", ["SimpleNamespace(vocab_size=5, width=4)", "dict(vocab_size=5, width=4)", "Hyper"]
+)
+def test_a_default_gives_what_a_configuration_lacks(write, load, default):
+    write("m.py", net(f"config={default}", PLAIN.replace("CFG", "Hyper")))
+    write("config.json", {"width": 9, "task": "classification"})
+    [config] = got(load).values()
+    assert (config.vocab_size, config.width) == (5, 9)
+    if default.startswith("dict"):
+        assert config["vocab_size"] == 5
+
+
 def test_an_optional_config_is_left_out_without_values(write, load):
     write("m.py", net("config=None"))
     assert got(load) == {"config": None}
