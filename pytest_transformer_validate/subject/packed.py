@@ -143,5 +143,6 @@ def _signature(taken: dict[str, bool]) -> Signature:
         """Never called: holds the signature."""
 
     forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    described: Any = SimpleNamespace(forward=forward)
+    described = torch.nn.Module()
+    described.forward = forward
     return read_signature(described, vision=False, translates="decoder_input_ids" in taken)
