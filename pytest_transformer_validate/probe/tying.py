@@ -87,7 +87,8 @@ class Tying(Passes):
         return Ends(names, names, True, False, _apart(subject.model, names), self._undone(names))
 
     def declares_tie(self) -> tuple[str, bool] | None:
-        """The configuration's word on tying the head to the embedding: the key and its value.
+        """The configuration's word on tying the head to the embedding, the key and its value, or
+        a plain attribute of the model that is on and says so.
 
         A model may list what it ties: where the head is not in that list, the key, which many
         models share, is not about it.
@@ -96,12 +97,14 @@ class Tying(Passes):
         listed = getattr(self.probe.subject.model, "_tied_weights_keys", "no list")
         if listed != "no list" and not _lists(listed, self.ends().head):
             return None
-        for key in _keys(config):
-            if _TIE.search(key) and _TIES_OUTPUT.search(key) and not _TIES_OTHERS.search(key):
-                value = config.get(key)
-                if isinstance(value, bool):
-                    return key, value
-        return None
+        for key in filter(_ties_output, _keys(config)):
+            value = config.get(key)
+            if isinstance(value, bool):
+                return key, value
+        if self.probe.subject.decodes:  # which of the three are one, a flag does not say
+            return None
+        flags = (n for n, value in vars(self.probe.subject.model).items() if value is True)
+        return next(((name, True) for name in flags if _ties_output(name)), None)
 
     def _undone(self, names: tuple[str, ...]) -> str | None:
         """What of a copy and a conversion ends the sharing of storage, for a small model."""
@@ -203,6 +206,11 @@ def _lists(listed: Any, names: tuple[str, ...]) -> bool:
     entries = [*listed, *listed.values()] if isinstance(listed, dict) else list(listed or ())
     patterns = [entry for entry in entries if isinstance(entry, str)]
     return any(re.search(f"(^|\\.)(?:{p})$", name) for p in patterns for name in names)
+
+
+def _ties_output(name: str) -> bool:
+    """Whether the name of a key or attribute is about tying the head to the embedding."""
+    return bool(_TIE.search(name) and _TIES_OUTPUT.search(name) and not _TIES_OTHERS.search(name))
 
 
 def _keys(config: ModelConfig) -> list[str]:

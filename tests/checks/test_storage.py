@@ -58,6 +58,17 @@ def test_a_tie_is_the_word_of_the_configuration():
     CHECKS["weight_tying"](probe_of(models.Decoder(), {"tie_word_embeddings": False}))
 
 
+def test_a_tie_is_the_word_of_a_flag_that_is_on():
+    model = models.Decoder()
+    model.tie_word_embeddings = False
+    with pytest.raises(NotApplicable, match="nothing says otherwise"):
+        CHECKS["weight_tying"](probe_of(model))
+    model.tie_word_embeddings = True
+    with pytest.raises(CheckFailed, match="declared: tie_word_embeddings=True") as caught:
+        CHECKS["weight_tying"](probe_of(model))
+    assert caught.value.where == "head"
+
+
 def test_one_table_for_both_is_tied():
     assert CHECKS["weight_tying"](probe_of(models.Indexed())).shared
 
