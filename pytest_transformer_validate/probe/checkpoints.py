@@ -24,6 +24,7 @@ from pytest_transformer_validate.probe.passes import Passes, remembered
 from pytest_transformer_validate.probe.trace import ROOT, first_to_differ
 from pytest_transformer_validate.sources.directory import quiet
 from pytest_transformer_validate.subject.conversion import convert
+from pytest_transformer_validate.subject.guard import seed_all
 
 if TYPE_CHECKING:
     from pytest_transformer_validate.probe.probe import Probe
@@ -171,7 +172,7 @@ class Checkpoints(Passes):
 
         def make(seed: int) -> torch.nn.Module | None:
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
+                seed_all(seed)
                 try:
                     return type(model)(copy.deepcopy(config))
                 except Exception:  # noqa: BLE001 - then it is judged on a copy
