@@ -27,6 +27,7 @@ from pytest_transformer_validate.probe.losses import Losses
 from pytest_transformer_validate.probe.masks import Masks
 from pytest_transformer_validate.probe.mixing import Mixing
 from pytest_transformer_validate.probe.moved_weights import MovedWeights
+from pytest_transformer_validate.probe.norms import Norms
 from pytest_transformer_validate.probe.order import Order
 from pytest_transformer_validate.probe.padded_texts import PaddedTexts
 from pytest_transformer_validate.probe.padding import Padding
@@ -72,6 +73,7 @@ class Groups:
     texts = functools.cached_property(Texts)
     padding = functools.cached_property(Padding)
     streams = functools.cached_property(Streams)
+    norms = functools.cached_property(Norms)
     masks = functools.cached_property(Masks)
     padded_texts = functools.cached_property(PaddedTexts)
     leaks = functools.cached_property(Leaks)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -54,38 +54,6 @@ class Shared:
 
 class Siblings(Passes):
     """Layers compared with those that are built alike in the same list."""
-
-    @remembered
-    def mixing_norms(self) -> list[str]:
-        """Normalisations of the model's own in which positions depend on each other.
-
-        A normalisation is a module without parts whose parameters are vectors or numbers and whose
-        output is the same for three times the input; torch's are left out, which say over which
-        axes they go.
-        """
-        found: list[str] = []
-        probe = self.probe
-
-        def leave(name: str) -> Any:
-            def look(module: Any, args: Any, output: Any) -> None:
-                if name not in found and _normalises_positions(module, args, output):
-                    found.append(name)
-
-            return look
-
-        with probe.running("norms") as subject:
-            handles = [
-                module.register_forward_hook(leave(name))
-                for name, module in subject.model.named_modules()
-                if name and _vectors_only(module)
-            ]
-            try:
-                if handles:
-                    subject.call(probe.batch(min(2, subject.most_rows), subject.sizes[1]), {})
-            finally:
-                for handle in handles:
-                    handle.remove()
-        return found
 
     @remembered
     def alike(self) -> list[list[str]]:
@@ -277,34 +245,3 @@ def _identity(
     size = float(x[0].double().square().mean().sqrt() / y[0].double().square().mean().sqrt())
     positive = float((slopes > 0).double().mean())
     return Identity(name, mean, mean * size, spread, positive, handed)
-
-
-def _vectors_only(module: torch.nn.Module) -> bool:
-    """Whether a module of the model's own has no parts, and no parameters but vectors."""
-    parameters = list(module.parameters())
-    own = not type(module).__module__.startswith("torch.")
-    leaf = next(module.children(), None) is None
-    return own and leaf and bool(parameters) and all(p.dim() < 2 for p in parameters)
-
-
-def _normalises_positions(module: torch.nn.Module, args: Any, output: Any) -> bool:
-    """Whether a call of a module ignores the size of its input, (B, T, D) or (B, D, T), and a
-    position of the output changes with the input at another one. D is the length of its vectors.
-    """
-    given = args[0] if args else None
-    if not isinstance(given, torch.Tensor) or not isinstance(output, torch.Tensor):
-        return False
-    width = max(parameter.numel() for parameter in module.parameters())
-    if given.dim() != 3 or given.shape != output.shape or len(args) > 1:
-        return False
-    if given.shape[1:].count(width) != 1 or min(given.shape[1:]) < 3:
-        return False
-    axis = 1 if given.shape[2] == width else 2
-    size = float(output.abs().max())
-    if float((module.forward(3 * given) - output).abs().max()) > 1e-3 * size:
-        return False
-    last = given.shape[axis] - 1
-    other = given.clone()
-    other.select(axis, last).copy_(given.select(axis, last).flip(-1) * 2 + 1)
-    moved = (module.forward(other) - output).narrow(axis, 0, last)
-    return float(moved.abs().max()) > 1e-3 * size

@@ -440,3 +440,48 @@ class Skips(Apart):
 
 def test_a_sum_with_an_early_state_is_no_stream():
     layers(Skips())
+
+
+class OwnNorm(nn.Module):
+    """A norm written out: by ``scale`` of the mean square."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.scale, self.weight = scale, nn.Parameter(torch.ones(32))
+        self.bias = nn.Parameter(torch.full((32,), 0.1))
+
+    def forward(self, x):
+        return self.weight * self.scale(x, x.pow(2).mean(-1, keepdim=True) + 1e-5) + self.bias
+
+
+class Squashes(OwnNorm):
+    def forward(self, x):
+        return self.weight * torch.tanh(0.5 * x) + self.bias
+
+
+def with_norm(norm):
+    model = models.Decoder()
+    model.blocks[1].norm2 = norm
+    return model
+
+
+@pytest.mark.parametrize(
+    "norm", [OwnNorm(lambda x, size: x * size.rsqrt()), Squashes(None)], ids=["rms", "tanh"]
+)
+def test_norms_that_are_some(norm):
+    layers(with_norm(norm))
+
+
+@pytest.mark.parametrize(
+    "scale",
+    [
+        lambda x, size: x / size.rsqrt(),
+        lambda x, size: x * size,
+        lambda x, size: x / size,
+    ],
+    ids=["divided", "times the square", "no root"],
+)
+def test_a_norm_whose_output_follows_the_size_of_its_input(scale):
+    with pytest.raises(CheckFailed, match="whatever the size of its input") as caught:
+        layers(with_norm(OwnNorm(scale)))
+    assert caught.value.where == "blocks.1.norm2"

@@ -165,15 +165,25 @@ def _judge_streams(probe: Probe, measured: Structure) -> None:
 
 
 def _judge_norms(probe: Probe) -> None:
-    norms = probe.siblings.mixing_norms()
-    if norms:
+    found = probe.norms.odd()
+    if found.mixing:
         raise CheckFailed(
             "a normalisation in a transformer treats every position by itself\n"
-            f"the output of {norms[0]} at one position changes with the input at another one "
-            f"({len(norms)} such modules)\n"
-            f"module: {norms[0]}\n"
+            f"the output of {found.mixing[0]} at one position changes with the input at another "
+            f"one ({len(found.mixing)} such modules)\n"
+            f"module: {found.mixing[0]}\n"
             "likely: mean and variance over the wrong axis (dim=1 for dim=-1), or over all",
-            where=norms[0],
+            where=found.mixing[0],
+        )
+    if found.sized:
+        name, factor = next(iter(found.sized.items()))
+        raise CheckFailed(
+            "a normalisation gives vectors of one size, whatever the size of its input\n"
+            f"the output of {name} is {factor:.2g} times as large for 3 times the input "
+            f"({len(found.sized)} such modules)\n"
+            f"module: {name}\n"
+            "likely: x / rsqrt(...) for x * rsqrt(...), or the root is missing",
+            where=name,
         )
 
 
