@@ -132,6 +132,25 @@ class Bounds(Passes):
             self.probe.forward(batch)
         except Exception:  # noqa: BLE001 - raising is what it should do
             return None
+        return self._row(role, given, batch, tables)
+
+    @remembered
+    def folded(self, role: str) -> Read | None:
+        """The id whose row and logits, bit by bit, the largest one has, where ids index a table
+        only while they are small."""
+        tables = frozenset() if self._known(role) else self._known(role, self.rows(role) // 2)
+        if not tables:
+            return None
+        last = self.last(role)
+        batch = self._with(role, last)
+        read = self._row(role, last, batch, tables)
+        if read.row is None or read.plain:
+            return None
+        logits = (self.probe.forward(b).logits for b in (batch, self._with(role, read.row)))
+        return read if torch.equal(*logits) else None
+
+    def _row(self, role: str, given: int, batch: Batch, tables: frozenset[int]) -> Read:
+        """The row that is read in the place of the odd id."""
         found = self._read(role, given, batch, tables)
         place = self._place(role)
         for index, where in found.read:
@@ -141,9 +160,12 @@ class Bounds(Passes):
         return Read(given, None, None, plain=False)
 
     @remembered
-    def _known(self, role: str) -> frozenset[int]:
-        """The storages of the tables that ids of a plain text index."""
+    def _known(self, role: str, below: int | None = None) -> frozenset[int]:
+        """The storages of the tables that ids of a plain text index, if it has ids ``below`` a
+        number alone."""
         batch = self._plain(role)
+        if below:
+            batch = batch.with_(**{role: batch[role] % below})
         reader = _Indexed(self.probe.subject.model, {role: batch[role]}, batch[role].shape[1])
         with self.probe.running("bounds") as subject, reader:
             subject.call(batch, {})

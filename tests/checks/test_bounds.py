@@ -39,6 +39,30 @@ def test_ids_that_are_folded_back_are_found(change, likely):
     assert caught.value.where == "(model)"
 
 
+@pytest.mark.parametrize("change", ["remainder", "largest"])
+def test_ids_of_the_vocabulary_that_are_read_as_others_are_found(change):
+    most = models.VOCAB - 7
+    changes = {"remainder": lambda ids: ids % most, "largest": lambda ids: ids.clamp(max=most)}
+    with pytest.raises(CheckFailed, match="and the logits are the same for both") as caught:
+        CHECKS["vocabulary_bounds"](probe_of(Changes(changes[change])))
+    assert caught.value.where == "(model)"
+
+
+def test_ids_beyond_one_table_that_another_reads_are_read():
+    class Adaptive(models.Decoder):
+        def __init__(self):
+            super().__init__()
+            self.rare = nn.Embedding(models.VOCAB, 32)
+
+        def forward(self, input_ids):
+            rare = input_ids >= 50
+            x = self.tokens(input_ids.masked_fill(rare, 0)).masked_fill(rare[..., None], 0)
+            return self.head(x + self.rare(input_ids.masked_fill(~rare, 0)))
+
+    with pytest.raises(NotApplicable, match="no table is indexed by the ids as they are"):
+        CHECKS["vocabulary_bounds"](probe_of(Adaptive()))
+
+
 def test_unknown_and_padding_stand_for_others():
     model = Changes(lambda ids: torch.where((ids >= models.VOCAB) | (ids < 0), 3, ids))
     measured = CHECKS["vocabulary_bounds"](probe_of(model, {"unk_token_id": 3}))

@@ -52,6 +52,17 @@ def _judge_role(probe: Probe, role: str, notes: list[str]) -> Vocabulary:
             measured,
             where=where,
         )
+    folded = probe.bounds.folded(role)
+    if folded is not None and folded.row not in probe.bounds.fallbacks():
+        raise CheckFailed(
+            f"{_IDS}\n"
+            f"id {last} of {role}, of {declared or rows} in the vocabulary, is read as id "
+            f"{folded.row}, and the logits are the same for both\n"
+            f"first module to differ: {folded.where or 'none stands out'}\n"
+            "likely: ids % n or ids.clamp(max=n) with another size than the vocabulary's",
+            Vocabulary(**{**vars(measured), "given": last, "row": folded.row}),
+            where=folded.where,
+        )
     if str(probe.subject.device) != "cpu":
         notes.append("ids outside are tried on the CPU only: elsewhere they end the process")
         return measured
