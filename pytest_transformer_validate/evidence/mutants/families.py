@@ -66,6 +66,7 @@ FAMILIES: dict[str, str] = {
     "layers_shared": "one layer, or one weight, in place of several",
     "residual_missing": "a sum that is forgotten around one branch",
     "norm_over_a_wrong_axis": "a normalisation over positions",
+    "norm_keeps_the_size": "a normalisation whose output is as large as its input makes it",
     # length_limit
     "long_text_folded": "positions above the maximum are taken for others",
     "long_text_cut": "tokens above the maximum are not read, and nobody is told",

@@ -203,4 +203,28 @@ MUTANTS = (
         why="a norm ported from (T, B, D) to (B, T, D) with its axis left alone",
         operate=_norms_of_the_encoder,
     ),
+    _layer(
+        name="norm_divides_by_the_reciprocal",
+        family="norm_keeps_the_size",
+        parent="llama",
+        where=("layers.*.input_layernorm",),
+        why="sqrt is exchanged for rsqrt and the division stays",
+        edits=(("x * torch.rsqrt(x.pow(2)", "x / torch.rsqrt(x.pow(2)"),),
+    ),
+    _layer(
+        name="norm_without_the_root",
+        family="norm_keeps_the_size",
+        parent="complex_rotary",
+        where=("layers.*.attention_norm",),
+        why="the mean square is divided by, not its root",
+        edits=(("x * torch.rsqrt(x.pow(2)", "x * torch.reciprocal(x.pow(2)"),),
+    ),
+    _layer(
+        name="norm_multiplies_by_the_root",
+        family="norm_keeps_the_size",
+        parent="rotary_tied",
+        where=("blocks.*.attention_norm",),
+        why="the reciprocal is forgotten",
+        edits=(("wide * torch.rsqrt(wide.pow(2)", "wide * torch.sqrt(wide.pow(2)"),),
+    ),
 )
