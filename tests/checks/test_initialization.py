@@ -175,3 +175,11 @@ def test_a_model_with_scripted_parts_is_judged():
     model = models.Decoder()
     model.blocks.append(torch.jit.script(Widened()))
     assert any("inner.weight" in name for name in map(str, judge(model).parameters))
+
+
+def test_a_frozen_table_is_as_it_was_given():
+    model = models.Decoder()
+    nn.init.normal_(model.head.weight, std=2.0)
+    fails(model, "the weight that makes them, head.weight")
+    model.head.weight.requires_grad_(False)
+    assert any("head.weight is frozen as given" in note for note in judge(model).notes)

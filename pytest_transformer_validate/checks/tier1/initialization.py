@@ -226,6 +226,9 @@ def _judge_loss(
         notes.append(f"the logits start wide (standard deviation {spread:.2g})")
         return measure(notes=notes)
     worst = max(readers, key=_scale)
+    if not worst.trains:
+        notes.append(f"the logits start wide ({spread:.2g}): {worst.parameter} is frozen as given")
+        return measure(notes=notes)
     asked = probe.drawn.asked_for(worst.std)
     if asked:
         notes.append(f"the logits start wide ({spread:.2g}), as {asked} in the configuration asks")
