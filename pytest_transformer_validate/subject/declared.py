@@ -11,6 +11,7 @@ from torch import nn
 
 from pytest_transformer_validate.errors import SpecError, TaskError
 from pytest_transformer_validate.sources.config import ModelConfig
+from pytest_transformer_validate.subject.signature import forward_of
 from pytest_transformer_validate.task import TaskSpec
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ _HEADS = {
 }
 # What the class alone declares where nothing else does: no decoder is called so.
 _ENCODER = "ForMaskedLM"
+# Origin of a task that is known by the type of the model alone, which may have a head of its own.
+BY_TYPE = "model_type"
 # A decoder class whose configuration says that it attends in both directions.
 _BOTH_WAYS = (("is_decoder", False), ("causal", False), ("is_causal", False), ("attn_type", "bi"))
 
@@ -123,8 +126,10 @@ def declared_task(model: nn.Module, config: ModelConfig, option: str | None) -> 
         except SpecError as error:
             raise TaskError(f'"task" in the configuration: {error}') from error
     head = _head(model, config)
-    if head is None:
-        return None
+    return None if head is None else _task_of(head, model, config)
+
+
+def _task_of(head: str, model: nn.Module, config: ModelConfig) -> TaskSpec | None:
     task = next((task for part, task in _HEADS.items() if part in head), None)
     translates = config.get("is_encoder_decoder") is True
     if task == "seq2seq" and not translates and not _decodes(model):
@@ -135,12 +140,13 @@ def declared_task(model: nn.Module, config: ModelConfig, option: str | None) -> 
         for key, value in _BOTH_WAYS:
             if _given(config, key) == value and _follows(model, key, value):
                 return TaskSpec("masked_lm", f"config: {key}={value!r}")
-    task = task or _registered_task(config)
+    if task is None:
+        return _registered_task(config)
     by = "architectures" if config.get("architectures") or config.get("model_type") else "class"
-    return None if task is None else TaskSpec(task, f"{by}: {head}")
+    return TaskSpec(task, f"{by}: {head}")
 
 
-def _registered_task(config: ModelConfig) -> str | None:
+def _registered_task(config: ModelConfig) -> TaskSpec | None:
     """For a model without a head: the language model that transformers registers for its type."""
     if "transformers" not in sys.modules:
         return None
@@ -153,22 +159,25 @@ def _registered_task(config: ModelConfig) -> str | None:
         ("masked_lm", auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES),
     ):
         if kind in registry:
-            return task
+            return TaskSpec(task, f"{BY_TYPE}: {kind}")
     return None
 
 
 def _head(model: nn.Module, config: ModelConfig) -> str | None:
-    """The architecture that a Hugging Face configuration names, or the class of such a model, or
-    of one that is named like such an encoder."""
-    named = config.get("architectures")
-    if isinstance(named, list | tuple) and named and isinstance(named[0], str):
-        return named[0]
-    own = type(model).__name__
-    return own if config.get("model_type") is not None or own.endswith(_ENCODER) else None
+    """The class with a head that a Hugging Face model is or is made from, whatever the checkpoint
+    was saved as; else the architecture that its configuration names, or its class, or one that
+    is named like such an encoder."""
+    own, named = type(model).__name__, config.get("architectures")
+    saved_as = named[0] if isinstance(named, list | tuple) and named else None
+    if config.get("model_type") is None and not isinstance(saved_as, str):
+        return own if own.endswith(_ENCODER) else None
+    kinds = (kind.__name__ for kind in type(model).__mro__ if issubclass(kind, nn.Module))
+    headed = next((kind for kind in kinds if any(part in kind for part in _HEADS)), None)
+    return headed or (saved_as if isinstance(saved_as, str) else own)
 
 
 def _decodes(model: nn.Module) -> bool:
-    return "decoder_input_ids" in inspect.signature(model.forward).parameters
+    return "decoder_input_ids" in inspect.signature(forward_of(model)).parameters
 
 
 def _follows(model: nn.Module, key: str, value: object) -> bool:

@@ -11,6 +11,7 @@ from torch import nn
 
 from pytest_transformer_validate.subject import asked
 from pytest_transformer_validate.subject.declared import PADDING
+from pytest_transformer_validate.subject.signature import forward_of
 
 if TYPE_CHECKING:
     from pytest_transformer_validate.subject.batch import Batch
@@ -131,7 +132,8 @@ def counts(subject: Subject, covers: str) -> list[Way]:
 
 def added(subject: Subject, covers: str) -> list[Way]:
     """What forward could add to the scores of attention, to hide ``covers``."""
-    names = [name for role, name in subject.signature.names.items() if asked.is_bias(role)]
+    optional = subject.signature.names.keys() - subject.given.forms.keys()
+    names = [role for role in optional if asked.is_bias(role) or role == "mask"]
     if subject.decodes:
         return []
     shapes = ((2, False), (1, True), (0, True))  # (B, 1, 1, T), (B, 1, T, T), (B, T, T)
@@ -155,7 +157,7 @@ def against_its_name(subject: Subject, way: Way) -> str:
 def _given(subject: Subject, covers: str) -> list[Way]:
     """The masks over ``covers`` that forward requires, in the form in which it takes them.
 
-    None where one of them cannot say what is padding: it has no axis of rows, or is added.
+    None where one of them cannot say what is padding: it has no axis of rows.
     """
     given = subject.given
     own = asked.SOURCE if covers == SOURCE else asked.TARGET
@@ -175,24 +177,25 @@ def _given(subject: Subject, covers: str) -> list[Way]:
         Way(
             role=told[0],
             covers=covers,
-            keeps=first.values.startswith("keep"),
-            dtype=subject.dtype if first.values.endswith("number") else torch.bool,
+            keeps=not first.values.startswith("block"),
+            dtype=subject.dtype if first.values.endswith(("number", "add")) else torch.bool,
             axes=first.layout.count("1"),
             together=tuple(others),
             pairs=first.pairs,
             causal=first.pairs and given.causal and own == given.own,
+            adds=first.values == "add",
         )
     ]
 
 
 def _tells(form: asked.Mask) -> bool:
     """Whether a mask can say for each row what is padding."""
-    return form.layout.startswith("b") and form.values != "add"
+    return form.layout.startswith("b")
 
 
 def takes_anything(subject: Subject) -> bool:
     """Whether forward takes whatever it is given: what it names may be there for the interface."""
-    parameters = inspect.signature(subject.model.forward).parameters.values()
+    parameters = inspect.signature(forward_of(subject.model)).parameters.values()
     return any(p.kind is p.VAR_KEYWORD for p in parameters)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from pytest_transformer_validate.errors import SubjectError
 from pytest_transformer_validate.subject.asked import (
@@ -21,7 +21,7 @@ from pytest_transformer_validate.subject.asked import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     import torch
 
@@ -72,6 +72,7 @@ _MASKS = {
     "encoder_attention_mask",
 }  # fmt: skip
 _INTERMEDIATE = re.compile(r"^(mhsa|attention|residual|ffn|mlp|layer)_(\w+_)?output$")
+_CALLED_WITH_ALL = re.compile(r"\bself\.(\w+)(?:\.forward)?\(\s*\*")
 _VAR = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
@@ -107,10 +108,10 @@ def read_signature(model: torch.nn.Module, *, vision: bool, translates: bool = T
 
     Raises SubjectError, with the signature, for a required parameter that nobody knows.
     """
-    described = _described(model)
-    if getattr(described.forward, "__name__", "") == "_forward_unimplemented":
+    forward = forward_of(model)
+    if getattr(forward, "__name__", "") == "_forward_unimplemented":
         raise SubjectError(f"{type(model).__name__} defines no forward")
-    signature = inspect.signature(described.forward)
+    signature = inspect.signature(forward)
     parameters = [p for p in signature.parameters.values() if p.kind not in _VAR]
     text = f"forward{signature}"
     if not parameters:
@@ -166,6 +167,21 @@ def _by_place(
             yield role
 
 
+def with_asked_mask(signature: Signature) -> Signature | None:
+    """The signature whose required ``attention_mask`` has a form that is to be found, as every
+    other required mask; ``None`` where there is no such one."""
+    role, asked = "attention_mask", "mask"
+    if role not in signature.required or asked in signature.names:
+        return None
+    return replace(
+        signature,
+        names={asked if r == role else r: name for r, name in signature.names.items()},
+        required=frozenset(asked if r == role else r for r in signature.required),
+        positional=frozenset(asked if r == role else r for r in signature.positional),
+        asked={**signature.asked, asked: ""},
+    )
+
+
 def _offers(parameter: inspect.Parameter, *, decodes: bool) -> bool:
     """Whether a parameter is an optional mask over what the outputs follow, not for padding."""
     found = mask_name(parameter.name, decodes=decodes)
@@ -189,14 +205,37 @@ def _annotation(parameter: inspect.Parameter) -> str:
     return named if isinstance(named, str) else getattr(named, "__name__", str(named))
 
 
-def _described(model: torch.nn.Module) -> torch.nn.Module:
-    """The module whose forward has named parameters: wrappers hand (*args, **kwargs) on."""
-    while all(p.kind in _VAR for p in inspect.signature(model.forward).parameters.values()):
-        children = list(model.children())
-        if len(children) != 1:
-            return model
-        model = children[0]
-    return model
+def forward_of(model: torch.nn.Module) -> Callable[..., Any]:
+    """The forward with named parameters: one of (*args, **kwargs) hands them on, to the one that
+    its class inherits or to a part."""
+    while _hands_on(model.forward):
+        inherited = (kind.__dict__.get("forward") for kind in type(model).__mro__)
+        bound = (each.__get__(model) for each in inherited if inspect.isfunction(each))
+        named = next((each for each in bound if not _hands_on(each)), None)
+        if named is not None:
+            return named
+        part = _part_behind(model)
+        if part is None:
+            break
+        model = part
+    return model.forward
+
+
+def _hands_on(forward: Callable[..., Any]) -> bool:
+    return all(p.kind in _VAR for p in inspect.signature(forward).parameters.values())
+
+
+def _part_behind(model: torch.nn.Module) -> torch.nn.Module | None:
+    """The part that is called with ``*args``: the only one, or the first that the code names."""
+    children = dict(model.named_children())
+    if len(children) == 1:
+        return next(iter(children.values()))
+    try:
+        source = inspect.getsource(type(model).forward)
+    except (OSError, TypeError):
+        return None
+    called = _CALLED_WITH_ALL.findall(source)
+    return next((children[name] for name in called if name in children), None)
 
 
 def _assign(

@@ -16,6 +16,7 @@ from pytest_transformer_validate.subject.callers import Given
 from pytest_transformer_validate.subject.choices import as_choices
 from pytest_transformer_validate.subject.conversion import convert
 from pytest_transformer_validate.subject.declared import (
+    BY_TYPE,
     LENGTH,
     PADDING,
     TARGET_VOCABULARY,
@@ -32,7 +33,7 @@ from pytest_transformer_validate.subject.intermediates import Values, run_with_i
 from pytest_transformer_validate.subject.layout import arrange
 from pytest_transformer_validate.subject.outputs import Output, read_logits, read_output
 from pytest_transformer_validate.subject.refused import first_look
-from pytest_transformer_validate.subject.signature import Signature, read_signature
+from pytest_transformer_validate.subject.signature import Signature, forward_of, read_signature
 from pytest_transformer_validate.subject.sizes import LARGE, other_sizes, probe_sizes
 from pytest_transformer_validate.task import TaskSpec
 
@@ -124,7 +125,7 @@ class Subject:
     @functools.cached_property
     def vision(self) -> bool:
         """Whether the input is an image."""
-        names = set(inspect.signature(self.model.forward).parameters)
+        names = set(inspect.signature(forward_of(self.model)).parameters)
         named = declared_task(self.model, self.config, self._task)
         return declares_image(self.model, self.config, names, named)
 
@@ -238,7 +239,8 @@ class Subject:
     def task(self) -> TaskSpec:
         """What the model is for, by declarations, then by structure; else assumed causal LM."""
         found = declared_task(self.model, self.config, self._task)
-        if found is not None:
+        by_type = found is not None and found.origin.startswith(BY_TYPE)
+        if found is not None and not (by_type and self.facts.rank == 2):
             return found
         if self.vision:
             return TaskSpec("vision_classification", "found: reads an image")

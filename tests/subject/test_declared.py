@@ -87,6 +87,19 @@ def test_a_class_that_is_named_like_an_encoder_is_one():
     assert str(found) == "masked_lm (class: TinyForMaskedLM)"
 
 
+@pytest.mark.parametrize("saved_as", [None, ["BertForMaskedLM"], ["Reward"]])
+def test_the_head_that_a_class_is_made_from_decides(saved_as):
+    class LlamaForSequenceClassification(Decoder):
+        pass
+
+    class Reward(LlamaForSequenceClassification):
+        pass
+
+    config = ModelConfig({"model_type": "llama", "architectures": saved_as})
+    found = declared_task(Reward(), config, None)
+    assert str(found) == "classification (architectures: LlamaForSequenceClassification)"
+
+
 def test_an_unknown_task_names_the_nearest():
     with pytest.raises(TaskError, match="did you mean causal_lm"):
         declared_task(Decoder(), ModelConfig({"task": "casual_lm"}), None)

@@ -103,6 +103,22 @@ def test_an_unknown_required_input_is_named_with_the_signature():
         signature_of(forward)
 
 
+def test_a_forward_that_hands_everything_on_is_the_inherited_one():
+    class Base(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tokens, self.head = nn.Embedding(5, 2), nn.Linear(2, 5)
+
+        def forward(self, token_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor: ...
+
+    class Changed(Base):
+        def forward(self, *args, **kwargs):
+            return super().forward(*args, **kwargs) / 2
+
+    names = read_signature(Changed(), vision=False).names
+    assert names == {"input_ids": "token_ids", "attention_mask": "attention_mask"}
+
+
 def test_a_wrapper_is_read_through():
     class Inner(nn.Module):
         def forward(self, token_ids: Tensor) -> Tensor: ...
@@ -116,5 +132,15 @@ def test_a_wrapper_is_read_through():
             return self.inner(*args, **kwargs)
 
     assert read_signature(Wrapper(), vision=False).names == {"input_ids": "token_ids"}
+
+    class WithMore(Wrapper):
+        def __init__(self) -> None:
+            super().__init__()
+            self.more = nn.Linear(2, 2)
+
+        def forward(self, *args, **kwargs):
+            return self.more(self.inner.forward(*args, **kwargs))
+
+    assert read_signature(WithMore(), vision=False).names == {"input_ids": "token_ids"}
     compiled = torch.compile(Inner(), backend="eager")
     assert read_signature(compiled, vision=False).names == {"input_ids": "token_ids"}

@@ -32,6 +32,25 @@ def test_facts_come_from_structure(model, task, vocabulary, longest):
     )
 
 
+class _Rewards(models.Decoder):
+    """A decoder of a known type, with a head of its own."""
+
+    def forward(self, ids):
+        return self.hidden(ids)[:, -1, :1]
+
+
+@pytest.mark.parametrize(
+    ("model", "task"),
+    [
+        (models.Decoder, "causal_lm (model_type: llama)"),
+        (_Rewards, "classification (found: one output a text)"),
+    ],
+)
+def test_a_known_type_may_have_a_head_of_its_own(model, task):
+    pytest.importorskip("transformers.models.auto.modeling_auto")
+    assert str(Subject(model(), {"model_type": "llama"}).task) == task
+
+
 @pytest.mark.parametrize(
     "model", [models.Decoder, models.LastLogits, models.StartPosition, models.TimeMajor]
 )
