@@ -76,8 +76,7 @@ class Padding(Passes):
     def accepted(self, covers: str) -> tuple[Way | None, str]:
         """The first mask argument that forward takes, else its lengths, and what the first
         refusal said."""
-        if self.probe.subject.signature.asked:
-            _ = self.probe.subject.facts  # the forms of what forward requires are found there
+        _ = self.probe.subject.facts  # the forms of what forward requires are found there
         refused, layout = "", self._hiding(covers)
         for way in ways(self.probe.subject, covers):
             try:
@@ -99,8 +98,8 @@ class Padding(Passes):
         )
 
     def _added(self, covers: str) -> Way | None:
-        """What hides these ids when it is added to the scores: nothing else tells what a bias
-        is there for."""
+        """What hides these ids when it is added to the scores: nothing else tells what a bias,
+        or a ``mask`` that hides in no other way, is there for."""
         for way in added(self.probe.subject, covers):
             try:
                 found = self.content(way, "right", "plain")
@@ -132,7 +131,7 @@ class Padding(Passes):
         other way round than its default.
 
         Judged by what is measured: where ids under the mask leak, and do not when the mask is
-        inverted, that is its reading.
+        inverted, that is its reading, and so it is where a ``mask`` hides when it is added.
         """
         way, _ = self.accepted(covers)
         if way is None or not way.ones:
@@ -143,7 +142,8 @@ class Padding(Passes):
         other = self.content(way.inverted(), self.layout(covers), "plain")
         if self.holds(other) and self.effect(other) > 0:
             return way.inverted(), True
-        return way, False
+        named = way.role == "mask" and self.layout(covers) == "right"
+        return (self._added(covers) if named else None) or way, False
 
     def holds(self, content: Content) -> bool:
         """Whether the ids under a mask move nothing (16 u)."""

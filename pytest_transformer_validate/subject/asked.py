@@ -131,7 +131,7 @@ _SOURCE = re.compile(r"src|source|enc|input|^e_mask")
 
 def mask_name(name: str, *, decodes: bool) -> MaskName | None:
     """What the name of a mask says; ``None`` where it is none."""
-    if not re.search(r"mask|no_?peek", name) or _NO_MASK.search(name):
+    if not re.search(r"mask|msk|no_?peek|^is_pad", name) or _NO_MASK.search(name):
         return None
     padding = bool(_PADDING.search(name))
     if not decodes:
@@ -153,9 +153,10 @@ def covers_text(name: str) -> bool:
     return bool(_OF_TEXT.match(name))
 
 
-_REAL = re.compile(r"^input_mask$|^valid_(\w+_)?mask$")
+_REAL = re.compile(r"^input_masks?$|^valid_(\w+_)?mask$|^non_?pad(ding)?_mask$")
 _OF_TEXT = re.compile(
-    r"^(x|src|source|enc|encoder|inputs?|valid|seq|sequence|text|sent(ence)?)_mask$"
+    r"^(x|src|source|enc|encoder|inputs?|valid|seq|sequence|text|sent(ence)?|word|attn|attention"
+    r"|non_?pad(ding)?)_masks?$|^mask_pad$"
 )
 
 
@@ -272,7 +273,7 @@ _NAMES: tuple[tuple[re.Pattern[str], tuple[Value, ...]], ...] = tuple(
         (r"^max_\w*(len|length)s?$|^(seq|sequence)_?len(gth)?$", _lengths(None)[::-1]),
         (rf"{_SRC}{_LENGTHS}", _lengths(SOURCE)),
         (rf"{_TGT}{_LENGTHS}", _lengths(TARGET)),
-        (r"^(\w+_)?(lengths?|lens?)$|^num_(tokens|words)$", _lengths(None)),
+        (r"^(\w+_)?(lengths?|lens?)$|^(num|n)_(tokens|words)$", _lengths(None)),
         (rf"{_SRC}{_PLACES}", _positions(SOURCE)),
         (rf"{_TGT}{_PLACES}", _positions(TARGET)),
         (r"^pos(itions?|_seq|_idx|_index)?$|^position_(idx|index|indices)$", _positions(None)),

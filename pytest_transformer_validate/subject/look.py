@@ -27,6 +27,7 @@ from pytest_transformer_validate.subject.multiples import (
 from pytest_transformer_validate.subject.outputs import Output, read_output
 from pytest_transformer_validate.subject.packed import unpack
 from pytest_transformer_validate.subject.setup import Setup, method_of
+from pytest_transformer_validate.subject.signature import with_asked_mask
 from pytest_transformer_validate.subject.tables import TableReader
 
 if TYPE_CHECKING:
@@ -139,6 +140,9 @@ def _otherwise(subject: Subject, first: Exception) -> Facts:
         if _only(subject, length):
             facts = _look(subject, min(5, subject.most_rows), length)
             return replace(facts, limits=(length,), multiple=length)
+    facts = _with_asked_mask(subject)
+    if facts is not None:
+        return facts
     method = method_of(subject)
     if method is not None:
         subject.setup = Setup(method)
@@ -147,6 +151,20 @@ def _otherwise(subject: Subject, first: Exception) -> Facts:
         except Exception:  # noqa: BLE001 - then it is not what was missing
             subject.setup = None
     raise first
+
+
+def _with_asked_mask(subject: Subject) -> Facts | None:
+    """What a model shows whose required ``attention_mask`` is not (B, T)."""
+    signature, given = subject.signature, subject.given
+    renamed = with_asked_mask(signature)
+    if renamed is None:
+        return None
+    subject.signature = renamed
+    try:
+        return look(subject)
+    except Exception:  # noqa: BLE001 - a trial
+        subject.signature, subject.given = signature, given
+        return None
 
 
 def _reads_choices(subject: Subject) -> bool:

@@ -549,7 +549,51 @@ def test_a_mask_whose_name_says_what_is_real(model):
         padding(own, "content", ENCODER)
 
 
-@pytest.mark.parametrize("name", ["x_mask", "enc_mask", "text_mask"])
+class Extended(Masked):
+    """``mask`` (B, 1, 1, T), added to the scores."""
+
+    leaks = False
+
+    def seen(self, ids, mask):
+        return torch.zeros(1, 1, 1, 1) if mask is None else mask
+
+    def trunk(self, ids, mask):
+        x = super().trunk(ids, mask)
+        return self.norm(self.blocks[1](x, causal=False)) if self.leaks else x
+
+    def forward(self, ids, mask=None):
+        return super().forward(ids, mask)
+
+
+class ExtendedRequired(Extended):
+    def forward(self, ids, mask):
+        return Masked.forward(self, ids, mask)
+
+
+class FourAxes(Extended):
+    """``attention_mask`` (B, 1, 1, T) of ones and zeros, required."""
+
+    def seen(self, ids, mask):
+        assert mask.dim() == 4
+        return mask.bool()
+
+    def forward(self, input_ids, attention_mask):
+        return Masked.forward(self, input_ids, attention_mask)
+
+
+@pytest.mark.parametrize("model", [Extended, ExtendedRequired, FourAxes])
+@pytest.mark.parametrize("case", ["content", "right"])
+def test_masks_of_four_axes_and_those_that_are_added(model, case):
+    own = model()
+    measured = padding(own, case, ENCODER)
+    assert (measured.argument, measured.value <= measured.limit.value) == ("mask", True)
+    effect(own, ENCODER)
+    own.leaks = True
+    with pytest.raises(CheckFailed, match="must not depend on what|padded on the right"):
+        padding(own, case, ENCODER)
+
+
+@pytest.mark.parametrize("name", ["x_mask", "enc_mask", "text_mask", "attention_masks"])
 def test_an_optional_mask_of_the_text(name):
     source = f"def forward(self, ids, {name}=None): return Masked.forward(self, ids, {name})"
     scope = {"Masked": Masked}
