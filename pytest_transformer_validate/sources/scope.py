@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from pytest_transformer_validate.identity import Identities
+from pytest_transformer_validate.identity import Writes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -74,7 +74,7 @@ class ModuleScope(PathScope):
         self._before: dict[str, ModuleType] = {}
         self._aside: dict[str, ModuleType] = {}
         self._put: dict[str, ModuleType] = {}
-        self._opened = Identities(())
+        self._imports = Writes([sys.modules])
         self._write_bytecode = True
         self._is_new = True
 
@@ -101,17 +101,17 @@ class ModuleScope(PathScope):
         present = own & sys.modules.keys()
         self._put = {n: own for n, own in self._own.items() if _top(n) not in present}
         sys.modules.update(self._put)
-        self._opened = Identities((sys.modules.keys(), sys.modules.values()))
+        self._imports.note()
 
     def _close(self) -> None:
         super()._close()
-        if self._opened.same():
+        if self._imports.none():
             for name in self._put:
                 del sys.modules[name]
             sys.modules.update(self._aside)
         else:
             self._take_own_out()
-        self._before, self._opened = {}, Identities(())
+        self._before = {}
         sys.dont_write_bytecode = not self._write_bytecode
 
     def _take_own_out(self) -> None:
