@@ -19,6 +19,7 @@ from pytest_transformer_validate.subject.declared import declared_size
 from pytest_transformer_validate.subject.guard import seed_all
 
 if TYPE_CHECKING:
+    from pytest_transformer_validate.subject.outputs import Output
     from pytest_transformer_validate.subject.subject import Subject
 
 _BEYOND_CHANCE = 20.0  # expected number of entries in which two draws differ
@@ -154,6 +155,14 @@ class Dropouts(Passes):
         return logits, tuple(alike), reseeded
 
     @remembered
+    def moves_others(self) -> bool:
+        """Whether two random states in training move what is returned beside the logits (the
+        value of another head)."""
+        one, another = (self._training_output(which).others for which in ("one", "another"))
+        alike = len(one) == len(another)
+        return alike and any(not same(a, b) for a, b in zip(one, another, strict=True))
+
+    @remembered
     def trained_noised(self) -> float:
         """How far two random states move the logits in training, all parameters moved."""
         with self.probe.noised():
@@ -209,9 +218,12 @@ class Dropouts(Passes):
         return name or ROOT
 
     def _training_logits(self, which: str) -> torch.Tensor:
+        return self._training_output(which).logits.detach()
+
+    def _training_output(self, which: str) -> Output:
         probe = self.probe
         with probe.under("training"), probe.running("trained", which) as subject:
-            return subject(self.probe.draws.batch("plain")).logits.detach()
+            return subject(self.probe.draws.batch("plain"))
 
     def _drawn(self, which: str) -> tuple[set[str], set[str]]:
         """Names of what draws in one forward in training, and of what is called."""

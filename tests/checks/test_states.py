@@ -453,6 +453,27 @@ def test_a_dropout_that_is_not_called_is_noted():
     assert measured.modules == 3
 
 
+@pytest.mark.parametrize("drops", [0.5, 0.0])
+def test_a_dropout_of_another_head_moves_its_output(drops):
+    class Valued(models.Decoder):
+        def __init__(self):
+            super().__init__()
+            self.value = nn.Sequential(nn.Dropout(drops), nn.Linear(32, 1))
+            self.kept = nn.Dropout(0.5).eval()
+            self.kept.train = lambda mode=True: self.kept
+
+        def forward(self, input_ids):
+            x = self.hidden(input_ids)
+            logits = self.head(x if drops else self.kept(x))
+            return logits, self.value(x).squeeze(-1)
+
+    if drops:
+        assert CHECKS["dropout"](probe_of(Valued())).value == 0.0
+    else:
+        with pytest.raises(CheckFailed, match="two random states give the same logits"):
+            CHECKS["dropout"](probe_of(Valued()))
+
+
 def test_dropout_that_the_configuration_asks_for_and_nothing_calls():
     failed = failure("dropout", Leftover(), {"dropout": 0.1})
     assert "dropout is declared: drop" in failed.message

@@ -368,6 +368,8 @@ def _idle(probe: Probe, declared: Declared, trained: Trained) -> Misuse | None:
         names = [*trained.uncalled]
     if trained.moved or not names or probe.dropouts.trained_noised():
         return None
+    if probe.dropouts.moves_others():
+        return None
     return (
         "two random states give the same logits in training, and dropout is declared: "
         + ", ".join(names[:4]),
