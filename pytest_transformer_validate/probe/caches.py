@@ -12,7 +12,7 @@ import torch
 
 from pytest_transformer_validate.errors import NotApplicable, error_line
 from pytest_transformer_validate.probe.cache_protocols import handed_over, kept_inside, tensors_of
-from pytest_transformer_validate.probe.compare import axis_of, difference, noise
+from pytest_transformer_validate.probe.compare import axis_of, difference, few_rows, noise
 from pytest_transformer_validate.probe.decoding import (
     Plan,
     Protocol,
@@ -152,6 +152,23 @@ class Caches(Passes):
             return probe.noise()
         with probe.under(condition):
             return noise(probe)
+
+    @remembered
+    def past_padding(self, condition: str) -> tuple[float, torch.Tensor] | None:
+        """How far the logits move, and they, when positions are given that begin behind the
+        padding id, as RoBERTa's do; ``None`` where there are none or no table goes that far."""
+        probe, pad = self.probe, self.probe.subject.pad_id
+        if pad is None or not probe.subject.signature.takes("position_ids"):
+            return None
+        text = probe.batch(*few_rows(probe), "decoded")
+        own = torch.arange(text.main.shape[1], device=probe.subject.device) + pad + 1
+        given = text.with_(position_ids=own.expand(text.main.shape))
+        try:
+            with probe.under(condition):
+                plain, moved = probe.forward(text).logits, probe.forward(given).logits
+        except Exception:  # noqa: BLE001 - no table goes that far
+            return None
+        return float(difference(plain, moved).max()), plain
 
     def locate(self, plan: Plan, position: int) -> str | None:
         """The first module whose output for the piece that holds ``position`` is another one than

@@ -185,6 +185,33 @@ def test_positions_that_restart_are_a_failure_unless_generation_gives_them():
     assert any("unless position_ids" in note for note in judged(Generates())["steps"].notes)
 
 
+class PastPadding(Cached):
+    """Positions that begin behind the padding id; ``slips`` where pieces go on one too early."""
+
+    def __init__(self, slips: int = 0) -> None:
+        super().__init__()
+        self.slips = slips
+
+    def forward(self, input_ids, position_ids=None, past_key_values=None):
+        if position_ids is None:
+            start = 0 if past_key_values is None else past_key_values[0].shape[2] - self.slips
+            position_ids = torch.arange(start + 2, start + 2 + input_ids.shape[1])[None]
+        x = self.tokens(input_ids) + self.positions(position_ids)
+        x, past = self.attend(x, past_key_values)
+        return {"logits": self.head(x), "past_key_values": past}
+
+
+def test_positions_may_begin_behind_the_padding_id():
+    config = {"pad_token_id": 1, "max_position_embeddings": 46}
+    found = judged(PastPadding(), config)
+    assert all(found[case].value <= found[case].limit.value for case in ("chunks", "long"))
+    for case in ("steps", "chunks"):
+        with pytest.raises(CheckFailed):
+            kv_cache(probe_of(PastPadding(slips=1), config), case)
+    with pytest.raises(CheckFailed):
+        kv_cache(probe_of(PastPadding(), {**config, "pad_token_id": 5}), "chunks")
+
+
 def test_one_token_at_a_time_is_enough():
     class Single(InATuple):
         def forward(self, idx, layer_past=None):

@@ -74,6 +74,8 @@ def _judge(probe: Probe, plan: Plan, factor: float, notes: list[str]) -> KvCache
     if plan.condition and found.worst <= ARBITRATED * limit.value:
         notes.append("with parameters moved at random it is rounding or little more: as loaded")
         return _judge(probe, dataclasses.replace(plan, condition=""), factor, notes)
+    if plan.positions and not plan.padded and _counts_past_padding(probe, plan.condition):
+        return _judge(probe, dataclasses.replace(plan, positions=False), factor, notes)
     position = found.first_over(limit.value)
     _require_comparable(probe, plan, position, limit)
     cached, size = _piece(plan, position)
@@ -119,6 +121,12 @@ def looks_ahead(probe: Probe, condition: str = "") -> bool:
             if not worst_leak(swaps, limit.value).value <= limit.value:
                 return True
     return False
+
+
+def _counts_past_padding(probe: Probe, condition: str) -> bool:
+    """Whether the model's own positions begin behind the padding id: then none are given."""
+    found = probe.caches.past_padding(condition)
+    return found is not None and found[0] <= same_shape_limit(found[1]).value
 
 
 def _require_comparable(probe: Probe, plan: Plan, position: int, limit: Limit) -> None:
