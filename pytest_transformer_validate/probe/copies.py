@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pytest_transformer_validate.probe.holders import held_tensors
+from pytest_transformer_validate.probe.holders import held_modules, held_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,9 +43,11 @@ def twin_of(subject: Subject, model: torch.nn.Module) -> Subject:
 @contextlib.contextmanager
 def convertible(probe: Probe, *words: object) -> Iterator[Subject]:
     """A twin of the subject whose model may be moved to another dtype or device inside: the model
-    itself, which the guard gives back, or a copy where parts are scripted, which it cannot."""
+    itself, which the guard gives back, or a copy where parts are scripted or kept in plain lists,
+    which it cannot."""
     model = probe.subject.model
-    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+    scripted = any(isinstance(module, torch.jit.ScriptModule) for module in model.modules())
+    if scripted or next(held_modules(model), None) is not None:
         model = duplicate(model)
     with probe.running(*words) as subject:
         yield twin_of(subject, model)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch.nn.parameter import is_lazy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+Item = TypeVar("Item")
 
 
 def storage_of(tensor: torch.Tensor) -> int:
@@ -42,20 +44,34 @@ def held_tensors(module: torch.nn.Module, prefix: str) -> Iterator[tuple[str, to
     for name, value in vars(module).items():
         if name in _REGISTRIES or not isinstance(value, _HOLDS) or name.endswith("_hooks"):
             continue
-        for path, tensor in _tensors_in(value, name, depth=3):
+        for path, tensor in _items_of(value, name, torch.Tensor, depth=3):
             yield f"{prefix}.{path}" if prefix else path, tensor
+
+
+def held_modules(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
+    """Modules with parameters in plain lists, tuples and dicts, where none of them is registered
+    anywhere in the model."""
+    known = set(model.modules())
+    for name, module in model.named_modules():
+        for own, value in vars(module).items():
+            if own in _REGISTRIES or not isinstance(value, dict | list | tuple):
+                continue
+            for path, found in _items_of(value, own, torch.nn.Module, depth=3):
+                if found not in known and next(found.parameters(), None) is not None:
+                    yield f"{name}.{path}" if name else path, found
 
 
 _HOLDS = (torch.Tensor, dict, list, tuple)
 _REGISTRIES = frozenset(vars(torch.nn.Module()))  # what every module has
 
 
-def _tensors_in(value: Any, path: str, depth: int) -> Iterator[tuple[str, torch.Tensor]]:
-    if isinstance(value, torch.Tensor):
+def _items_of(value: Any, path: str, kind: type[Item], depth: int) -> Iterator[tuple[str, Item]]:
+    """What is of a kind in a nest of dicts, lists and tuples."""
+    if isinstance(value, kind):
         yield path, value
     elif depth and isinstance(value, dict):
         for key, item in value.items():
-            yield from _tensors_in(item, f"{path}[{key!r}]", depth - 1)
+            yield from _items_of(item, f"{path}[{key!r}]", kind, depth - 1)
     elif depth and isinstance(value, list | tuple):
         for index, item in enumerate(value[:4096]):
-            yield from _tensors_in(item, f"{path}[{index}]", depth - 1)
+            yield from _items_of(item, f"{path}[{index}]", kind, depth - 1)

@@ -15,7 +15,12 @@ from pytest_transformer_validate.errors import error_line
 from pytest_transformer_validate.probe.compare import few_rows
 from pytest_transformer_validate.probe.copies import convertible
 from pytest_transformer_validate.probe.elsewhere import MADE, PRETENDED, Mixed, Pretence
-from pytest_transformer_validate.probe.holders import held_tensors, own_storages, storage_of
+from pytest_transformer_validate.probe.holders import (
+    held_modules,
+    held_tensors,
+    own_storages,
+    storage_of,
+)
 from pytest_transformer_validate.probe.passes import Passes, remembered
 from pytest_transformer_validate.probe.settings import settings_kept, tell
 from pytest_transformer_validate.probe.trace import where_raised
@@ -77,6 +82,17 @@ class LeftBehind(Passes):
         model = self.probe.subject.model
         own = own_storages(model)
         return [(name, t) for name, t in _attributes(model) if storage_of(t) not in own]
+
+    def unregistered(self) -> list[str]:
+        """Modules in plain lists and dicts whose parameters a backward pass of the model reaches:
+        training would, too, and no optimizer. None where no backward runs."""
+        found = [name for name, _ in held_modules(self.probe.subject.model)]
+        if not found:
+            return []
+        try:
+            return found if self.probe.gradients().unregistered else []
+        except Exception:  # noqa: BLE001 - gradient_flow says what a backward raises
+            return []
 
 
 def _attributes(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -437,6 +437,36 @@ def test_parameters_in_a_list_are_found():
         CHECKS["registered_tensors"](probe_of(Listed()))
 
 
+class Listed(models.Decoder):
+    """Blocks in a plain list; a teacher in one, whose results are not trained through."""
+
+    def __init__(self, hides):
+        super().__init__()
+        self.teacher = [models.Block()]
+        if hides:
+            blocks = list(self.blocks)
+            del self.blocks
+            self.blocks = {"both": blocks}
+
+    def hidden(self, ids):
+        places = torch.arange(ids.size(1), device=ids.device)
+        x = self.tokens(ids) + self.positions(places)
+        with torch.no_grad():
+            x = x + 0 * self.teacher[0].to(ids.device)(x)
+        for block in self.blocks["both"] if isinstance(self.blocks, dict) else self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+
+def test_layers_in_a_plain_list_are_found_where_they_are_trained():
+    healthy = Listed(hides=False)
+    CHECKS["registered_tensors"](probe_of(healthy))
+    assert healthy.teacher[0].norm1.weight.device.type == "cpu"
+    with pytest.raises(CheckFailed, match=r"blocks\['both'\]\[0\]") as caught:
+        CHECKS["registered_tensors"](probe_of(Listed(hides=True)))
+    assert "nn.ModuleList" in str(caught.value)
+
+
 def test_the_pretence_computes_and_refuses():
     layer = nn.GRU(4, 4, batch_first=True)
     x = torch.randn(2, 3, 4)

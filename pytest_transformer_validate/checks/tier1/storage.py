@@ -181,6 +181,18 @@ def registered_tensors(probe: Probe) -> Registered:
             measured,
             where=_module(probe, learned[0]),
         )
+    hidden = probe.left_behind.unregistered()
+    if hidden:
+        raise CheckFailed(
+            f"{_MOVE_RULE}\n"
+            f"{len(hidden)} modules are no part of the model, and a gradient reaches them: "
+            f"{', '.join(hidden[:3])}{' ...' * (len(hidden) > 3)}; no optimizer, checkpoint, "
+            ".to() or eval() does\n"
+            f"module that holds them: {_module(probe, hidden[0])}\n"
+            "likely: a plain list or dict of layers where nn.ModuleList or nn.ModuleDict is meant",
+            measured,
+            where=_module(probe, hidden[0]),
+        )
     if stays is None:
         return measured
     if stays.origin == "made" and not stays.aware:
