@@ -125,8 +125,10 @@ class MaskName:
 _NO_MASK = re.compile(r"mask(ed)?_?(id|ids|token\w*|value|prob\w*|ratio|pos\w*)$")
 _PADDING = re.compile(r"pad|attention_mask|valid")
 _CROSS = re.compile(r"memory|cross|enc_dec|dec_enc|src_tgt|src_trg|tgt_src|trg_src")
-_TARGET = re.compile(r"tgt|trg|target|dec|look_?ahead|causal|subsequent|future|no_?peek|self_mask")
-_SOURCE = re.compile(r"src|source|enc|input|^e_mask")
+_TARGET = re.compile(
+    r"^y_|tgt|trg|target|dec|look_?ahead|causal|subsequent|future|no_?peek|self_mask"
+)
+_SOURCE = re.compile(r"^x_|src|source|enc|input|^e_mask")
 
 
 def mask_name(name: str, *, decodes: bool) -> MaskName | None:
@@ -155,8 +157,8 @@ def covers_text(name: str) -> bool:
 
 _REAL = re.compile(r"^input_masks?$|^valid_(\w+_)?mask$|^non_?pad(ding)?_mask$")
 _OF_TEXT = re.compile(
-    r"^(x|src|source|enc|encoder|inputs?|valid|seq|sequence|text|sent(ence)?|word|attn|attention"
-    r"|non_?pad(ding)?)_masks?$|^mask_pad$"
+    r"^((x|src|source|enc|encoder|inputs?|valid|seq|sequence|text|sent(ence)?|word|non_?pad(ding)?)_)?"
+    r"(att_|attn_|attention_)?masks?$|^mask_pad$"
 )
 
 
@@ -167,7 +169,8 @@ def decoder_reads(name: str) -> bool:
 
 _DECODER = re.compile(
     r"^(tgt|trg|tar|target|dec|decoder|y|output)_?"
-    r"(seqs?|sequence|tokens?|x|in|inp|inputs?|text|sents?|sentence|words|ids)$|^tar$",
+    r"(seqs?|sequence|tokens?|x|in|inp|inputs?|text|sents?|sentence|words?|ids|idx|batch|tensor"
+    r"|input_ids)$|^(x|batch|shifted)_(tgt|trg|dec)$|^tar$|^ys$",
     re.IGNORECASE,
 )
 

@@ -58,6 +58,7 @@ _HABITS = {
     "one for all heads": ("11qk", "11qk", "b11k"),
     "keys of each query": ("b1k", "b1k", "b1k"),
     "keys of each head": ("b11k", "b11k", "b11k"),
+    "pairs, and keys": ("qk", "bk", "bk"),
 }
 _CROSSES = re.compile(r"dec(oder)?_(pad|padding)_?mask$")
 _OPEN_FIRST = ("keys", "keys of each head", "keys of each query")
@@ -262,14 +263,16 @@ class _Search:
 
     def _readings(self) -> list[dict[str, MaskName]]:
         """What the names of masks say; a decoder's padding mask may be about the source, for its
-        cross attention."""
+        cross attention, and so may be a mask that is the only one."""
         other = {
             role: MaskName(CROSS, name.padding)
             if name.padding and name.side == TARGET and _CROSSES.match(self.names[role])
             else name
             for role, name in self.masks.items()
         }
-        return [self.masks] if other == self.masks else [self.masks, other]
+        readings = [self.masks] if other == self.masks else [self.masks, other]
+        alone = self.subject.decodes and list(self.names) == list(self.masks) == ["mask"]
+        return [*readings, {"mask": MaskName(SOURCE, True)}] if alone else readings
 
     def _habits(self) -> list[str]:
         """The habits; where nothing is causal, masks over keys come first."""

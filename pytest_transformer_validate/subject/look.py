@@ -140,9 +140,9 @@ def _otherwise(subject: Subject, first: Exception) -> Facts:
         if _only(subject, length):
             facts = _look(subject, min(5, subject.most_rows), length)
             return replace(facts, limits=(length,), multiple=length)
-    facts = _with_asked_mask(subject)
-    if facts is not None:
-        return facts
+    shown = _with_asked_mask(subject)
+    if shown is not None:
+        return shown
     method = method_of(subject)
     if method is not None:
         subject.setup = Setup(method)

@@ -102,9 +102,12 @@ class Signature:
         return role in self.names
 
 
-def read_signature(model: torch.nn.Module, *, vision: bool, translates: bool = True) -> Signature:
-    """The Signature of ``model.forward``; ``vision`` says that its main input is an image, and
-    ``translates`` that it may be a sequence-to-sequence model.
+def read_signature(
+    model: torch.nn.Module, *, vision: bool, translates: bool = True, seq2seq: bool = False
+) -> Signature:
+    """The Signature of ``model.forward``; ``vision`` says that its main input is an image,
+    ``translates`` that it may be a sequence-to-sequence model, and ``seq2seq`` that it is one:
+    then what nobody knows is what its decoder reads.
 
     Raises SubjectError, with the signature, for a required parameter that nobody knows.
     """
@@ -116,7 +119,9 @@ def read_signature(model: torch.nn.Module, *, vision: bool, translates: bool = T
     text = f"forward{signature}"
     if not parameters:
         raise SubjectError(f"forward takes no named input\n  signature: {text}")
-    names, unknown, ambiguous = _assign(parameters, vision=vision, translates=translates)
+    names, unknown, ambiguous = _assign(
+        parameters, vision=vision, translates=translates, seq2seq=seq2seq
+    )
     intermediates = tuple(p.name for p in unknown if _INTERMEDIATE.match(p.name))
     needed = [p for p in unknown if p.default is p.empty and p.name not in intermediates]
     decodes = "decoder_input_ids" in names
@@ -128,10 +133,12 @@ def read_signature(model: torch.nn.Module, *, vision: bool, translates: bool = T
         names["mask"] = of_text
     missing = [p.name for p in needed if p.name not in names]
     if missing:
+        decoder = translates and not decodes and len(missing) == 1
         raise SubjectError(
             f"forward requires {', '.join(missing)}, and what that is cannot be found out\n"
             f"  signature: {text[:300]}\n"
             "  give the parameter a default, or wrap the model so that forward takes input_ids"
+            + ("\n  is it what a decoder reads? declare it: --tb-task=seq2seq" if decoder else "")
         )
     by_name = {p.name: p for p in parameters}
     kinds = {role: by_name[name] for role, name in names.items()}
@@ -239,7 +246,7 @@ def _part_behind(model: torch.nn.Module) -> torch.nn.Module | None:
 
 
 def _assign(
-    parameters: list[inspect.Parameter], *, vision: bool, translates: bool
+    parameters: list[inspect.Parameter], *, vision: bool, translates: bool, seq2seq: bool
 ) -> tuple[dict[str, str], list[inspect.Parameter], str | None]:
     """Roles to names, the parameters left over, and the one that may be labels or a target."""
     left = {p.name: p for p in parameters}
@@ -256,8 +263,12 @@ def _assign(
             found[role] = name
             del left[name]
     if "decoder_input_ids" not in found and not vision and translates:
-        required = (p for p in parameters[1:] if p.default is p.empty and p.name in left)
-        name = next((p.name for p in required if decoder_reads(p.name)), None)
+        required = [p for p in parameters[1:] if p.default is p.empty and p.name in left]
+        unknown = (
+            p for p in required if seq2seq and not known(p.name, _annotation(p), decodes=True)
+        )
+        read = (p for p in required if decoder_reads(p.name))
+        name = next((p.name for p in (*read, *unknown)), None)
         if name is not None:
             found["decoder_input_ids"] = name
             del left[name]

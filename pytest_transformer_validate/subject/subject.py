@@ -145,8 +145,11 @@ class Subject:
     def signature(self) -> Signature:
         """What forward asks for."""
         named = declared_task(self.model, self.config, self._task)
-        translates = named is None or named.task_type == "seq2seq"
-        return read_signature(self.model, vision=self.vision, translates=translates)
+        seq2seq = named is not None and named.task_type == "seq2seq"
+        translates = named is None or seq2seq
+        return read_signature(
+            self.model, vision=self.vision, translates=translates, seq2seq=seq2seq
+        )
 
     def take_as_labels(self, name: str) -> None:
         """From now on the parameter ``name`` is given labels, not a decoder input."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pytest_transformer_validate.errors import SubjectError
 from pytest_transformer_validate.subject.subject import Subject
+from tests import models
 from tests.models import VOCAB
 
 
@@ -117,6 +118,46 @@ def test_masks_of_source_and_target(reading, source, target):
     subject = Subject(Translator(reading).eval())
     assert subject.task.task_type == "seq2seq"
     assert subject.given.text == f"src_mask {source}; tgt_mask {target}"
+    assert not later_moves_earlier(subject)
+
+
+class OfSource(models.Translator):
+    """One required mask: over the source, (B, S)."""
+
+    def translate(self, src, tgt, keep, later):
+        source, target = self.place(self.source(src)), self.place(self.target(tgt))
+        x = self.transformer(
+            source,
+            target,
+            tgt_mask=later,
+            src_key_padding_mask=~keep,
+            memory_key_padding_mask=~keep,
+        )
+        return self.head(x)
+
+    def forward(self, src: Tensor, tgt: Tensor, mask: Tensor) -> Tensor:
+        length = tgt.size(1)
+        return self.translate(src, tgt, mask, torch.ones(length, length).triu(1).bool())
+
+
+class KeysAndPairs(OfSource):
+    """Keys of the source, (B, S), and pairs of the target, (T, T)."""
+
+    def forward(self, src: Tensor, tgt: Tensor, x_mask: Tensor, y_mask: Tensor) -> Tensor:
+        return self.translate(src, tgt, x_mask, ~y_mask)
+
+
+@pytest.mark.parametrize(
+    ("model", "text"),
+    [
+        (OfSource, "mask (B, S), True keeps"),
+        (KeysAndPairs, "x_mask (B, S), True keeps; y_mask (T, T), True keeps"),
+    ],
+)
+def test_a_mask_over_the_source_alone(model, text):
+    subject = Subject(model().eval())
+    assert subject.task.task_type == "seq2seq"
+    assert subject.given.text == text
     assert not later_moves_earlier(subject)
 
 

@@ -65,6 +65,26 @@ def test_tokens_behind_a_source_are_what_the_decoder_reads(first, second):
     assert signature_of(forward).names == {"input_ids": first, "decoder_input_ids": second}
 
 
+@pytest.mark.parametrize("second", ["tgt_idx", "x_dec", "batch_tgt", "dec_input_ids", "ys"])
+def test_names_of_what_a_decoder_reads(second):
+    scope = {}
+    exec(f"def forward(self, first, {second}): ...", scope)
+    assert signature_of(scope["forward"]).names["decoder_input_ids"] == second
+
+
+def test_what_nobody_knows_is_the_decoders_where_the_task_says_so():
+    def forward(self, question, answer, src_mask, flag=False): ...
+
+    model = type("Model", (nn.Module,), {"forward": forward})()
+    names = read_signature(model, vision=False, seq2seq=True).names
+    assert names == {"input_ids": "question", "decoder_input_ids": "answer", "mask": "src_mask"}
+    with pytest.raises(SubjectError, match=r"answer,(.|\n)*declare it: --tb-task=seq2seq"):
+        read_signature(model, vision=False)
+    with pytest.raises(SubjectError) as caught:
+        read_signature(model, vision=False, translates=False)
+    assert "seq2seq" not in str(caught.value)
+
+
 def test_tokens_in_front_of_a_source_are_left_as_they_are():
     def forward(self, tokens, src=None): ...
 
