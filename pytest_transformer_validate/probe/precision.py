@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 _aten = torch.ops.aten
 _FLOAT32_EPS = torch.finfo(torch.float32).eps
+_CASTS = {torch.Tensor.float, torch.Tensor.to, torch.softmax, torch.nn.functional.softmax}
 _RMS_NORM = {torch.rms_norm, torch.nn.functional.rms_norm}
 _ATTENTION = _aten._scaled_dot_product_flash_attention_for_cpu.default
 _CHOICES = {
@@ -348,9 +349,14 @@ def _parts(error: torch.Tensor, known: torch.Tensor) -> tuple[float, ...]:
     return tuple(float(piece.median()) for piece in pieces)
 
 
-class _DefaultEps(TorchFunctionMode):
+class _InDouble(TorchFunctionMode):
     """Gives RMSNorm without an eps that of float32, as every dtype but float64 has it: with
-    another one, small vectors are another model's."""
+    another one, small vectors are another model's. ``throughout`` leaves what is in float64 there
+    where it is cast to float32."""
+
+    def __init__(self, throughout: bool) -> None:
+        super().__init__()
+        self.throughout = throughout
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -360,16 +366,25 @@ class _DefaultEps(TorchFunctionMode):
             named["eps"] = named.get("eps") or _FLOAT32_EPS
         elif func in _RMS_NORM and args[3] is None:
             args = (*args[:3], _FLOAT32_EPS)
+        elif self.throughout and func in _CASTS and args[0].dtype is torch.float64:
+            if func is torch.Tensor.float:
+                return args[0]
+            args = tuple(torch.float64 if a is torch.float32 else a for a in args)
+            named = {k: torch.float64 if a is torch.float32 else a for k, a in named.items()}
         return func(*args, **named)
 
 
 class MaskDtype(Operations):
     """Gives attention masks the dtype of the queries: with a float32 mask, attention in float64
-    silently reads wrong numbers from 16 tokens on (torch 2.13, CPU). And see ``_DefaultEps``."""
+    silently reads wrong numbers from 16 tokens on (torch 2.13, CPU). And see ``_InDouble``."""
+
+    def __init__(self, throughout: bool = False) -> None:
+        super().__init__()
+        self.throughout = throughout
 
     def __enter__(self) -> Self:
         super().__enter__()
-        self._uncompiled.enter_context(_DefaultEps())
+        self._uncompiled.enter_context(_InDouble(self.throughout))
         return self
 
     def __torch_dispatch__(

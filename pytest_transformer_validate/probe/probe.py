@@ -74,7 +74,7 @@ class Probe(Groups):
         self._results: dict[tuple[object, ...], Any] = {}
         self._failures: dict[tuple[object, ...], str] = {}
         self._training = False
-        self._copied = False
+        self._copied = self._throughout = False
         self._keeper = Keeper(subject.model)
 
     def context(self) -> dict[str, Any]:
@@ -144,7 +144,7 @@ class Probe(Groups):
 
         In eval mode, or inside ``under("training")`` in training mode with batch norms in eval.
         """
-        mended = MaskDtype() if self._copied else contextlib.nullcontext()
+        mended = MaskDtype(self._throughout) if self._copied else contextlib.nullcontext()
         guard = self._keeper.guard(self.seed_for(*words))
         with guard as kept, torch.set_grad_enabled(grad), mended:
             kept.train(self._training)
@@ -343,13 +343,17 @@ class Probe(Groups):
         """See ``MovedWeights.at_random``."""
         return self.moved_weights.at_random()
 
-    def in_float64(self) -> Probe:
-        """A probe over a float64 copy on the CPU. What copying raises comes through."""
+    def in_float64(self, *, throughout: bool = False) -> Probe:
+        """A probe over a float64 copy on the CPU. What copying raises comes through.
+        ``throughout`` leaves in float64 what its code casts to float32."""
         subject = self.subject
         model = convert(copy.deepcopy(subject.model), torch.float64, "cpu")
         probe = Probe(subject.twin(model), seed=self.seed, weights=self.weights)
-        probe._copied = True
+        probe._copied, probe._throughout = True, throughout
         probe.rounded = self.rounded
+        if throughout:
+            with MaskDtype(throughout):
+                _ = probe.subject.facts  # the first forward is no pass
         return probe
 
     def reseeded(self, by: int) -> Probe:
@@ -358,7 +362,9 @@ class Probe(Groups):
 
     def repeated(self, measure: Callable[[Probe], float]) -> tuple[float, str]:
         """``measure`` again, in float64, or with another seed where that cannot run."""
-        try:
-            return measure(self.in_float64()), "in float64"
-        except Exception:  # noqa: BLE001 - a model need not run in float64
-            return measure(self.reseeded(1)), "with another seed (float64 does not run)"
+        for throughout in (False, True):  # a cast to float32 may not go with the rest
+            try:
+                return measure(self.in_float64(throughout=throughout)), "in float64"
+            except Exception:  # noqa: BLE001 - a model need not run in float64
+                continue
+        return measure(self.reseeded(1)), "with another seed (float64 does not run)"

@@ -106,3 +106,18 @@ def test_another_seed_where_float64_does_not_run():
     probe = Probe(Subject(Single()), seed=3)
     _, how = probe.repeated(lambda p: float(p.row_swaps("full").own_effect))
     assert how == "with another seed (float64 does not run)"
+
+
+def test_a_cast_to_float32_does_not_keep_a_repetition_from_float64():
+    class Casts(Decoder):
+        def hidden(self, ids):
+            x = self.blocks[0](self.tokens(ids))
+            weights = torch.softmax(x.to(torch.float32), dim=-1, dtype=torch.float32)
+            return self.norm(x.float() + weights)
+
+    def dtype(probe):
+        return probe.forward(probe.batch(2, 5, "x")).logits.dtype
+
+    found = []
+    value, how = Probe(Subject(Casts())).repeated(lambda p: found.append(dtype(p)) or 0.0)
+    assert (value, how, found) == (0.0, "in float64", [torch.float64])
