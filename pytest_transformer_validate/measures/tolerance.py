@@ -75,6 +75,14 @@ def shapes_limit(
     return limit if value <= limit.value else two_shapes_limit(reference, noise(), factor)
 
 
+def doubtful(dtype: torch.dtype) -> float:
+    """How many times its limit a value is repeated for (see ``settle``) in a model of ``dtype``:
+    one that computes in half precision may still return float32, whose u is far smaller."""
+    import torch
+
+    return ARBITRATED * max(1.0, torch.finfo(dtype).eps / torch.finfo(torch.float32).eps)
+
+
 def settle(value: float, limit: Limit, repeat: Repeat, *, sure: float = ARBITRATED) -> Verdict:
     """Compare, and repeat the probe where the value is within ``sure`` times its limit.
 

@@ -212,6 +212,29 @@ def test_positions_may_begin_behind_the_padding_id():
         kv_cache(probe_of(PastPadding(), {**config, "pad_token_id": 5}), "chunks")
 
 
+class Halved(Cached):
+    """Computes in bfloat16 and returns float32; with a past it rounds once more, or ``slips``."""
+
+    def __init__(self, slips: int = 0) -> None:
+        super().__init__()
+        self.slips = slips
+        self.to(torch.bfloat16)
+
+    def forward(self, idx, layer_past=None):
+        start = 0 if layer_past is None else layer_past[0].shape[2] - self.slips
+        logits, past = self.run(idx, layer_past, start)
+        if layer_past is not None:
+            logits = logits * 1.01 / 1.01
+        return logits.float(), past
+
+
+def test_what_rounds_in_half_precision_is_decided_in_float64():
+    found = judged(Halved())
+    assert any("rounding" in note for note in found["steps"].notes)
+    with pytest.raises(CheckFailed, match="position 1 of 11 is off"):
+        kv_cache(probe_of(Halved(slips=1)), "steps")
+
+
 def test_one_token_at_a_time_is_enough():
     class Single(InATuple):
         def forward(self, idx, layer_past=None):

@@ -11,6 +11,7 @@ from pytest_transformer_validate.measures.caches import KvCache
 from pytest_transformer_validate.measures.dependency import worst_leak
 from pytest_transformer_validate.measures.tolerance import (
     ARBITRATED,
+    doubtful,
     same_shape_limit,
     settle,
     two_shapes_limit,
@@ -66,7 +67,10 @@ def _judge(probe: Probe, plan: Plan, factor: float, notes: list[str]) -> KvCache
     if found.raised is not None or found.misshapen is not None:
         return _without_logits(probe, plan, found, measured, notes)
     verdict = settle(
-        found.worst, limit, lambda: probe.repeated(lambda other: _repeat(other, plan))
+        found.worst,
+        limit,
+        lambda: probe.repeated(lambda other: _repeat(other, plan)),
+        sure=doubtful(probe.subject.dtype),
     )
     notes.extend(verdict.notes)
     if not verdict.exceeded:
