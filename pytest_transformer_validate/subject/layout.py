@@ -15,6 +15,7 @@ LAYOUTS = {
     "scores": "(B, T), one number a token",
     "channels": "(B, V, T), as cross_entropy takes it",
     "column": "(B,), one number a text",
+    "heads": "(H, B, T, V), several heads one after the other",
 }
 
 
@@ -32,6 +33,8 @@ def find_layout(shape: tuple[int, ...], rows: int, length: int, *, per_token: bo
         return "scores"
     if len(shape) == 3 and shape[0] == rows and shape[2] == length != shape[1]:
         return "channels"
+    if len(shape) == 4 and shape[0] != rows and shape[1:3] == (rows, length):
+        return "heads"
     return "rows"
 
 
@@ -49,4 +52,6 @@ def arrange(logits: torch.Tensor, layout: str, rows: int, length: int) -> torch.
         return logits.transpose(1, 2)
     if layout == "column" and logits.dim() == 1:
         return logits.unsqueeze(-1)
+    if layout == "heads" and logits.dim() == 4:
+        return logits.movedim(0, 2)
     return logits

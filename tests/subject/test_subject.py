@@ -158,6 +158,14 @@ class Channels(models.Decoder):
         return super().forward(input_ids).transpose(1, 2)
 
 
+class Heads(models.Decoder):
+    """Several tokens ahead are predicted: one head after the other."""
+
+    def forward(self, input_ids):
+        logits = super().forward(input_ids)
+        return torch.stack([logits, logits + 1, logits + 2])
+
+
 class Discriminator(models.Decoder):
     def forward(self, input_ids):
         return super().forward(input_ids)[..., 0]
@@ -171,6 +179,7 @@ class Reward(models.Decoder):
 LAYOUTS = {
     "flat": (Flat, None, (3, 5, VOCAB)),
     "channels": (Channels, None, (3, 5, VOCAB)),
+    "heads": (Heads, None, (3, 5, 3, VOCAB)),
     "scores": (Discriminator, None, (3, 5, 1)),
     "column": (Reward, "classification", (3, 1)),
 }
