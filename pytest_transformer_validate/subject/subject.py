@@ -367,12 +367,14 @@ class Subject:
         return ids
 
     def _plain_ids(self, size: int) -> torch.Tensor:
-        """The ids below ``size`` that have no special meaning, or all where each has one."""
-        special = special_ids(self.config) | {self.pad_id} | self.facts.compared
+        """The ids below ``size`` that have no special meaning; where fewer than two are left,
+        which make no two texts, those that are no padding, or all."""
+        padding = {self.pad_id} | self.facts.compared
+        special = special_ids(self.config) | padding
         key = (size, frozenset(special))
         if self._plain is None or self._plain[0] != key:
-            allowed = torch.tensor([i for i in range(size) if i not in special])
-            self._plain = key, allowed if len(allowed) else torch.arange(size)
+            left = ([i for i in range(size) if i not in out] for out in (special, padding, set()))
+            self._plain = key, torch.tensor(next((ids for ids in left if len(ids) > 1), [0]))
         return self._plain[1]
 
     def __call__(self, batch: Batch, **extra: Any) -> Output:

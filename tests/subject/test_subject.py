@@ -120,6 +120,15 @@ def test_ids_avoid_what_has_a_meaning():
     assert not {0, 3, 5} & set(ids.flatten().tolist())
 
 
+@pytest.mark.parametrize(
+    ("vocabulary", "ids"), [(2, {0, 1}), (3, {1, 2}), (4, {1, 2, 3}), (5, {3, 4})]
+)
+def test_two_ids_are_needed_for_two_texts(vocabulary, ids):
+    config = {"vocab_size": vocabulary, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    subject = Subject(models.Decoder(), config)
+    assert set(subject.batch(8, 16)["input_ids"].flatten().tolist()) == ids
+
+
 def test_sizes_are_primes_that_no_weight_has():
     rows, length = Subject(models.Decoder()).sizes
     assert rows != length
