@@ -36,12 +36,15 @@ def settings_of(model: torch.nn.Module, kind: type) -> list[Place]:
     """The settings of a kind (``torch.device`` or ``torch.dtype``).
 
     They stand in the model's configuration, and for a device among the globals of its code; where
-    the configuration has one or the constructor asks for it, what its parts remember counts, too.
+    the configuration has one or the constructor asks for it, what its parts remember counts, too,
+    and so does what they took from the machine.
     """
     places = list(_configurations(model))
     asks = any(name in inspect.signature(type(model).__init__).parameters for name in _NAMES[kind])
     if asks or any(_names(place, kind) for place in places):
         places += [vars(module) for module in model.modules()]
+    elif kind is torch.device:
+        places += [vars(module) for module in model.modules() if _asks_the_machine(module)]
     if kind is torch.device:
         places += _globals(model)
     return [(place, name, place[name]) for place in places for name in _names(place, kind)]
@@ -56,6 +59,12 @@ def tell(settings: list[Place], value: torch.device | torch.dtype) -> None:
 def _names(place: dict[str, Any], kind: type) -> list[str]:
     kinds = (kind, str) if kind is torch.device else (kind,)
     return [name for name in _NAMES[kind] if isinstance(place.get(name), kinds)]
+
+
+def _asks_the_machine(module: torch.nn.Module) -> bool:
+    """Whether a constructor chooses by what there is: torch.cuda.is_available()."""
+    codes = (getattr(kind.__init__, "__code__", None) for kind in type(module).__mro__)
+    return any(code is not None and "is_available" in code.co_names for code in codes)
 
 
 def _configurations(model: torch.nn.Module) -> Iterator[dict[str, Any]]:

@@ -338,12 +338,21 @@ def test_a_device_that_is_a_setting_of_the_file_or_the_configuration_is_set():
             steps = torch.arange(ids.size(1), device=self.config["device"]).to(self.device)
             return self.norm(self.blocks[0](self.tokens(ids) + self.positions(steps)))
 
+    class OfTheMachine(models.Decoder):
+        def __init__(self):
+            super().__init__()
+            self.device = torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+        def hidden(self, ids):
+            steps = torch.arange(ids.size(1), device=self.device)
+            return self.norm(self.blocks[0](self.tokens(ids) + self.positions(steps)))
+
     class Forgets(OfTheFile):
         def hidden(self, ids):
             return super().hidden(ids) + torch.zeros(ids.size(1), 1)
 
     config = {"device": torch.device("cpu")}
-    for model in (OfTheFile(), Configured(config)):
+    for model in (OfTheFile(), Configured(config), OfTheMachine()):
         measured = CHECKS["registered_tensors"](probe_of(model))
         assert measured.stays is None
         assert not measured.notes
