@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import itertools
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,6 +22,7 @@ _ROWS = 6
 _SLIGHT = 0.1  # of the usual size: such vectors are left out
 _STEP = 1e-2  # of the input's size: small enough for a slope, large enough for float32
 _COUNTS = ("layer", "block", "depth")
+_NUMBER = re.compile(r"(n|num|number)_?(of_)?(\w+_)?(layer|block)s?|(\w+_)?(layers|blocks|depth)")
 _DECLARES = ("shar", "recur", "reuse", "univers", "group", "loop", "repeat")
 
 
@@ -194,12 +197,24 @@ class Siblings(Passes):
             self.declares(),
         )
 
-    def promised(self, count: int) -> str:
-        """The key of the configuration that promises this number of layers, else empty."""
-        config = self.probe.subject.config
+    def promised(self, shared: Shared) -> str:
+        """What promises as many layers: a key of the configuration, else a number that the model,
+        or the module that holds the list, keeps or is made with unless told otherwise."""
+        config, model = self.probe.subject.config, self.probe.subject.model
         for key in config:
-            if any(word in key.lower() for word in _COUNTS) and config.get(key) == count:
+            if any(word in key.lower() for word in _COUNTS) and config.get(key) == shared.count:
                 return key
+        parent = shared.holder.rpartition(".")[0]
+        for module in (model.get_submodule(parent), model):
+            made = inspect.signature(type(module).__init__).parameters.values()
+            numbers = [*vars(module).items(), *((p.name, p.default) for p in made)]
+            for name, value in numbers:
+                if (
+                    _NUMBER.fullmatch(name.lower())
+                    and type(value) is int
+                    and value == shared.count
+                ):
+                    return name
         return ""
 
     def declares(self) -> str:

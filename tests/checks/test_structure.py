@@ -274,6 +274,25 @@ def test_a_shared_layer_that_nobody_counts_is_left_alone():
     assert layers(model).notes == ("blocks.0 and blocks.1 share all weights (undeclared)",)
 
 
+class Repeated(models.Decoder):
+    def __init__(self, num_layers=3):
+        super().__init__()
+        self.blocks = nn.ModuleList([models.Block()] * num_layers)
+
+
+def test_a_number_that_the_model_is_made_with_counts_its_layers():
+    with pytest.raises(CheckFailed, match="num_layers promises 3 layers") as caught:
+        layers(Repeated())
+    assert caught.value.where == "blocks"
+    model = Repeated(4)
+    assert layers(model).notes
+    model.n_layer, model.block_size = 4, 4
+    with pytest.raises(CheckFailed, match="n_layer promises 4 layers"):
+        layers(model)
+    model.universal = True
+    layers(model)
+
+
 def test_one_weight_of_another_layer():
     model = models.Decoder()
     model.blocks = nn.ModuleList(models.Block() for _ in range(3))

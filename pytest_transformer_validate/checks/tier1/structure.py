@@ -189,7 +189,7 @@ def _judge_norms(probe: Probe) -> None:
 
 def _judge_shared(probe: Probe, shared: Shared) -> str:
     """A note where the sharing is declared, or nothing promises separate layers."""
-    key = "" if shared.parameter else probe.siblings.promised(shared.count)
+    key = "" if shared.parameter else probe.siblings.promised(shared)
     if shared.declared or not (shared.parameter or key):
         what = shared.parameter or "all weights"
         return (
