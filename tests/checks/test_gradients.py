@@ -171,3 +171,43 @@ def test_what_an_earlier_check_met_is_said_by_the_one_that_judges_it():
         probe.gradients()
     with pytest.raises(CheckFailed, match="is written over in place"):
         CHECKS["gradient_flow"](probe)
+
+
+class Prompted(models.Decoder):
+    """A learned vector beside the text, in front of which a frozen model sees it or not."""
+
+    def __init__(self, *, in_front: bool) -> None:
+        super().__init__()
+        self.requires_grad_(False)
+        self.prompt = nn.Parameter(torch.randn(1, 1, 32))
+        self.in_front = in_front
+
+    def forward(self, input_ids):
+        x = self.tokens(input_ids)
+        prompt = self.prompt.expand(len(x), 1, 32)
+        x = torch.cat([prompt, x] if self.in_front else [x, prompt], 1)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x[:, 1:] if self.in_front else x[:, :-1]))
+
+
+def test_a_model_that_no_training_changes_is_found_whatever_the_reason():
+    CHECKS["gradient_flow"](probe_of(Prompted(in_front=True)))
+    with pytest.raises(CheckFailed, match="follow none of the 1 parameters") as caught:
+        CHECKS["gradient_flow"](probe_of(Prompted(in_front=False)))
+    assert caught.value.measurement.missing == ("prompt",)
+
+
+class Listed(models.Decoder):
+    def __init__(self):
+        super().__init__()
+        self.more = [models.Block()]
+
+    def hidden(self, ids):
+        return self.more[0](super().hidden(ids))
+
+
+def test_modules_in_a_plain_list_are_named():
+    with pytest.raises(CheckFailed, match=r"modules that hold them: more\[0\]") as caught:
+        CHECKS["gradient_flow"](probe_of(Listed()))
+    assert caught.value.where == "more"

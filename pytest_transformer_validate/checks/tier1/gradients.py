@@ -66,17 +66,21 @@ def gradient_flow(probe: Probe, *, floor: float = 1e-7, ceiling: float = 1e6) ->
             where=_where(probe, found, set(found.not_finite), last=True),
         )
     if found.unregistered:
-        raise CheckFailed(
-            f"{RULE}\n"
-            f"{found.unregistered} parameters get a gradient and are not in model.parameters(): "
-            "no optimizer, checkpoint or .to() will reach them\n"
-            "likely: layers in a plain list or dict (use nn.ModuleList, nn.ModuleDict)",
-            _measure(probe, found, {}, set()),
-        )
+        raise _unregistered(probe, found)
     suspects, alive = without_gradient(found, floor), found
     if suspects:
         alive = probe.gradients(noised=True)
         suspects &= without_gradient(alive, floor)
+    if not any(found.norms.values()) and not any(alive.norms.values()):
+        names = sorted(found.norms)
+        raise CheckFailed(
+            f"{RULE}\n"
+            f"the logits follow none of the {len(names)} parameters that ask for a gradient: "
+            f"{', '.join(names[:_SHOWN])}\n"
+            "likely: what they make is cut off or detached, or the wrong parameters are frozen",
+            _measure(probe, found, {}, set(names)),
+            where=_where(probe, found, set(names)),
+        )
     rounds = rounding(probe, alive, suspects)
     reasons = {
         name: _ROUNDING if name in rounds else _reason(probe, found, alive, name)
@@ -105,6 +109,21 @@ def gradient_flow(probe: Probe, *, floor: float = 1e-7, ceiling: float = 1e6) ->
             where=_owner(name),
         )
     return measured
+
+
+def _unregistered(probe: Probe, found: Gradients) -> CheckFailed:
+    """Parameters that are trained and not the model's, by the modules that hold them."""
+    names = probe.left_behind.unregistered()
+    held = f"modules that hold them: {', '.join(names[:3])}\n" if names else ""
+    return CheckFailed(
+        f"{RULE}\n"
+        f"{found.unregistered} parameters get a gradient and are not in model.parameters(): "
+        f"no optimizer, checkpoint or .to() will reach them\n{held}"
+        "likely: layers in a plain list or dict (use nn.ModuleList, nn.ModuleDict), or a method "
+        "of another module that was kept before this one was copied from it",
+        _measure(probe, found, {}, set()),
+        where=names[0].partition("[")[0] if names else None,
+    )
 
 
 def _run(probe: Probe) -> Gradients:
