@@ -211,18 +211,3 @@ def test_modules_in_a_plain_list_are_named():
     with pytest.raises(CheckFailed, match=r"modules that hold them: more\[0\]") as caught:
         CHECKS["gradient_flow"](probe_of(Listed()))
     assert caught.value.where == "more"
-
-
-class Listed(models.Decoder):
-    def __init__(self):
-        super().__init__()
-        self.more = [models.Block()]
-
-    def hidden(self, ids):
-        return self.more[0](super().hidden(ids))
-
-
-def test_modules_in_a_plain_list_are_named():
-    with pytest.raises(CheckFailed, match=r"modules that hold them: more\[0\]") as caught:
-        CHECKS["gradient_flow"](probe_of(Listed()))
-    assert caught.value.where == "more"

@@ -126,21 +126,6 @@ def _unregistered(probe: Probe, found: Gradients) -> CheckFailed:
     )
 
 
-def _unregistered(probe: Probe, found: Gradients) -> CheckFailed:
-    """Parameters that are trained and not the model's, by the modules that hold them."""
-    names = probe.left_behind.unregistered()
-    held = f"modules that hold them: {', '.join(names[:3])}\n" if names else ""
-    return CheckFailed(
-        f"{RULE}\n"
-        f"{found.unregistered} parameters get a gradient and are not in model.parameters(): "
-        f"no optimizer, checkpoint or .to() will reach them\n{held}"
-        "likely: layers in a plain list or dict (use nn.ModuleList, nn.ModuleDict), or a method "
-        "of another module that was kept before this one was copied from it",
-        _measure(probe, found, {}, set()),
-        where=names[0].partition("[")[0] if names else None,
-    )
-
-
 def _run(probe: Probe) -> Gradients:
     """The gradients; raises CheckFailed where the forward spoils what the backward needs."""
     try:
