@@ -477,6 +477,16 @@ def test_latent_keys_and_values_are_seen_in_full():
     assert attention_scale(probe(Latent)).value == pytest.approx(1.0, abs=1e-3)
 
 
+def test_heads_that_found_little_to_look_for_are_no_collapse():
+    given = probe(ZeroQueries, weights="model.safetensors")
+    with torch.no_grad():
+        for parameter in given.subject.model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    measured = attention_patterns(given)
+    assert 0.99 < measured.value < 0.9999
+    assert measured.collapsed == ()
+
+
 def test_a_collapse_of_trained_weights():
     given = probe(ZeroQueries, weights="model.safetensors")
     with torch.no_grad():

@@ -168,7 +168,7 @@ def attention_patterns(probe: Probe, *, uniform: float = 0.5) -> AttentionPatter
         raise CheckFailed(
             "attention of a trained model must tell keys apart\n"
             f"in {len(collapsed)} of {len(layers)} layers every head looks at all keys alike "
-            "(entropy over 0.99 of its maximum)\n"
+            "(entropy over 0.9999 of its maximum)\n"
             f"module: {collapsed[0]}\n"
             "likely: scores are scaled to nothing, or queries and keys were not loaded",
             replace(measured, limit=Limit(value=uniform, rule="of all layers")),
