@@ -44,6 +44,20 @@ def relative(matrix: torch.Tensor) -> torch.Tensor:
     return matrix / matrix.amax(-1, keepdim=True).clamp(min=1e-300)
 
 
+def displaced(values: torch.Tensor) -> int:
+    """How far from its own place every output depends most on a token, on its own by less than
+    half as much on average; 0 where outputs belong to their places, or are not one a token.
+    ``values`` (outputs, T) are relative."""
+    if values.shape[0] != values.shape[1]:
+        return 0
+    most = [int(row.argmax()) - place for place, row in enumerate(values)]
+    shift = max(set(most), key=most.count)
+    inside = [place for place in range(len(most)) if 0 <= place + shift < len(most)]
+    own = sum(float(values[k, k]) for k in inside) / len(inside)
+    alike = all(most[k] == shift for k in inside) and len(inside) > len(most) // 2
+    return shift if alike and own < 0.5 else 0
+
+
 @dataclass(frozen=True)
 class Pattern:
     """The shape of what is seen: ``all``, ``shifted`` (all but itself), ``alone`` (nothing but

@@ -211,6 +211,32 @@ def test_an_encoder_sees_both_sides():
     assert bidirectionality(probe_of(Both(), ENCODER)).unseen == 0
 
 
+class Memory(Both):
+    """Three learned vectors in front of the text, cut off in front of or behind the outputs."""
+
+    cut = slice(3, None)
+
+    def __init__(self):
+        super().__init__()
+        self.memory = torch.nn.Parameter(torch.randn(3, 32))
+
+    def forward(self, input_ids):
+        x = self.tokens(input_ids) + self.positions(torch.arange(input_ids.size(1)))
+        x = torch.cat([self.memory.expand(len(x), -1, -1), x], 1)
+        for block in self.blocks:
+            x = block(x, causal=False)
+        return self.head(self.norm(x))[:, self.cut]
+
+
+def test_outputs_of_other_places():
+    model = Memory()
+    bidirectionality(probe_of(model, ENCODER))
+    model.cut = slice(0, -3)
+    with pytest.raises(CheckFailed, match="depends most on token t-3") as caught:
+        bidirectionality(probe_of(model, ENCODER))
+    assert caught.value.where == "(model)"
+
+
 def test_a_causal_mask_in_an_encoder():
     with pytest.raises(CheckFailed, match="no output depends on a later token") as caught:
         bidirectionality(probe_of(Masked(), ENCODER))

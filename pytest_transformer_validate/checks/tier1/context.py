@@ -13,6 +13,7 @@ from pytest_transformer_validate.checks.tier1.mixing import (
     dependencies,
     first_short,
     judge_heads,
+    judge_places,
     judge_siblings,
     measured_from,
     require_length,
@@ -251,7 +252,8 @@ BOTH = "every output of an encoder must depend on tokens before and after it"
 
 @check(tier=1, tasks=("masked_lm",))
 def bidirectionality(probe: Probe, *, floor: float = 1e-7) -> Context:
-    """Every output of an encoder depends on every token, before and after it.
+    """Every output of an encoder depends on every token, before and after it, and most on its
+    own.
 
     Read as in ``context_use``, with its ``floor``; modules that are built alike, and heads of one
     attention, are compared with each other, because a mask that is left on in one layer does not
@@ -270,6 +272,7 @@ def bidirectionality(probe: Probe, *, floor: float = 1e-7) -> Context:
         measured = _judge_both(probe, measured, pattern)
     judge_siblings(probe, measured, BOTH, both_kind)
     judge_heads(probe, measured, BOTH, {"all", "band"})
+    judge_places(probe, measured)
     return measured
 
 

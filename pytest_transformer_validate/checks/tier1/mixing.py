@@ -181,6 +181,24 @@ def judge_heads(
             )
 
 
+def judge_places(probe: Probe, measured: Context) -> None:
+    """Outputs that belong to tokens at other places, as the model is loaded: moved parameters
+    bring every place to every other."""
+    shift = context.displaced(context.relative(probe.mixing.tokens("eval")))
+    if not shift:
+        return
+    raise CheckFailed(
+        "every output of an encoder belongs to the token at its place\n"
+        f"the output at every position t depends most on token t{shift:+d}, and less than half as "
+        "much on token t\n"
+        "first module to differ: none stands out\n"
+        "likely: tokens that the model puts in front of the text (a class token, memory, a "
+        "prompt) are cut off at the wrong end, or outputs are shifted",
+        measured,
+        where=probe.root,
+    )
+
+
 def built_alike(probe: Probe, one: str, other: str) -> bool:
     same_name = context.alike(one) == context.alike(other)
     return same_name and probe.mixing.kind(one) == probe.mixing.kind(other)

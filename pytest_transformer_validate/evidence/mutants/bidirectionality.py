@@ -166,4 +166,49 @@ MUTANTS = (
             ),
         ),
     ),
+    _blind(
+        name="outputs_shifted_like_labels",
+        family="outputs_of_other_places",
+        parent="bert",
+        where=("(model)",),
+        why="the shift of a decoder's labels, made in an encoder's outputs",
+        edits=(
+            (
+                "        return self.decoder(hidden)",
+                "        return self.decoder(hidden.roll(1, 1))",
+            ),
+        ),
+    ),
+    _blind(
+        name="prompt_cut_off_behind",
+        family="outputs_of_other_places",
+        parent="torch_encoder",
+        where=("(model)",),
+        why="vectors in front of the text are cut off at its end",
+        edits=(
+            (
+                "        hidden = " + _ENCODER,
+                "        prompt = self.embedding.norm(self.embedding.position.weight[-2:])\n"
+                "        prompt = prompt.expand(len(input_ids), -1, -1)\n"
+                "        whole = torch.cat([prompt, self.embedding(input_ids)], 1)\n"
+                "        if padding is not None:\n"
+                "            padding = nn.functional.pad(padding, (2, 0), value=False)\n"
+                "        hidden = self.encoder(whole, src_key_padding_mask=padding)\n"
+                "        hidden = hidden[:, : input_ids.size(1)]",
+            ),
+        ),
+    ),
+    _blind(
+        name="outputs_of_the_next_token",
+        family="outputs_of_other_places",
+        parent="relative_encoder",
+        where=("(model)",),
+        why="an output is read one place further on",
+        edits=(
+            (
+                "        return self.head(self.norm(x))",
+                "        return self.head(self.norm(x.roll(-1, 1)))",
+            ),
+        ),
+    ),
 )

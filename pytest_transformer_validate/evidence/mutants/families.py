@@ -17,6 +17,7 @@ FAMILIES: dict[str, str] = {
     # bidirectionality
     "encoder_sees_one_side": "a causal mask in an encoder, everywhere or in a part",
     "encoder_sees_itself_only": "an encoder's token that sees no other, everywhere or in a part",
+    "outputs_of_other_places": "an encoder's outputs that belong to tokens beside their own",
     # causality
     "no_causal_mask": "the mask is missing, or not handed on",
     "causal_mask_off_by_one": "the diagonal is shifted by one",
