@@ -43,7 +43,7 @@ _POSITION = {
     "sinusoidal", "sinusoids", "wpe", "pe", "freqs", "slopes", "posemb", "posenc", "rpe",
     "relative", "inv_freq",
 }  # fmt: skip
-_ROTARY = {"rope", "rotary", "rotate", "alibi", "slopes", "freqs"}
+_ROTARY = {"rope", "rotary", "rotate", "alibi", "slopes", "freqs", "inv_freq"}
 _IN_SOURCE = {"rope", "rotary", "alibi", "sinusoid", "sinusoidal", "positional", "posemb", "wpe"}
 _NOT_POSITION = ("max", "wise", "n_pos", "num_pos", "len", "size")
 _SETUP = ("__init__", "init", "_init", "reset", "_reset", "tie", "_tie")

@@ -209,6 +209,36 @@ def test_keys_that_are_not_rotated_behind_a_window():
     assert caught.value.where == "blocks.0.attention"
 
 
+class Turned(models.Attention):
+    """Nothing but the name of its frequencies says what they are for."""
+
+    def __init__(self, width, heads):
+        super().__init__(width, heads)
+        self.register_buffer("inv_freq", 0.5 ** torch.arange(4), persistent=False)
+
+    def turn(self, x):
+        angles = torch.outer(torch.arange(x.size(-2)), self.inv_freq)
+        a, b = x.chunk(2, -1)
+        return torch.cat(
+            (a * angles.cos() - b * angles.sin(), b * angles.cos() + a * angles.sin()), -1
+        )
+
+    def forward(self, x, causal=True, mask=None):
+        b, t, d = x.shape
+        q, k, v = (s.view(b, t, self.heads, -1).transpose(1, 2) for s in self.qkv(x).chunk(3, -1))
+        far = torch.arange(t)[:, None] - torch.arange(t)
+        scores = (self.turn(q) @ k.mT).masked_fill((far < 0) | (far > 3), float("-inf"))
+        return self.out((scores.softmax(-1) @ v).transpose(1, 2).reshape(b, t, d))
+
+
+def test_inverse_frequencies_are_a_promise_of_rotation():
+    model = WithoutPositions()
+    for block in model.blocks:
+        block.attention = Turned(32, 4)
+    with pytest.raises(CheckFailed, match="inv_freq, the scores of equal tokens follow"):
+        position_sensitivity(probe_of(model))
+
+
 class Tabled(Rotated):
     """With angles from a buffer."""
 
