@@ -209,8 +209,10 @@ class Probe(Groups):
         return self.once(gradients.movement, parameter, size)
 
     def gradients_in_float64(self) -> Gradients | None:
-        """``gradients`` with moved parameters in float64; ``None`` where that does not run, or
-        gives NaN (a mask made of the other dtype's smallest number does)."""
+        """``gradients`` with moved parameters in float64; ``None`` where that does not run, gives
+        NaN (a mask made of the other dtype's smallest number does), or says nothing new."""
+        if self.subject.dtype is torch.float64:
+            return None
         try:
             found = self.in_float64().gradients(noised=True)
         except Exception:  # noqa: BLE001 - a model need not run in float64

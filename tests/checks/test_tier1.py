@@ -182,7 +182,8 @@ def test_structural_reasons_are_recorded(excused, name):
     assert found == {REASONS[name]}
 
 
-def test_a_constant_that_a_norm_takes_out_is_rounding():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_constant_that_a_norm_takes_out_is_rounding(dtype):
     class Shifted(models.Decoder):
         """The bias of ``shift`` moves all features of a token alike, in front of a LayerNorm."""
 
@@ -194,7 +195,7 @@ def test_a_constant_that_a_norm_takes_out_is_rounding():
             x = self.tokens(ids) + self.positions(torch.arange(ids.size(1)))
             return self.norm(self.blocks[1](self.blocks[0](x)) + self.shift(x) * 1e-3)
 
-    measured = CHECKS["gradient_flow"](probe_of(Shifted()))
+    measured = CHECKS["gradient_flow"](probe_of(Shifted().to(dtype)))
     reason = "a normalisation or a softmax takes it out again: the logits do not move with it"
     assert {"shift.weight": reason, "shift.bias": reason}.items() <= measured.explained.items()
 
