@@ -148,19 +148,31 @@ def _task_of(head: str, model: nn.Module, config: ModelConfig) -> TaskSpec | Non
 
 def _registered_task(config: ModelConfig) -> TaskSpec | None:
     """For a model without a head: the language model that transformers registers for its type."""
-    if "transformers" not in sys.modules:
-        return None
-    auto = importlib.import_module("transformers.models.auto.modeling_auto")
-    kind = config.get("model_type")
     if config.get("is_encoder_decoder") is True:
         return None
-    for task, registry in (
-        ("causal_lm", auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
-        ("masked_lm", auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES),
-    ):
-        if kind in registry:
-            return TaskSpec(task, f"{BY_TYPE}: {kind}")
-    return None
+    kind = config.get("model_type")
+    task = next(iter(_registered(kind)), None)
+    return None if task is None else TaskSpec(task, f"{BY_TYPE}: {kind}")
+
+
+def decoder_type(config: ModelConfig, task: TaskSpec) -> str | None:
+    """The ``model_type`` of a decoder that has a head for each token: of one that transformers
+    registers as a causal language model and as no encoder, its head alone says what it is for."""
+    kind = config.get("model_type")
+    by_head = task.task_type == "masked_lm" and task.origin.startswith("architectures")
+    return str(kind) if by_head and _registered(kind) == ["causal_lm"] else None
+
+
+def _registered(kind: object) -> list[str]:
+    """The language models that transformers has for a type."""
+    if "transformers" not in sys.modules:
+        return []
+    auto = importlib.import_module("transformers.models.auto.modeling_auto")
+    registries = {
+        "causal_lm": auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        "masked_lm": auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    }
+    return [task for task, registry in registries.items() if kind in registry]
 
 
 def _head(model: nn.Module, config: ModelConfig) -> str | None:

@@ -25,6 +25,7 @@ from pytest_transformer_validate.subject.declared import (
     declared_size,
     declared_task,
     declares_image,
+    decoder_type,
     special_ids,
 )
 from pytest_transformer_validate.subject.guard import derive_seed, guard
@@ -253,6 +254,11 @@ class Subject:
         if facts.rank == 2:
             return TaskSpec("classification", "found: one output a text")
         return TaskSpec("causal_lm", "assumed")
+
+    @property
+    def decoder_type(self) -> str | None:
+        """See ``declared.decoder_type``."""
+        return decoder_type(self.config, self.task)
 
     @functools.cached_property
     def vocab_size(self) -> int:

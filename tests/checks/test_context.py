@@ -244,6 +244,24 @@ def test_a_causal_mask_in_an_encoder():
     assert "--tb-task=causal_lm" in caught.value.message
 
 
+class TaggerForTokenClassification(Masked):
+    """A head for each token on a decoder, or on an encoder with a causal mask left on."""
+
+
+@pytest.mark.parametrize("kind", ["bloom", "llama"])
+def test_a_decoder_with_a_head_for_each_token_looks_back(kind):
+    pytest.importorskip("transformers.models.auto.modeling_auto")
+    config = {"model_type": kind, "vocab_size": models.VOCAB}
+    with pytest.raises(NotApplicable, match=f"{kind} is a decoder with a head for each token"):
+        bidirectionality(probe_of(TaggerForTokenClassification(), config))
+    with pytest.raises(CheckFailed, match="no output depends on a later token"):
+        bidirectionality(
+            probe_of(TaggerForTokenClassification(), {**config, "model_type": "bert"})
+        )
+    with pytest.raises(CheckFailed, match="no output depends on a later token"):
+        bidirectionality(probe_of(Masked(), {**config, "task": "masked_lm"}))
+
+
 def test_a_causal_mask_in_one_layer_of_an_encoder():
     with pytest.raises(CheckFailed, match="sees no later position") as caught:
         bidirectionality(probe_of(OneCausal(), ENCODER))

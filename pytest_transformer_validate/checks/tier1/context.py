@@ -20,7 +20,7 @@ from pytest_transformer_validate.checks.tier1.mixing import (
     require_mixing,
 )
 from pytest_transformer_validate.checks.tier1.whole_input import every_patch, every_token
-from pytest_transformer_validate.errors import CheckFailed
+from pytest_transformer_validate.errors import CheckFailed, NotApplicable
 from pytest_transformer_validate.measures import context
 from pytest_transformer_validate.measures.tolerance import same_shape_limit
 
@@ -257,11 +257,14 @@ def bidirectionality(probe: Probe, *, floor: float = 1e-7) -> Context:
 
     Read as in ``context_use``, with its ``floor``; modules that are built alike, and heads of one
     attention, are compared with each other, because a mask that is left on in one layer does not
-    show in the outputs.
+    show in the outputs. A decoder with a head for each token looks back on purpose.
     """
     require_length(probe)
     matrix = dependencies(probe, floor, "both")
     pattern = context.full_pattern(matrix >= floor)
+    decoder = probe.subject.decoder_type
+    if pattern.name == "past" and decoder:
+        raise NotApplicable(f"{decoder} is a decoder with a head for each token: it looks back")
     measured = replace(
         measured_from(matrix, floor, len(pattern.unseen)),
         reach=pattern.reach,
