@@ -49,7 +49,11 @@ DEVIATIONS: dict[str, dict[str, str]] = {
     },
     "masked_lm:mra": {"gradient_flow": _MRA, "precision[bfloat16]": _MRA},
     "masked_lm:tapas": {"length_limit": _TAPAS},
-    "masked_lm:yoso": {"mask_effect": _YOSO, "attribution": _YOSO_BACKWARD},
+    "masked_lm:yoso": {
+        "mask_effect": _YOSO,
+        "attribution": _YOSO_BACKWARD,
+        "gradient_flow": _YOSO_BACKWARD,
+    },
     "seq2seq:fsmt": {
         "kv_cache": "FSMTModel.forward makes no causal mask with use_cache=True, whatever the "
         "number of decoder tokens",
@@ -68,7 +72,11 @@ DEVIATIONS: dict[str, dict[str, str]] = {
     "classification:t5gemma": {"padding[right]": _T5GEMMA},
     "classification:t5gemma2": {"padding[right]": _T5GEMMA},
     "classification:tapas": {"length_limit": _TAPAS},
-    "classification:yoso": {"mask_effect": _YOSO, "attribution": _YOSO_BACKWARD},
+    "classification:yoso": {
+        "mask_effect": _YOSO,
+        "attribution": _YOSO_BACKWARD,
+        "gradient_flow": _YOSO_BACKWARD,
+    },
     "vision_classification:cvt": {
         "attention_scale": "CvtSelfAttention scales by embed_dim**-0.5, the width of all heads, "
         "as the model that it was ported from does",

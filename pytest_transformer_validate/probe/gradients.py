@@ -15,6 +15,7 @@ from pytest_transformer_validate.probe.backward import (
     gradient_norms,
     reached_beside,
 )
+from pytest_transformer_validate.probe.by_hand import functions_behind, written
 from pytest_transformer_validate.subject.outputs import floating
 
 if TYPE_CHECKING:
@@ -49,7 +50,8 @@ class Gradients:
     on fixed random directions (with moved parameters only): two runs that compute the same
     gradient have the same sketch, two that round differently do not. ``cut`` says that a forward
     took a tensor with a gradient out of it (``detach()``, ``.data``), ``inference`` that it ran
-    in inference mode, as its own code says. ``dead_rows`` marks, for
+    in inference mode, as its own code says; ``by_hand`` that a function with a backward of its
+    own stands behind the logits. ``dead_rows`` marks, for
     the weight of each linear layer, the outputs without a gradient, which stand along
     ``output_axis``; ``dead_experts`` marks the slices (along the first axis) without one in
     parameters with three axes.
@@ -69,6 +71,7 @@ class Gradients:
     dead_experts: dict[str, torch.Tensor] = field(default_factory=dict)
     cut: bool = False
     inference: bool = False
+    by_hand: bool = False
     not_finite: list[str] = field(default_factory=list)
 
 
@@ -108,6 +111,8 @@ def _gradients(
             watched = _watched(subject.model, found, thorough=thorough)
             with watched as results, _Reads(subject.model, found.used) as reads:
                 output = subject(batch)
+            if not found.by_hand and written():
+                found.by_hand = bool(functions_behind(output.logits.grad_fn))
             _backward(probe, output, results, found)
             found.unregistered = max(found.unregistered, reads.take_unregistered())
             found.cut |= reads.cut

@@ -10,6 +10,7 @@ from pytest_transformer_validate.probe.attention import Attention
 from pytest_transformer_validate.probe.attribution import Attributions
 from pytest_transformer_validate.probe.backends import Backends
 from pytest_transformer_validate.probe.bounds import Bounds
+from pytest_transformer_validate.probe.by_hand import ByHand
 from pytest_transformer_validate.probe.caches import Caches
 from pytest_transformer_validate.probe.checkpointing import Checkpointing
 from pytest_transformer_validate.probe.checkpoints import Checkpoints
@@ -60,6 +61,7 @@ class Groups:
     attention_weights = functools.cached_property(AttentionWeights)
     attributions = functools.cached_property(Attributions)
     backends = functools.cached_property(Backends)
+    by_hand = functools.cached_property(ByHand)
     caches = functools.cached_property(Caches)
     experts = functools.cached_property(Experts)
     exported = functools.cached_property(Exported)

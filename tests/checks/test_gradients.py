@@ -211,3 +211,37 @@ def test_modules_in_a_plain_list_are_named():
     with pytest.raises(CheckFailed, match=r"modules that hold them: more\[0\]") as caught:
         CHECKS["gradient_flow"](probe_of(Listed()))
     assert caught.value.where == "more"
+
+
+class Doubled(torch.autograd.Function):
+    """Squares; ``derivative`` is what its backward takes for the derivative of x squared."""
+
+    @staticmethod
+    def forward(ctx, x, derivative):
+        ctx.save_for_backward(x)
+        ctx.derivative = derivative
+        return x * x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        return gradient * ctx.derivative * x, None
+
+
+class Squaring(nn.Module):
+    def __init__(self, derivative: float) -> None:
+        super().__init__()
+        self.derivative = derivative
+
+    def forward(self, x):
+        return Doubled.apply(x, self.derivative)
+
+
+def test_a_backward_that_is_not_the_derivative_is_found():
+    model = models.Decoder()
+    model.blocks[1].mlp.append(Squaring(2.0))
+    assert CHECKS["gradient_flow"](probe_of(model)).value == 0
+    model.blocks[1].mlp[-1].derivative = 1.9
+    with pytest.raises(CheckFailed, match="the backward of Doubled, written by hand") as caught:
+        CHECKS["gradient_flow"](probe_of(model))
+    assert caught.value.where == f"blocks.1.mlp.{len(model.blocks[1].mlp) - 1}"

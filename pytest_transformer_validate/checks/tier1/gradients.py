@@ -97,6 +97,7 @@ def gradient_flow(probe: Probe, *, floor: float = 1e-7, ceiling: float = 1e6) ->
     _judge_experts(probe, measured)
     _judge_blocks(probe, found, measured)
     _judge_cuts(probe, found, measured)
+    _judge_by_hand(probe, found, measured)
     if measured.at_output and measured.largest > ceiling * measured.at_output:
         name = max(found.norms, key=lambda n: found.norms[n] or 0.0)
         raise CheckFailed(
@@ -163,6 +164,25 @@ def _judge_cuts(probe: Probe, found: Gradients, measured: GradientFlow) -> None:
         measured,
         where=cut.module,
     )
+
+
+def _judge_by_hand(probe: Probe, found: Gradients, measured: GradientFlow) -> None:
+    """Fail where a ``torch.autograd.Function`` gives another gradient than the derivative; behind
+    a cut nobody can tell."""
+    wrong = probe.by_hand.wrong() if found.by_hand and not found.cut else None
+    if wrong is not None:
+        raise CheckFailed(
+            f"{RULE}\n"
+            f"the backward of {' or '.join(wrong.functions[:_SHOWN])}, written by hand, is not "
+            "the derivative: along a random direction of all parameters the logits have a slope "
+            f"of {wrong.measured:.4g}, by the gradient {wrong.gradient:.4g} (in float64)\n"
+            f"module: {wrong.module}\n"
+            "likely: a term is missing in backward(), or forward() saves something else than it "
+            "used; torch.autograd.gradcheck shows which\n"
+            'on purpose? declare it: "expect_fail" in config.json, or tb_expect_fail',
+            measured,
+            where=wrong.module,
+        )
 
 
 def _judge_experts(probe: Probe, measured: GradientFlow) -> None:
