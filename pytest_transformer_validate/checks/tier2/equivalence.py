@@ -109,6 +109,7 @@ _LIKELY = {
     "kernel": "rows of a mask that hide everything, which every kernel answers differently",
     "fast path": (
         "a layer that was changed after it was built, or a subclass of nn.TransformerEncoderLayer "
-        "with its own steps: in eval mode the fast path reads the weights and calls none of them"
+        "with its own steps: in eval mode the fast path reads the weights and calls none of them; "
+        "or a bias that is handed over as src_mask, which the fast path reads as a mask of bools"
     ),
 }
