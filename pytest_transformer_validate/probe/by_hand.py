@@ -22,7 +22,8 @@ _FAR = 1e-3
 _DRAWS = 3
 # Words in the name of a function that is not meant to give its derivative.
 _MEANT = re.compile(
-    r"straight|ste\b|grad|round|quant|bin|sign|spik|surrog|estim|rever|grl|scal|mult|cl[ai]m?p|bound",
+    r"straight|ste\b|grad|round|quant|binar|sign|spik|surrog|estim|rever|grl|scale|mult\b|clip"
+    r"|clamp|bound",
     re.IGNORECASE,
 )
 

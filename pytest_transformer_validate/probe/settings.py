@@ -63,7 +63,8 @@ def _names(place: dict[str, Any], kind: type) -> list[str]:
 
 def _asks_the_machine(module: torch.nn.Module) -> bool:
     """Whether a constructor chooses by what there is: torch.cuda.is_available()."""
-    codes = (getattr(kind.__init__, "__code__", None) for kind in type(module).__mro__)
+    made = (vars(kind).get("__init__") for kind in type(module).__mro__)
+    codes = (getattr(each, "__code__", None) for each in made)
     return any(code is not None and "is_available" in code.co_names for code in codes)
 
 
