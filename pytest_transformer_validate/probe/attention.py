@@ -257,7 +257,7 @@ def _moved(tensor: torch.Tensor) -> torch.Tensor:
 def _cells(tensors: dict[str, torch.Tensor], rows: int) -> dict[str, torch.Tensor]:
     """By what they are, the cells (R - 1, H, T) that moved."""
     named = {n: tensors[n] for n in ("query", "key", "value") if n in tensors}
-    found = {}
+    found: dict[str, torch.Tensor] = {}
     for what, tensor in named.items():
         if tensor.dim() == 4 and tensor.shape[0] == rows and tensor.shape[1] > 1:
             found[what] = _moved(tensor)

@@ -81,12 +81,12 @@ class Streams(Passes):
         for name, module in self.probe.subject.model.named_modules():
             if not isinstance(module, torch.nn.ModuleList) or len(module) < 2:
                 continue
-            inner = [len(one) for one in module if isinstance(one, torch.nn.ModuleList)]
-            if len(inner) == len(module) and len(set(inner)) == 1:
+            inner = [one for one in module if isinstance(one, torch.nn.ModuleList)]
+            if len(inner) == len(module) and len(set(map(len, inner))) == 1:
                 places = {
                     f"{name}.*.{part}": [f"{name}.{i}.{part}" for i in range(len(module))]
-                    for part in range(inner[0])
-                    if all(_computes(layer[part]) for layer in module)
+                    for part in range(len(inner[0]))
+                    if all(_computes(layer[part]) for layer in inner)
                 }
                 stacks.append(places)
             elif not inner and all(map(_computes, module)):
