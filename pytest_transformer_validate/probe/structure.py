@@ -9,6 +9,9 @@ import torch
 from pytest_transformer_validate.probe.passes import Passes
 from pytest_transformer_validate.subject.source import reads_module, reads_parameter
 
+_WAVES = 4  # the width from which on drawn numbers do not have that length by chance
+_ONE = 1.01  # in half precision, too
+
 # Modules that treat every position alike and alone: asking them costs time and tells nothing.
 POSITIONWISE = (
     torch.nn.Linear,
@@ -57,6 +60,16 @@ class Structure(Passes):
     def reads_parameter(self, parameter: str) -> bool:
         """See ``source.reads_parameter``."""
         return reads_parameter(self.probe.subject.model, parameter)
+
+    def holds_waves(self, parameter: str) -> bool:
+        """Whether a parameter is a table (positions, width) of sines and cosines: the squares of
+        a row add up to half the width, but for a row of zeros for padding."""
+        table = self.probe.subject.model.get_parameter(parameter).detach()
+        if table.dim() != 2 or table.shape[1] < _WAVES or not float(table.abs().max()) <= _ONE:
+            return False
+        sums = table.float().square().sum(1)
+        waves = (sums - table.shape[1] / 2).abs() <= 0.01 * table.shape[1]
+        return bool(waves.any()) and bool((waves | (sums == 0)).all())
 
     def holds_modules(self, module: str) -> bool:
         """Whether a module has submodules."""

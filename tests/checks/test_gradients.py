@@ -66,6 +66,31 @@ def test_queries_of_positions_that_are_not_pooled_are_excused():
     assert found["query.weight"] == "only a result that nothing reads here depends on it"
 
 
+class Waves(models.Decoder):
+    """Positions from a parameter that is read where nothing is learned."""
+
+    def __init__(self, learned: bool) -> None:
+        super().__init__()
+        if not learned:
+            angles = torch.arange(48)[:, None] / 100 ** (torch.arange(16) / 16)
+            self.positions.weight.data = torch.cat([angles.sin(), angles.cos()], 1)
+
+    def hidden(self, ids):
+        with torch.no_grad():
+            places = self.positions(torch.arange(ids.size(1)))
+        x = self.tokens(ids) + places
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+
+def test_a_table_of_sines_and_cosines_needs_no_gradient_and_a_learned_one_does():
+    found = CHECKS["gradient_flow"](probe_of(Waves(learned=False))).explained
+    assert found == {"positions.weight": "a table of sines and cosines is not learned"}
+    with pytest.raises(CheckFailed, match="positions.weight"):
+        CHECKS["gradient_flow"](probe_of(Waves(learned=True)))
+
+
 class Routed(nn.Module):
     """Each token goes to one expert, by whose probability its answer is multiplied."""
 

@@ -249,6 +249,8 @@ def _reason(probe: Probe, found: Gradients, alive: Gradients, name: str) -> str 
         return None
     if not _ran(found, owner) and name not in found.used:
         return _why_idle(probe, found, owner)
+    if probe.structure.holds_waves(name):
+        return "a table of sines and cosines is not learned"
     if any(_inside(owner, chosen) for chosen in found.selects):
         return "it feeds a choice of indices, which has no gradient"
     if _routed(found, owner):
