@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -11,26 +11,52 @@ from pytest_transformer_validate.errors import TaskError
 from pytest_transformer_validate.subject.declared import CHANNELS, IMAGE, declared, declared_size
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from pytest_transformer_validate.sources.config import ModelConfig
 
 _ANY_SIZE = 64
+_EXTRA = (0, 1, 2)  # rows of a table that are no patch's: class and distillation tokens
+# What modules keep under these names: (C, H, W), a side, a patch's side.
+_SHAPES = ("chw", "image_shape", "img_shape", "input_shape", "in_shape")
+_SIDES = ("image_size", "img_size")
+_PATCHES = ("patch_size", "patch")
+_COUNTS = ("num_patches", "n_patches")
 
 
 def image_shape(model: nn.Module, config: ModelConfig) -> tuple[int, int, int]:
-    """(C, H, W): declared, else from the first convolution and a table with one row a patch.
+    """(C, H, W): declared, else from the first convolution and a table with one row a patch, or
+    from what modules keep: an image's shape or size, or that of a patch.
 
     Convolutions alone bound no size; they get 64 x 64. Raises TaskError where nothing tells.
     """
-    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
-    channels = declared_size(config, CHANNELS)
-    if channels is None:
-        channels = convolutions[0].in_channels if convolutions else 3
-    size = _declared_size(config) or _structural_size(model, convolutions)
-    return channels, *size
+    convolution = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    kept = next(_kept(model, _SHAPES), None)
+    channels, *size = kept if isinstance(kept, tuple | list) and len(kept) == 3 else (None,)
+    channels = declared_size(config, CHANNELS) or (
+        convolution.in_channels if convolution else channels or _patch_channels(model, config)
+    )
+    found = _declared_size(config) or _size_by_table(model, config, convolution)
+    found = found or (size and (int(size[0]), int(size[1]))) or _kept_size(model)
+    if not found and convolution is None:
+        raise TaskError(
+            "the size of the image cannot be found: no config key, and no convolution reads it"
+            '\n  declare it: "image_size" and "num_channels" in config.json'
+        )
+    height, width = found or (_ANY_SIZE, _ANY_SIZE)
+    return int(channels), height, width
 
 
 def _declared_size(config: ModelConfig) -> tuple[int, int] | None:
-    named = declared(config, IMAGE)
+    return _both(declared(config, IMAGE))
+
+
+def _kept_size(model: nn.Module) -> tuple[int, int] | None:
+    return next((size for value in _kept(model, _SIDES) if (size := _both(value))), None)
+
+
+def _both(named: Any) -> tuple[int, int] | None:
+    """(H, W) of a side, of a pair, or of a shape that ends with it."""
     if isinstance(named, dict):
         named = (named.get("height"), named.get("width"))
     if isinstance(named, int):
@@ -40,16 +66,41 @@ def _declared_size(config: ModelConfig) -> tuple[int, int] | None:
     return None
 
 
-def _structural_size(model: nn.Module, convolutions: list[nn.Conv2d]) -> tuple[int, int]:
-    if not convolutions:
-        raise TaskError(
-            "the size of the image cannot be found: no config key, and no convolution reads it"
-            '\n  declare it: "image_size" and "num_channels" in config.json'
-        )
-    stride = int(convolutions[0].stride[0])
-    for parameter in model.parameters():
-        if parameter.dim() == 3 and parameter.shape[0] == 1:
-            side = math.isqrt(parameter.shape[1])
-            if side > 1 and parameter.shape[1] - side * side in (0, 1, 2):
-                return side * stride, side * stride
-    return _ANY_SIZE, _ANY_SIZE
+def _kept(model: nn.Module, names: tuple[str, ...]) -> Iterator[Any]:
+    """What modules of the model's own keep under these names, the outermost first."""
+    for module in model.modules():
+        if not type(module).__module__.startswith("torch."):
+            yield from (vars(module)[name] for name in names if name in vars(module))
+
+
+def _patch(model: nn.Module, config: ModelConfig) -> int | None:
+    """The side of a patch, declared or kept."""
+    for value in (declared(config, _PATCHES), *_kept(model, _PATCHES)):
+        both = _both(value)
+        if both is not None and both[0] == both[1] > 0:
+            return both[0]
+    return None
+
+
+def _patch_channels(model: nn.Module, config: ModelConfig) -> int:
+    """Of patches that a linear layer reads; 3 where nothing tells."""
+    patch = _patch(model, config)
+    widths = [m.in_features for m in model.modules() if isinstance(m, nn.Linear)]
+    whole = (w // patch**2 for w in widths if patch and w % patch**2 == 0)
+    return next((channels for channels in whole if channels in (1, 2, 3, 4)), 3)
+
+
+def _size_by_table(
+    model: nn.Module, config: ModelConfig, convolution: nn.Conv2d | None
+) -> tuple[int, int] | None:
+    """The size of as many patches as are counted, or as a table has rows."""
+    side = int(convolution.stride[0]) if convolution else _patch(model, config)
+    if side is None:
+        return None
+    counted = None if convolution else declared_size(config, _COUNTS)
+    tables = [p.shape[1] for p in model.parameters() if p.dim() == 3 and p.shape[0] == 1]
+    for rows in [counted] if counted else tables:
+        along = math.isqrt(rows)
+        if along > 1 and rows - along * along in _EXTRA:
+            return along * side, along * side
+    return None

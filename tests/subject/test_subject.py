@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 from pytest_transformer_validate.errors import SubjectError, TaskError
+from pytest_transformer_validate.sources.config import ModelConfig
+from pytest_transformer_validate.subject.images import image_shape
 from pytest_transformer_validate.subject.subject import Subject
 from tests import models
 from tests.models import VOCAB
@@ -64,6 +66,31 @@ def test_a_vision_model_without_a_configuration():
     assert subject.task.task_type == "vision_classification"
     assert subject.batch(3, 1)["pixel_values"].shape == (3, 3, 32, 32)
     assert subject.facts.width == 10
+
+
+class Unfolded(nn.Module):
+    """Patches are cut by hand and read by a linear layer; ``kept`` are its attributes."""
+
+    def __init__(self, channels=3, patch=4, table=None, **kept):
+        super().__init__()
+        self.read = nn.Linear(channels * patch**2, 8)
+        if table:
+            self.places = nn.Parameter(torch.zeros(1, table, 8))
+        vars(self).update(kept)
+
+
+@pytest.mark.parametrize(
+    ("kept", "config", "shape"),
+    [
+        ({"channels": 1, "chw": (1, 28, 28)}, {}, (1, 28, 28)),
+        ({"channels": 1, "patch_size": 4, "img_size": 24}, {}, (1, 24, 24)),
+        ({"table": 65, "patch_size": 4}, {}, (3, 32, 32)),
+        ({}, {"num_patches": 64, "patch_size": 4, "num_channels": 3}, (3, 32, 32)),
+        ({"table": 50}, {"patch_size": 4, "image_size": 28}, (3, 28, 28)),
+    ],
+)
+def test_the_size_of_images_without_a_convolution(kept, config, shape):
+    assert image_shape(Unfolded(**kept), ModelConfig(config)) == shape
 
 
 def test_an_image_size_that_cannot_be_found_is_asked_for():
