@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from pytest_transformer_validate.probe.hooked import eager
 from pytest_transformer_validate.probe.passes import Passes, remembered
 from pytest_transformer_validate.subject.outputs import floating
 
@@ -105,7 +106,7 @@ class Streams(Passes):
                 for name, module in subject.model.named_modules():
                     if not isinstance(module, torch.jit.ScriptModule):
                         handles += watch.hooks(module, name, calls if name in wanted else None)
-                with watch:
+                with eager(), watch:
                     subject.call(probe.batch(min(2, subject.most_rows), subject.sizes[1]), {})
             finally:
                 for handle in handles:
@@ -176,9 +177,9 @@ class _Watch(TorchFunctionMode):
             call.added = call.added or func in _ADDS
 
 
-def _computes(module: torch.nn.Module) -> bool:
+def _computes(module: torch.nn.Module | None) -> bool:
     """Whether it holds two matrices or more, as attention and feed-forward parts do."""
-    return sum(p.dim() > 1 for p in module.parameters()) > 1
+    return module is not None and sum(p.dim() > 1 for p in module.parameters()) > 1
 
 
 def _part(place: str, calls: list[list[_Call]]) -> Part:

@@ -428,6 +428,12 @@ def test_parts_without_any_sum_are_a_design():
     layers(Apart(True, False, False))
 
 
+def test_a_list_may_hold_nothing():
+    model = Apart()
+    model.more = nn.ModuleList([None, None])
+    layers(model)
+
+
 class Doubled(Apart):
     """The result is added to itself."""
 
