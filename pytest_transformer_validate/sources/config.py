@@ -36,7 +36,7 @@ class ModelConfig(Mapping[str, Any]):
     def __iter__(self) -> Iterator[str]:
         if isinstance(self.raw, Mapping):
             return iter(self.raw)
-        return iter([name for name in vars(self.raw) if not name.startswith("_")])
+        return iter([name for name in _attributes(self.raw) if not name.startswith("_")])
 
     def __len__(self) -> int:
         return len(list(iter(self)))
@@ -51,6 +51,15 @@ class ModelConfig(Mapping[str, Any]):
             if value is not None:
                 return value
         return None
+
+
+def _attributes(raw: Any) -> list[str]:
+    """The names of an object's own attributes, in ``__slots__`` and in fields of a tuple, too."""
+    slots = (vars(kind).get("__slots__", ()) for kind in reversed(type(raw).__mro__))
+    names = [name for each in slots for name in ([each] if isinstance(each, str) else each)]
+    return list(
+        dict.fromkeys([*names, *getattr(raw, "_fields", ()), *getattr(raw, "__dict__", ())])
+    )
 
 
 class WholeConfig(dict[str, Any]):
