@@ -214,10 +214,12 @@ def _annotation(parameter: inspect.Parameter) -> str:
 
 def forward_of(model: torch.nn.Module) -> Callable[..., Any]:
     """The forward with named parameters: one of (*args, **kwargs) hands them on, to the one that
-    its class inherits or to a part."""
+    its class inherits, to another method or to a part."""
     while _hands_on(model.forward):
-        inherited = (kind.__dict__.get("forward") for kind in type(model).__mro__)
-        bound = (each.__get__(model) for each in inherited if inspect.isfunction(each))
+        inherited = [kind.__dict__.get("forward") for kind in type(model).__mro__]
+        methods = [getattr(type(model), name, None) for name in _called_with_all(model)]
+        functions = (each for each in (*inherited, *methods) if inspect.isfunction(each))
+        bound = (each.__get__(model) for each in functions)
         named = next((each for each in bound if not _hands_on(each)), None)
         if named is not None:
             return named
@@ -237,12 +239,16 @@ def _part_behind(model: torch.nn.Module) -> torch.nn.Module | None:
     children = dict(model.named_children())
     if len(children) == 1:
         return next(iter(children.values()))
+    return next((children[name] for name in _called_with_all(model) if name in children), None)
+
+
+def _called_with_all(model: torch.nn.Module) -> list[str]:
+    """The parts and methods that the code of forward calls with ``*args``."""
     try:
         source = inspect.getsource(type(model).forward)
     except (OSError, TypeError):
-        return None
-    called = _CALLED_WITH_ALL.findall(source)
-    return next((children[name] for name in called if name in children), None)
+        return []
+    return _CALLED_WITH_ALL.findall(source)
 
 
 def _assign(

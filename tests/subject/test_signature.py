@@ -139,6 +139,21 @@ def test_a_forward_that_hands_everything_on_is_the_inherited_one():
     assert names == {"input_ids": "token_ids", "attention_mask": "attention_mask"}
 
 
+def test_a_forward_that_hands_everything_to_a_method_is_that_method():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Linear(2, 2), nn.Linear(2, 2)
+
+        def forward(self, *args, **kwargs):
+            return self.two(self._forward(*args, **kwargs))
+
+        def _forward(self, ids, attention_mask=None): ...
+
+    names = read_signature(Model(), vision=False).names
+    assert names == {"input_ids": "ids", "attention_mask": "attention_mask"}
+
+
 def test_a_wrapper_is_read_through():
     class Inner(nn.Module):
         def forward(self, token_ids: Tensor) -> Tensor: ...
