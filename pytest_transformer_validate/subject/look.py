@@ -78,8 +78,7 @@ def look(subject: Subject) -> Facts:
     subject.given = find(subject)
     subject.time_major = bool(subject.given.time_major)
     if subject.vision:
-        output = read_output(subject.call(subject.images(2, torch.Generator().manual_seed(0)), {}))
-        return _facts(TableReader(subject.model, {}, 1), output)
+        return _facts(TableReader(subject.model, {}, 1), read_output(_of_images(subject)))
     first: Exception | None = None
     for rows, length in _shapes(subject):
         if first is not None and length == 1 and _reads_choices(subject):
@@ -97,6 +96,19 @@ def look(subject: Subject) -> Facts:
         return _bounded(subject, facts, rows, length) if alone else facts
     assert first is not None
     return _otherwise(subject, first)
+
+
+def _of_images(subject: Subject) -> object:
+    """What forward gives for two images, which may have to be in one object."""
+    images = subject.images(2, torch.Generator().manual_seed(0))
+    try:
+        return subject.call(images, {})
+    except Exception:
+        if subject.packing is None:
+            subject.packing = unpack(subject, images["pixel_values"])
+            if subject.packing is not None:
+                return subject.call(images, {})
+        raise
 
 
 def _multiple(subject: Subject, error: Exception) -> int:

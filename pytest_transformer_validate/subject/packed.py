@@ -48,18 +48,19 @@ class _UnknownKey(KeyError):
 class _Asked:
     """Stands for such an object, and notes what is taken out of it, and how."""
 
-    def __init__(self, ids: torch.Tensor) -> None:
+    def __init__(self, ids: torch.Tensor, vision: bool) -> None:
         self._ids = ids
+        self._vision = vision
         self._kind = ""
         self._taken: dict[str, bool] = {}  # by name, whether it has to be there
 
     def _take(self, kind: str, name: str, *, needed: bool) -> torch.Tensor:
         role = _ROLE.get(name, "")
         self._kind = self._kind or kind
-        if self._kind != kind or (name not in _PLACES and not _fills(role)):
+        if self._kind != kind or not self._fills(name):
             raise KeyError(name)
         self._taken[name] = needed or self._taken.get(name, False)
-        rows, length = self._ids.shape
+        rows, length = self._ids.shape[:2]
         if name == "lengths":
             return torch.full((rows,), length, device=self._ids.device)
         if "mask" in role:
@@ -72,7 +73,7 @@ class _Asked:
 
     def __getitem__(self, key: Any) -> torch.Tensor:
         if isinstance(key, str):
-            if key not in _PLACES and not _fills(_ROLE.get(key, "")):
+            if not self._fills(key):
                 raise _UnknownKey(key)
             return self._take("mapping", key, needed=True)
         if isinstance(key, int) and 0 <= key < len(_PLACES):
@@ -83,27 +84,30 @@ class _Asked:
 
     def get(self, key: str, default: Any = None) -> Any:
         """What a dict gives; nothing for what nobody knows."""
-        if not _fills(_ROLE.get(key, "")):
+        if key in _PLACES[1:] or not self._fills(key):
             return default
         return self._take("mapping", key, needed=False)
 
     def __contains__(self, key: object) -> bool:
-        return isinstance(key, str) and _fills(_ROLE.get(key, ""))
+        return isinstance(key, str) and key not in _PLACES[1:] and self._fills(key)
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         return (self[place] for place in range(len(_PLACES)))
 
     def __getattr__(self, name: str) -> torch.Tensor:
-        if name.startswith("_") or not _fills(_ROLE.get(name, "")):
+        if name.startswith("_") or name in _PLACES[1:] or not self._fills(name):
             raise AttributeError(name)
         return self._take("attributes", name, needed=True)
 
+    def _fills(self, name: str) -> bool:
+        """Whether an input of that name can be made from ids, or is the image."""
+        role = _ROLE.get(name, "")
+        if self._vision:
+            return role == "pixel_values"
+        return name in _PLACES or role in _FROM_IDS or "mask" in role
 
-def _fills(role: str) -> bool:
-    """Whether an input of that role can be made from ids alone."""
-    return role in {"input_ids", "decoder_input_ids", "position_ids", "token_type_ids"} or (
-        "mask" in role
-    )
+
+_FROM_IDS = {"input_ids", "decoder_input_ids", "position_ids", "token_type_ids"}
 
 
 def unpack(subject: Subject, ids: torch.Tensor) -> Packing | None:
@@ -111,13 +115,13 @@ def unpack(subject: Subject, ids: torch.Tensor) -> Packing | None:
     signature; ``None`` where forward does not run that way. Raises SubjectError where it asks a
     dict for what nobody knows."""
     signature = subject.signature
-    if len(signature.names) != 1 or subject.vision:
+    if len(signature.names) != 1:
         return None
-    asked = _Asked(ids)
+    asked = _Asked(ids, subject.vision)
     try:
         subject.model(asked)
         packing = Packing(asked._kind)
-        subject.signature = _signature(asked._taken)
+        subject.signature = _signature(asked._taken, subject.vision)
     except _UnknownKey as error:
         [argument] = signature.names.values()
         raise SubjectError(
@@ -131,7 +135,7 @@ def unpack(subject: Subject, ids: torch.Tensor) -> Packing | None:
     return packing if packing.kind else None
 
 
-def _signature(taken: dict[str, bool]) -> Signature:
+def _signature(taken: dict[str, bool], vision: bool) -> Signature:
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     empty = inspect.Parameter.empty
     parameters = [
@@ -145,4 +149,4 @@ def _signature(taken: dict[str, bool]) -> Signature:
     forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     described = torch.nn.Module()
     described.forward = forward
-    return read_signature(described, vision=False, translates="decoder_input_ids" in taken)
+    return read_signature(described, vision=vision, translates="decoder_input_ids" in taken)

@@ -331,8 +331,8 @@ class Subject:
         two more than ``length`` where the maximum allows, so that the axes differ.
         """
         generator = torch.Generator().manual_seed(derive_seed(seed, "batch"))
-        if self.signature.asked:
-            _ = self.facts  # what is given beside the batch is found there
+        if self.signature.asked or self.vision:
+            _ = self.facts  # what is given beside the batch, or around it, is found there
         if self.vision:
             return self.images(rows, generator)
         if source is None or not self.decodes:

@@ -93,3 +93,16 @@ def test_a_mask_that_is_not_read_is_found():
 
     result = validate(Leaks(), checks=["mask_effect"])
     assert [r.status for r in result] == ["failed"]
+
+
+class Photographs(models.Patches):
+    def forward(self, batch):
+        return super().forward(batch["image"])
+
+
+def test_images_in_one_object():
+    subject = Subject(Photographs().eval(), task="vision_classification")
+    assert subject(subject.batch(3, 1)).logits.shape == (3, 10)
+    assert subject.facts.width == 10
+    assert subject.signature.names == {"pixel_values": "image"}
+    assert not validate(Photographs(), task="vision_classification", checks=["padding"]).failures
