@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from pytest_transformer_validate.subject.packed import Packing
     from pytest_transformer_validate.subject.setup import Setup
 
+_BYTES, _FAR_ID = 256, 10_000_000  # no table has that many rows
 _TEXT = ("bos", "sep", "cls", "unk", "mask", "decoder_start")
 
 _ORIGIN = "; judge the nn.Module that it was made from"
@@ -262,14 +263,29 @@ class Subject:
 
     @functools.cached_property
     def vocab_size(self) -> int:
-        """Declared, else the rows of the table that the ids index. Raises TaskError."""
+        """Declared, else the rows of the table that the ids index, else bytes where ids are hashed
+        or computed with. Raises TaskError."""
         found = self.declared_vocabulary or self.facts.vocabulary.get("input_ids")
+        if found is None and self._takes_any_id():
+            return _BYTES
         if found is None:
             raise TaskError(
                 "the vocabulary size cannot be found: no config key, and no table is indexed by "
                 'the ids\n  declare it: "vocab_size" in config.json'
             )
         return found
+
+    def _takes_any_id(self) -> bool:
+        """Whether forward takes ids that no table has a row for."""
+        rows, length = probe_sizes(self.model, None)
+        far = torch.arange(rows * length).view(rows, length) + _FAR_ID
+        batch = self.complete(Batch({"input_ids": far}), labels=False).to(self.device)
+        try:
+            with torch.no_grad():
+                self.call(batch, {})
+        except Exception:  # noqa: BLE001 - then the vocabulary has to be declared
+            return False
+        return True
 
     @functools.cached_property
     def declared_vocabulary(self) -> int | None:
