@@ -353,3 +353,25 @@ def test_a_decoder_whose_input_is_made_from_labels():
     with pytest.raises(CheckFailed, match="labels of -100 are not taken") as caught:
         judge(KeepsIgnored())
     assert "replace it by the padding id" in caught.value.message
+
+
+class Continued(Contract):
+    """The last output of a text has a label, too: the one that stands behind the last one."""
+
+    def __init__(self, behind, ignores):
+        super().__init__()
+        self.behind, self.ignores = behind, ignores
+
+    def loss(self, logits, labels):
+        labels = F.pad(labels, (0, 1), value=self.behind)[:, 1:].flatten()
+        labels = labels if self.ignores else labels.clamp(min=0)
+        return F.cross_entropy(logits.flatten(0, 1), labels)
+
+
+def test_a_label_behind_the_last_one_is_an_end_or_one_that_is_not_ignored():
+    assert judge(Continued(-100, ignores=True)).notes == ()
+    ends = judge(Continued(2, ignores=True))
+    assert (ends.shift, ends.ignored) == (1, -100)
+    assert "outputs without a label of their own" in ends.notes[0]
+    with pytest.raises(CheckFailed, match="outputs whose label is -100 have a gradient"):
+        judge(Continued(-100, ignores=False))

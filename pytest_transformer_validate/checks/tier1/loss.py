@@ -12,6 +12,7 @@ from pytest_transformer_validate.checks.tier1.loss_rule import fail
 from pytest_transformer_validate.checks.tier1.loss_weights import (
     judge_form,
     judge_ignored,
+    judge_ignored_beside,
     scale_of,
     with_ignored,
 )
@@ -130,6 +131,10 @@ def _by_gradient(probe: Probe, full: Answer, notes: list[str]) -> LossAlignment:
             fail_alignment(probe, full, found)
         assert shift is not None
         judge_shift(probe, full, shift, notes)
+        if found.misfit <= max(ROUNDING * full.eps, 1e-6):
+            notes.append("outputs without a label of their own are drawn to one, too")
+            ignored = judge_ignored_beside(probe, full, shift, notes)
+            return LossAlignment(shift=shift, value=float(shift), ignored=ignored)
         notes.append("the loss holds a term of the logits alone: only the shift is judged")
         return LossAlignment(shift=shift, value=float(shift))
     judge_shift(probe, full, shift, notes)

@@ -104,17 +104,9 @@ def judge_ignored(
     some, ignored = with_ignored(probe, full, notes)
     if some is None or ignored is None:
         return None
-    counted = cross_entropy(
-        some, some.labels.masked_fill(some.labels == ignored, -1), shift
-    ).isfinite()
+    counted = _counted(some, ignored, shift)
     pulled = pull(some)
-    wrong = pulled.active & ~counted
-    if bool(wrong.any()):
-        fail(
-            probe,
-            f"{int(wrong.sum())} outputs whose label is {ignored} have a gradient",
-            "ignore_index is missing or another one, or the label is clamped to a real id",
-        )
+    _refuse(probe, pulled.active & ~counted, ignored)
     if kind == "unknown":
         return ignored
     if bool((pulled.clear == counted).all()):
@@ -122,6 +114,34 @@ def judge_ignored(
         before = found.weight[found.clear].mean().expand(int(all_of_them.sum()))
         _judge_mean(probe, before, pulled.weight, counted, kind, ignored, _tolerance(full))
     return ignored
+
+
+def judge_ignored_beside(probe: Probe, full: Answer, shift: int, notes: list[str]) -> int | None:
+    """Ignored labels have no gradient, in a cross entropy that has labels of its own making for
+    the outputs behind the last one (an end id, or a label that was to be ignored)."""
+    if full.labels.dim() == 1:
+        return None
+    some, ignored = with_ignored(probe, full, notes)
+    if some is None or ignored is None:
+        return None
+    labelled = cross_entropy(full, full.labels, shift).isfinite()
+    _refuse(probe, pull(some).active & labelled & ~_counted(some, ignored, shift), ignored)
+    return ignored
+
+
+def _counted(some: Answer, ignored: int, shift: int) -> torch.Tensor:
+    """(B, T): the outputs whose label counts."""
+    labels = some.labels.masked_fill(some.labels == ignored, -1)
+    return cross_entropy(some, labels, shift).isfinite()
+
+
+def _refuse(probe: Probe, wrong: torch.Tensor, ignored: int) -> None:
+    if bool(wrong.any()):
+        fail(
+            probe,
+            f"{int(wrong.sum())} outputs whose label is {ignored} have a gradient",
+            "ignore_index is missing or another one, or the label is clamped to a real id",
+        )
 
 
 def _judge_mean(
