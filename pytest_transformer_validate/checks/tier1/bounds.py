@@ -23,8 +23,9 @@ def vocabulary_bounds(probe: Probe) -> Vocabulary:
     """The largest id works, one more and a negative one raise, and the sizes agree.
 
     An id outside of the table that the ids index has to raise: read as another row (a remainder,
-    a clamp) it hides a tokenizer that does not fit. The output has at least one column for each
-    declared id; tables and heads that are padded to a round size are healthy.
+    a clamp) it hides a tokenizer that does not fit, and the largest id may not be another one to
+    the model. The output has at least one column for each declared id; tables and heads that are
+    padded to a round size are healthy.
     """
     roles = probe.bounds.roles()
     if not roles:

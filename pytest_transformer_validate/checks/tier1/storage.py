@@ -162,7 +162,8 @@ def registered_tensors(probe: Probe) -> Registered:
     The model is moved to a device that only exists in name, where tensors keep their numbers and
     meet tensors of the CPU as little as they would on an accelerator. A tensor that the model
     holds or brings back fails; one that the forward makes on the CPU fails where the model's code
-    names devices elsewhere, and is noted where the code was written for the CPU alone.
+    names devices elsewhere, and is noted where the code was written for the CPU alone. A device
+    that is a setting (of the configuration, the constructor, the file) is set, too.
     """
     held = dict(probe.left_behind.held())
     stays, why_not = probe.left_behind.stays()
