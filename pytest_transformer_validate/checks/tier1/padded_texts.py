@@ -117,6 +117,8 @@ def judge_left(probe: Probe, factor: float) -> PaddingInvariance:
         return worst_length(other.padded_texts.lengths(covers, "mixed", "left", "plain"))[0]
 
     if not value <= limit.value and settle(value, limit, lambda: probe.repeated(again)).exceeded:
+        if probe.position_promise() is None:
+            raise NotApplicable("pad on the right: a mask leaves a trace of what stands in front")
         raise NotApplicable(
             "pad on the right: forward takes no position_ids, and its positions count the padding"
         )
