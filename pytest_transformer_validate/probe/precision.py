@@ -44,7 +44,10 @@ if TYPE_CHECKING:
 
 _aten = torch.ops.aten
 _FLOAT32_EPS = torch.finfo(torch.float32).eps
-_CASTS = {torch.Tensor.float, torch.Tensor.to, torch.softmax, torch.nn.functional.softmax}
+_CASTS = {
+    torch.Tensor.float, torch.Tensor.to, torch.softmax, torch.Tensor.softmax,
+    torch.nn.functional.softmax,
+}  # fmt: skip
 _RMS_NORM = {torch.rms_norm, torch.nn.functional.rms_norm}
 _ATTENTION = _aten._scaled_dot_product_flash_attention_for_cpu.default
 _CHOICES = {
@@ -366,7 +369,7 @@ class _InDouble(TorchFunctionMode):
             named["eps"] = named.get("eps") or _FLOAT32_EPS
         elif func in _RMS_NORM and args[3] is None:
             args = (*args[:3], _FLOAT32_EPS)
-        elif self.throughout and func in _CASTS and args[0].dtype is torch.float64:
+        elif self.throughout and args and func in _CASTS and args[0].dtype is torch.float64:
             if func is torch.Tensor.float:
                 return args[0]
             args = tuple(torch.float64 if a is torch.float32 else a for a in args)
