@@ -29,6 +29,7 @@ CUTS = {
     torch.Tensor.detach, torch.Tensor.detach_, torch.detach, torch.detach_,
     torch.Tensor.data.__get__,  # type: ignore[attr-defined]
 }  # fmt: skip
+_LONG, _FAR = 64, 192  # tokens of a text that is cheap, and of one that is asked for in doubt
 _SPECIAL = 1  # the batch that holds special ids (padding, end)
 _DIRECTIONS = 3  # a batch; six numbers agree by chance about once in 1e12
 
@@ -93,6 +94,20 @@ def gradients(probe: Probe, noised: bool = False) -> Gradients:
             with contextlib.suppress(Exception):  # the first exception tells more
                 return _gradients(probe, [(2, longest)], training=True, thorough=noised)
             raise
+
+
+def long_gradients(probe: Probe) -> Gradients | None:
+    """``gradients`` with moved parameters over one text that is longer than those: what joins
+    many tokens, or tells far distances apart, has nothing to do before. ``None`` where no text is
+    longer, or the model is large."""
+    longest = min(probe.subject.max_length or 0, _FAR)
+    if not probe.subject.small or longest <= _LONG:
+        return None
+    with probe.noised():
+        try:
+            return _gradients(probe, [(1, longest)], training=False, thorough=True)
+        except Exception:  # noqa: BLE001 - then the shorter texts have the say
+            return None
 
 
 def _gradients(
@@ -169,7 +184,7 @@ def _shapes(probe: Probe) -> list[tuple[int, int]]:
     """Two batches of different lengths: a short one, and one text near the maximum where that is
     cheap, else a shorter one."""
     rows, length = probe.subject.sizes
-    longest = min(probe.subject.max_length or 32, 64)
+    longest = min(probe.subject.max_length or 32, _LONG)
     if probe.subject.small and longest > length:
         return [(rows, length), (1, longest)]
     most = probe.subject.most_rows

@@ -200,6 +200,10 @@ class Probe(Groups):
         """See ``gradients.gradients``."""
         return self.once(gradients.gradients, noised)
 
+    def long_gradients(self) -> Gradients | None:
+        """See ``gradients.long_gradients``."""
+        return self.once(gradients.long_gradients)
+
     def overwritten(self) -> str | None:
         """See ``overwritten.overwritten``."""
         return self.once(overwritten.overwritten)

@@ -91,6 +91,31 @@ def test_a_table_of_sines_and_cosines_needs_no_gradient_and_a_learned_one_does()
         CHECKS["gradient_flow"](probe_of(Waves(learned=True)))
 
 
+class Compresses(nn.Module):
+    """Every 80 tokens are joined, for those behind them; ``cut`` where nothing is learned so."""
+
+    def __init__(self, cut: bool = False) -> None:
+        super().__init__()
+        self.tokens, self.pool = nn.Embedding(models.VOCAB, 32), nn.Linear(32, 32)
+        self.head, self.cut = nn.Linear(32, models.VOCAB), cut
+
+    def forward(self, ids):
+        x = self.tokens(ids)
+        x = x + x.cumsum(1) / torch.arange(1, ids.shape[1] + 1)[:, None]
+        blocks = ids.shape[1] // 80
+        joined = self.pool(x)[:, : blocks * 80].unflatten(1, (blocks, 80)).mean(2)
+        behind = F.pad(joined.repeat_interleave(80, 1), (0, 0, 80, 80))[:, : ids.shape[1]]
+        return self.head(x + (behind.detach() if self.cut else behind))
+
+
+def test_what_joins_many_tokens_gets_a_gradient_from_a_longer_text():
+    config = {"max_position_embeddings": 256}
+    found = CHECKS["gradient_flow"](probe_of(Compresses(), config)).explained
+    assert found == dict.fromkeys(("pool.bias", "pool.weight"), "only a longer text reaches it")
+    with pytest.raises(CheckFailed, match="pool"):
+        CHECKS["gradient_flow"](probe_of(Compresses(cut=True), config))
+
+
 class Routed(nn.Module):
     """Each token goes to one expert, by whose probability its answer is multiplied."""
 

@@ -44,7 +44,8 @@ def gradient_flow(probe: Probe, *, floor: float = 1e-7, ceiling: float = 1e6) ->
     as none if it stays there after every parameter was moved at random (the smallest of a healthy
     model is 1.4e-7, over 431 architectures of transformers 5.23); one above ``ceiling``
     times the gradient of the last module explodes on its way back. Parameters that have no
-    gradient for a structural reason are named in the record.
+    gradient for a structural reason are named in the record. The backward of a
+    ``torch.autograd.Function`` of the model's own has to give the derivative, in float64.
     """
     if probe.subject.sizes[1] < 2:
         raise NotApplicable("the longest text is one token: attention has nothing to choose from")
@@ -89,6 +90,9 @@ def gradient_flow(probe: Probe, *, floor: float = 1e-7, ceiling: float = 1e6) ->
     stuck = stuck_routers(probe) - {n for n, why in reasons.items() if why and why not in _DOUBT}
     explained = {name: why for name, why in reasons.items() if why and name not in stuck}
     failing = (suspects | stuck) - set(explained)
+    late = _late(probe, failing - stuck, floor)
+    explained |= dict.fromkeys(late, "only a longer text reaches it")
+    failing -= late
     measured = _measure(probe, found, explained, failing)
     if failing:
         where = _where(probe, found, failing)
@@ -110,6 +114,12 @@ def gradient_flow(probe: Probe, *, floor: float = 1e-7, ceiling: float = 1e6) ->
             where=_owner(name),
         )
     return measured
+
+
+def _late(probe: Probe, failing: set[str], floor: float) -> set[str]:
+    """The parameters that a longer text gives a gradient."""
+    long = probe.long_gradients() if failing else None
+    return set() if long is None else failing - without_gradient(long, floor)
 
 
 def _unregistered(probe: Probe, found: Gradients) -> CheckFailed:
@@ -214,6 +224,9 @@ def _judge_blocks(probe: Probe, found: Gradients, measured: GradientFlow) -> Non
     for name in sorted(blocks):
         block = dead_block(alive, name)
         if block is not None and name not in measured.explained:
+            long = probe.long_gradients()
+            if long and name in long.dead_rows and dead_block(long, name) is None:
+                continue
             size = len(found.dead_rows[name])
             raise CheckFailed(
                 f"{RULE}\n"
