@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 LARGE = 20_000_000  # parameters from which on passes are short
+WIDE = 1 << 16  # and ids
 _PRIMES = (5, 7, 11, 13, 17, 19, 23, 29, 31)
 
 

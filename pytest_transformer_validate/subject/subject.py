@@ -35,7 +35,7 @@ from pytest_transformer_validate.subject.layout import arrange
 from pytest_transformer_validate.subject.outputs import Output, read_logits, read_output
 from pytest_transformer_validate.subject.refused import first_look
 from pytest_transformer_validate.subject.signature import Signature, forward_of, read_signature
-from pytest_transformer_validate.subject.sizes import LARGE, other_sizes, probe_sizes
+from pytest_transformer_validate.subject.sizes import LARGE, WIDE, other_sizes, probe_sizes
 from pytest_transformer_validate.task import TaskSpec
 
 if TYPE_CHECKING:
@@ -325,8 +325,10 @@ class Subject:
 
     @functools.cached_property
     def small(self) -> bool:
-        """Whether passes may be generous: at most 20M parameters."""
-        return self.parameters <= LARGE
+        """Whether passes may be generous: at most 20M parameters, and no table of more than 65,536
+        ids, whose logits for one text of 512 tokens take over 128 MiB."""
+        widest = max((len(p) for p in self.model.parameters() if p.dim() > 1), default=0)
+        return self.parameters <= LARGE and widest <= WIDE
 
     @functools.cached_property
     def sizes(self) -> tuple[int, int]:

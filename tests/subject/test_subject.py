@@ -163,6 +163,12 @@ def test_two_ids_are_needed_for_two_texts(vocabulary, ids):
     assert set(subject.batch(8, 16)["input_ids"].flatten().tolist()) == ids
 
 
+@pytest.mark.parametrize(("ids", "small"), [(1 << 16, True), (150_000, False)])
+def test_passes_over_many_ids_are_short(ids, small):
+    model = nn.Sequential(nn.Embedding(ids, 4), nn.Linear(4, ids))
+    assert Subject(model, {"vocab_size": ids}).small is small
+
+
 def test_sizes_are_primes_that_no_weight_has():
     rows, length = Subject(models.Decoder()).sizes
     assert rows != length
