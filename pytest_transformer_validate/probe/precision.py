@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import Parameter
-from torch.overrides import TorchFunctionMode
 
 from pytest_transformer_validate.errors import NotApplicable, error_line, first_line
 from pytest_transformer_validate.probe.compare import joined, some_rows
@@ -22,6 +21,7 @@ from pytest_transformer_validate.probe.copies import convertible, probe_beside
 from pytest_transformer_validate.probe.forwards import padded_halves
 from pytest_transformer_validate.probe.moved_weights import data_kept
 from pytest_transformer_validate.probe.passes import Passes, remembered
+from pytest_transformer_validate.probe.rounding import MaskDtype, Squares, TraitReader, rounding
 from pytest_transformer_validate.probe.settings import settings_kept, settings_of, tell
 from pytest_transformer_validate.probe.trace import (
     ROOT,
@@ -31,8 +31,6 @@ from pytest_transformer_validate.probe.trace import (
     where_raised,
 )
 from pytest_transformer_validate.subject.conversion import convert
-from pytest_transformer_validate.subject.dispatch import Operations
-from pytest_transformer_validate.subject.outputs import floating
 from pytest_transformer_validate.subject.source import reads_dtype
 
 if TYPE_CHECKING:
@@ -42,28 +40,8 @@ if TYPE_CHECKING:
     from pytest_transformer_validate.subject.batch import Batch
     from pytest_transformer_validate.subject.subject import Subject
 
-_aten = torch.ops.aten
-_FLOAT32_EPS = torch.finfo(torch.float32).eps
-_CASTS = {
-    torch.Tensor.float, torch.Tensor.to, torch.softmax, torch.Tensor.softmax,
-    torch.nn.functional.softmax,
-}  # fmt: skip
-_RMS_NORM = {torch.rms_norm, torch.nn.functional.rms_norm}
-_ATTENTION = _aten._scaled_dot_product_flash_attention_for_cpu.default
-_CHOICES = {
-    _aten.topk.default,
-    _aten.sort.default,
-    _aten.sort.stable,
-    _aten.argmax.default,
-    _aten.max.dim,
-}
 _MIXED = ("same dtype", "scalar type", "dtypes to match", "the same type")
 _STAY = ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")
-_ROUNDS = {_aten.round, _aten.round_, _aten.floor, _aten.sign, _aten.ceil, _aten.trunc}
-_POWERS = {_aten.pow.Tensor_Scalar, _aten.square.default}
-_HALVES = {torch.bfloat16, torch.float16}
-_PRODUCTS = {_aten.mm.default, _aten.addmm.default, _aten.bmm.default, _aten.baddbmm.default}
-_SOFTMAX = {_aten._softmax.default, _aten._log_softmax.default}
 # bfloat16 tells neighbouring whole numbers apart up to 256, float16 up to 2048.
 _LONGEST = 512
 _UNDECLARED = _EXACT = 256
@@ -142,7 +120,7 @@ class Precision(Passes):
         counts = []
         for length in (self.probe.subject.sizes[1], max(1, self.probe.subject.sizes[1] // 2)):
             batch = self.probe.batch(1, length, "loops")
-            with self.probe.running("loops") as subject, _TraitReader() as reader:
+            with self.probe.running("loops") as subject, TraitReader() as reader:
                 subject.call(batch, {})
             counts.append(reader.count)
         return counts[0] > 1.5 * counts[1]
@@ -155,7 +133,7 @@ class Precision(Passes):
         batch = self.batch(draw)
         with self._convertible(rounded=dtype, moved=moved) as beside:
             reference = _run(beside, batch)
-            with _rounding(beside.subject.model, dtype) as sizes:
+            with rounding(beside.subject.model, dtype) as sizes:
                 emulated = _run(beside, batch)
             real = self._in(dtype, beside, batch)
         known = reference.logits.isfinite() & emulated.logits.isfinite()
@@ -173,7 +151,7 @@ class Precision(Passes):
     def largest_square(self, name: str) -> float:
         """The largest square that the code of the model takes of its numbers, in float32 with the
         weights of ``half``."""
-        with self._convertible(rounded=getattr(torch, name)) as beside, _Squares() as squares:
+        with self._convertible(rounded=getattr(torch, name)) as beside, Squares() as squares:
             _run(beside, self.batch(0))
         return squares.largest
 
@@ -271,7 +249,7 @@ class Precision(Passes):
     def traits(self) -> Traits:
         """What the forward does to the precision of its numbers by itself."""
         probe = self.probe
-        with probe.running("traits") as subject, _TraitReader() as reader:
+        with probe.running("traits") as subject, TraitReader() as reader:
             subject.call(probe.batch(*subject.sizes, "traits"), {})
         return Traits(reader.rounds, reader.narrows)
 
@@ -304,7 +282,7 @@ class Precision(Passes):
         batch = self.batch(draw)
         with self._convertible(rounded=dtype) as beside:
             reference = _calls(beside, batch)
-            with _rounding(beside.subject.model, dtype):
+            with rounding(beside.subject.model, dtype):
                 emulated = _calls(beside, batch)
             _convert(beside.subject, dtype)
             real = _calls(beside, batch)
@@ -350,151 +328,6 @@ def _parts(error: torch.Tensor, known: torch.Tensor) -> tuple[float, ...]:
     sizes = flat.mean(2).sqrt()
     pieces = sizes.chunk(_PARTS, 1) if sizes.shape[1] >= _PARTS else (sizes,)
     return tuple(float(piece.median()) for piece in pieces)
-
-
-class _InDouble(TorchFunctionMode):
-    """Gives RMSNorm without an eps that of float32, as every dtype but float64 has it: with
-    another one, small vectors are another model's. ``throughout`` leaves what is in float64 there
-    where it is cast to float32."""
-
-    def __init__(self, throughout: bool) -> None:
-        super().__init__()
-        self.throughout = throughout
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        named = dict(kwargs or {})
-        if func in _RMS_NORM and len(args) < 4:
-            named["eps"] = named.get("eps") or _FLOAT32_EPS
-        elif func in _RMS_NORM and args[3] is None:
-            args = (*args[:3], _FLOAT32_EPS)
-        elif self.throughout and args and func in _CASTS and args[0].dtype is torch.float64:
-            if func is torch.Tensor.float:
-                return args[0]
-            args = tuple(torch.float64 if a is torch.float32 else a for a in args)
-            named = {k: torch.float64 if a is torch.float32 else a for k, a in named.items()}
-        return func(*args, **named)
-
-
-class MaskDtype(Operations):
-    """Gives attention masks the dtype of the queries: with a float32 mask, attention in float64
-    silently reads wrong numbers from 16 tokens on (torch 2.13, CPU). And see ``_InDouble``."""
-
-    def __init__(self, throughout: bool = False) -> None:
-        super().__init__()
-        self.throughout = throughout
-
-    def __enter__(self) -> Self:
-        super().__enter__()
-        self._uncompiled.enter_context(_InDouble(self.throughout))
-        return self
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        named = dict(kwargs or {})
-        mask = named.get("attn_mask")
-        if func is _ATTENTION and isinstance(mask, torch.Tensor) and mask.is_floating_point():
-            named["attn_mask"] = mask.to(args[0].dtype)
-        return func(*args, **named)
-
-
-class _TraitReader(Operations):
-    """Counts operations, and sees roundings and numbers in half precision."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rounds = self.narrows = False
-        self.count = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        self.count += 1
-        if isinstance(result, torch.Tensor) and result.is_floating_point():
-            self.rounds |= func.overloadpacket in _ROUNDS
-            self.narrows |= result.dtype in _HALVES
-        return result
-
-
-class _Squares(Operations):
-    """The largest finite power or product of a tensor with itself."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.largest = 0.0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        square = func in _POWERS or (func is _aten.mul.Tensor and args[0] is args[1])
-        if square and result.is_floating_point() and result.numel():
-            largest = float(result.abs().nan_to_num(0.0, 0.0, 0.0).max())
-            self.largest = max(self.largest, largest)
-        return result
-
-
-class _Softmaxes(Operations):
-    """Rounds what goes into a softmax and what comes out, and what a choice is made by; and
-    ``products`` of matrices, for code whose weights are in no module of their own."""
-
-    def __init__(self, dtype: torch.dtype, *, products: bool) -> None:
-        super().__init__()
-        self.dtype = dtype
-        self.products = products
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        if func in _CHOICES:
-            args = (args[0].to(self.dtype).to(args[0].dtype), *args[1:])
-        if func in _SOFTMAX:
-            args = (args[0].to(self.dtype).to(args[0].dtype), *args[1:])
-            return func(*args, **(kwargs or {})).to(self.dtype).to(args[0].dtype)
-        result = func(*args, **(kwargs or {}))
-        if self.products and func in _PRODUCTS:
-            return result.to(self.dtype).to(result.dtype)
-        return result
-
-
-def _functional(model: torch.nn.Module) -> bool:
-    """Whether no module but the model, or containers of parameters, holds any weight."""
-    kinds = torch.nn.ParameterList | torch.nn.ParameterDict
-    inner = (m for m in model.modules() if m is not model and not isinstance(m, kinds))
-    return all(next(m.parameters(recurse=False), None) is None for m in inner)
-
-
-@contextlib.contextmanager
-def _rounding(model: torch.nn.Module, dtype: torch.dtype) -> Iterator[list[float]]:
-    """Round the floating point outputs of every module; yields their largest magnitudes."""
-    sizes: list[float] = []
-
-    def leave(_module: Any, _args: Any, output: Any) -> None:
-        for tensor in floating(output):
-            if tensor.numel() and tensor.dtype is torch.float32 and tensor.dim():
-                finite = tensor.nan_to_num(0.0, 0.0, 0.0)
-                # The smallest number of float32, as a mask has it, is no magnitude.
-                size = float(finite.abs().max())
-                sizes.append(size if size < 1e30 else 0.0)
-                if all(tensor.stride()) or tensor.numel() == 1:
-                    inference = tensor.is_inference()  # off, the mode records gradients again
-                    with torch.inference_mode() if inference else contextlib.nullcontext():
-                        tensor.copy_(tensor.to(dtype))
-
-    handles = [
-        module.register_forward_hook(leave)
-        for module in model.modules()
-        if not isinstance(module, torch.jit.ScriptModule)
-    ]
-    try:
-        with _Softmaxes(dtype, products=_functional(model)):
-            yield sizes
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _further(

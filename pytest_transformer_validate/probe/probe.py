@@ -22,7 +22,7 @@ from pytest_transformer_validate.probe.answers import NO_OUTPUT
 from pytest_transformer_validate.probe.fitting import Fitting
 from pytest_transformer_validate.probe.groups import Groups
 from pytest_transformer_validate.probe.moved_weights import TINY
-from pytest_transformer_validate.probe.precision import MaskDtype
+from pytest_transformer_validate.probe.rounding import MaskDtype
 from pytest_transformer_validate.probe.trace import ROOT, where_raised
 from pytest_transformer_validate.subject import promises
 from pytest_transformer_validate.subject.conversion import convert
