@@ -23,7 +23,7 @@ _DRAWS = 3
 # Words in the name of a function that is not meant to give its derivative.
 _MEANT = re.compile(
     r"straight|ste\b|grad|round|quant|binar|sign|spik|surrog|estim|rever|grl|scale|mult\b|clip"
-    r"|clamp|bound",
+    r"|clamp|bound|aux|loss",
     re.IGNORECASE,
 )
 

@@ -295,3 +295,31 @@ def test_a_backward_that_is_not_the_derivative_is_found():
     with pytest.raises(CheckFailed, match="the backward of Doubled, written by hand") as caught:
         CHECKS["gradient_flow"](probe_of(model))
     assert caught.value.where == f"blocks.1.mlp.{len(model.blocks[1].mlp) - 1}"
+
+
+class AddAuxiliaryLoss(torch.autograd.Function):
+    """A loss for balance, as mixtures of experts add it: seen by the backward alone."""
+
+    @staticmethod
+    def forward(ctx, x, loss):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient, torch.ones(())
+
+
+class Balanced(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Linear(32, 2)
+
+    def forward(self, x):
+        weights = self.router(x).softmax(-1)
+        return AddAuxiliaryLoss.apply(x * weights[..., :1], weights.square().sum())
+
+
+def test_a_loss_that_only_the_backward_adds_is_meant():
+    model = models.Decoder()
+    model.blocks[1].mlp.append(Balanced())
+    assert CHECKS["gradient_flow"](probe_of(model)).value == 0
