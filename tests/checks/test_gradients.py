@@ -301,11 +301,11 @@ class AddAuxiliaryLoss(torch.autograd.Function):
     """A loss for balance, as mixtures of experts add it: seen by the backward alone."""
 
     @staticmethod
-    def forward(ctx, x, loss):
+    def forward(_ctx, x, _loss):
         return x.clone()
 
     @staticmethod
-    def backward(ctx, gradient):
+    def backward(_ctx, gradient):
         return gradient, torch.ones(())
 
 
