@@ -22,6 +22,8 @@ class Mixer(nn.Module):
 
     def forward(self, x, mask):
         keep = mask[:, None].to(x.dtype) if self.hides else 1
+        if self.hides is None:
+            keep = mask[:, None].clamp(1)  # read, and without effect
         x = nn.functional.silu(self.conv(nn.functional.pad(x.mT * keep, (2, 0)))) * keep
         state, states = torch.zeros_like(x[..., 0]), []
         for step in x.unbind(-1):
@@ -45,9 +47,10 @@ def test_states_that_hide_what_stands_in_front():
     assert mask_effect(probe_of(Recurrent())).value > 1e-3
 
 
-def test_a_mask_that_nothing_reads_is_not_the_fault_of_a_convolution():
+@pytest.mark.parametrize("hides", [False, None], ids=["not read", "read"])
+def test_a_mask_without_effect_is_not_the_fault_of_a_convolution(hides):
     with pytest.raises(CheckFailed, match="masking tokens by attention_mask moved") as caught:
-        mask_effect(probe_of(Recurrent(hides=False)))
+        mask_effect(probe_of(Recurrent(hides)))
     assert caught.value.where == "mixer"
 
 

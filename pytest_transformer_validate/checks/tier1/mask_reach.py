@@ -59,15 +59,22 @@ def excused_by(probe: Probe, found: Content, layout: str, limit: Limit) -> str |
     if layout.endswith("hole") and probe.masks.reads_lengths(way):
         return f"{way.role} is read as the number of real tokens, not as a mask"
     if layout.endswith("hole") and passes.causal:
-        for blank in (False, True):
-            if passes.content(way, "left", found.condition, blank=blank).moved <= limit.value:
-                return "hidden in the middle of a text, tokens matter; in front of it they do not"
-    zeros = passes.content(way, layout, found.condition, blank=True)
-    if zeros.moved <= limit.value:
+        front = passes.content(way, "left", found.condition)
+        if front.moved <= limit.value or _hides(probe, front, "left", limit):
+            return "hidden in the middle of a text, tokens matter; in front of it they do not"
+    if _hides(probe, found, layout, limit):
         return CONVOLVES
     if pads_left(probe):
         return PAD_LEFT
     return POOLS if probe.shortens() else None
+
+
+def _hides(probe: Probe, found: Content, layout: str, limit: Limit) -> bool:
+    """Whether the mask has an effect, and ids do not matter where convolutions read zeros in their
+    place: zeros alone may cut every way from them."""
+    passes = probe.padding
+    blanked = passes.content(found.way, layout, found.condition, blank=True)
+    return blanked.moved <= limit.value < passes.effect(found)
 
 
 def pads_left(probe: Probe) -> bool:
