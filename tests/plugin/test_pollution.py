@@ -144,7 +144,8 @@ POLLUTING: Mapping[str, tuple[str, str]] = {
         "top",
         "import linecache, traceback; linecache.getline = traceback.walk_tb = 0",
     ),
-    "print": ("top", "builtins.print = builtins.len = lambda *_: 0"),
+    # not ``len``, with which execnet's thread counts the bytes of what a worker is sent meanwhile
+    "print": ("top", "builtins.print = builtins.sorted = lambda *_: 0"),
 }
 assert len(POLLUTING) >= 25
 
