@@ -281,7 +281,8 @@ class Subject:
         far = torch.arange(rows * length).view(rows, length) + _FAR_ID
         batch = self.complete(Batch({"input_ids": far}), labels=False).to(self.device)
         try:
-            with torch.no_grad():
+            with guard(self.model, derive_seed(self.seed, "any id")), torch.no_grad():
+                self.model.eval()
                 self.call(batch, {})
         except Exception:  # noqa: BLE001 - then the vocabulary has to be declared
             return False

@@ -118,6 +118,24 @@ def test_a_vocabulary_that_cannot_be_found_is_asked_for():
     assert Subject(Hashed()).vocab_size == 256  # it takes any
 
 
+class Counting(nn.Module):
+    """Takes any id, counts its calls, and draws in training."""
+
+    calls = 0
+
+    def forward(self, input_ids):
+        self.calls += 1
+        drawn = torch.rand(()) if self.training else 0
+        return (input_ids * 7 % 5).unsqueeze(-1).float().expand(-1, -1, 3) + drawn
+
+
+def test_asking_for_a_vocabulary_leaves_model_and_random_state_alone():
+    model, before = Counting().train(), torch.get_rng_state()
+    assert Subject(model).vocab_size == 256
+    assert (model.calls, model.training) == (0, True)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 @pytest.mark.parametrize(
     "config",
     [{"vocab_size": 90, "max_seq_len": 20}, SimpleNamespace(vocab_size=90, block_size=20)],
