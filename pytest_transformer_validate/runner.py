@@ -117,7 +117,7 @@ class ModelRun:
             context.update(probe.context())
             return _Verdict("passed", measurement=self._call(check, case, probe))
         except (CheckFailed, NotApplicable, Blocked) as forged:
-            self._look_around(everything=not isinstance(forged, NotApplicable))
+            self._look_around(failed=not isinstance(forged, NotApplicable))
             if not _by_model(forged):
                 if self.room is not None:
                     self.room.rest()
@@ -156,11 +156,11 @@ class ModelRun:
             return verdict._replace(message=f"{verdict.message}\n{added}")
         return _Verdict("broken", self.failure_text(check, case, "\n".join(told)))
 
-    def _look_around(self, everything: bool = True) -> None:
+    def _look_around(self, *, failed: bool = True) -> None:
         """Put back what is needed to say what happened."""
         if self.room is not None:
             self.room.house.limits.lift()
-            self.room.look_around(everything or self.room.begins or self.room.ends)
+            self.room.look_around(failed=failed)
 
     def _ends_run(self, raised: BaseException) -> bool:
         """Whether it is a person's, or a word of the check to pytest, and not the model's."""

@@ -165,9 +165,11 @@ class Functions:
     """
 
     def __init__(self) -> None:
-        owners = list(_owners())
-        near = [each for each in owners if not each.is_own and each.used != _NOTHING]
-        self.near, self.far = Names(near), Names([each for each in owners if each not in near])
+        near: list[_Owner] = []
+        far: list[_Owner] = []
+        for owner in _owners():
+            (far if owner.is_own or owner.used == _NOTHING else near).append(owner)
+        self.near, self.far = Names(near), Names(far)
 
 
 class Names:

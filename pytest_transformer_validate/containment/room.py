@@ -98,7 +98,7 @@ class Room:
         """
         self.house.limits.lift()
         if not self._looked:
-            self.look_around(self.begins or self.ends)
+            self.look_around(failed=False)
             self.rest()
         found = [
             f"the model replaced {name}, which verdicts are made with (put back)"
@@ -110,10 +110,10 @@ class Room:
         self.house.exits.attempts.clear()
         return found
 
-    def look_around(self, everything: bool = True) -> None:
+    def look_around(self, *, failed: bool = True) -> None:
         """Put functions back that verdicts are made with, before one is made, and those of
         Python's library, which make texts: for good."""
-        self._put_judges_back(everything)
+        self._put_judges_back(failed=failed)
         for change in self._layers:
             if change.of_library:
                 change.put(change.before)
@@ -148,7 +148,7 @@ class Room:
         self.house.limits.lift()
         try:
             if not self._looked:
-                self._put_judges_back(self.begins or self.ends)
+                self._put_judges_back(failed=False)
             for change in self._layers:
                 change.put(change.before)
             if self._flags is not None:
@@ -161,14 +161,14 @@ class Room:
                 self._modules = None
             self.house.exits.running -= 1
 
-    def _put_judges_back(self, everything: bool) -> None:
+    def _put_judges_back(self, *, failed: bool) -> None:
         """Put back what verdicts are made with; note what else is replaced."""
         if self._modules is not None:
             self._modules.give_back()
         if self._flags is None:
             return
         judged, layers = self.house.functions.near.changes()
-        if everything:
+        if failed or self.begins or self.ends:
             far_judged, self._far_layers = self.house.functions.far.changes()
             judged += far_judged
         self._layers = layers + self._far_layers
