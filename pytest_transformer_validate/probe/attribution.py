@@ -24,6 +24,7 @@ from pytest_transformer_validate.probe.paths import Path, logit, slopes
 from pytest_transformer_validate.probe.slopes import first_wrong
 from pytest_transformer_validate.probe.vectors import PIXELS, Reader, each_token, read
 from pytest_transformer_validate.subject.batch import Batch
+from pytest_transformer_validate.subject.inputs import complete
 from pytest_transformer_validate.subject.masks import padding_id
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class Attributions(Passes):
             row = torch.tensor([ids], device=self.probe.subject.device)
             given = Batch({**batch.inputs, "input_ids": row})
             given = Batch({r: t for r, t in given.inputs.items() if r.endswith("input_ids")})
-            batch = self.probe.subject.complete(given).to(self.probe.subject.device)
+            batch = complete(self.probe.subject, given).to(self.probe.subject.device)
         place = position if each_token(self.probe.subject) else None
         path = self._path(batch, place, "eval", predicted=True)
         return self._integrated(path, steps, "eval")

@@ -25,6 +25,7 @@ from pytest_transformer_validate.probe.passes import Passes, remembered
 from pytest_transformer_validate.probe.trace import Call, traced, where_raised
 from pytest_transformer_validate.subject.batch import Batch
 from pytest_transformer_validate.subject.declared import declared_size
+from pytest_transformer_validate.subject.inputs import complete
 
 _WINDOW = (
     "sliding_window", "attention_window", "window_size", "local_window", "attn_window",
@@ -203,7 +204,7 @@ class Caches(Passes):
                 row = text.rows - 1
                 pads = int((text["attention_mask"][row] == 0).sum())
                 alone = Batch({"input_ids": text["input_ids"][row : row + 1, pads:]})
-                plain = probe.forward(subject.complete(alone)).logits[:, position - pads]
+                plain = probe.forward(complete(subject, alone)).logits[:, position - pads]
                 moved.append(difference(reference[row : row + 1], plain))
         return max(float(m.nan_to_num(0.0).max()) for m in moved)
 

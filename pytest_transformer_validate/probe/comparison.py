@@ -16,6 +16,7 @@ from pytest_transformer_validate.probe.align import Pair, align, first_apart, pl
 from pytest_transformer_validate.probe.compare import difference, over, sequence, trace
 from pytest_transformer_validate.probe.passes import Passes, remembered
 from pytest_transformer_validate.subject.batch import Batch
+from pytest_transformer_validate.subject.inputs import complete
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -237,7 +238,7 @@ class Comparison(Passes):
 
 def _completed(probe: Probe, batch: Batch) -> Batch:
     subject = probe.subject
-    return batch if subject.vision else subject.complete(batch).to(subject.device)
+    return batch if subject.vision else complete(subject, batch).to(subject.device)
 
 
 def _names(model: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -26,6 +26,7 @@ from pytest_transformer_validate.probe.generate_call import Generate, Unexpected
 from pytest_transformer_validate.probe.passes import Passes, remembered
 from pytest_transformer_validate.probe.quiet import quietly
 from pytest_transformer_validate.subject.batch import Batch
+from pytest_transformer_validate.subject.inputs import complete
 from pytest_transformer_validate.subject.outputs import read_output
 
 if TYPE_CHECKING:
@@ -172,7 +173,7 @@ class Generation(Passes):
 
     def _first_step(self, ids: torch.Tensor) -> torch.Tensor | None:
         """The logits that generate chooses its first token by."""
-        batch = self.probe.subject.complete(Batch({"input_ids": ids}))
+        batch = complete(self.probe.subject, Batch({"input_ids": ids}))
         prompt = batch.to(self.probe.subject.device)
         with (
             self.probe.running("generate") as subject,
@@ -249,8 +250,8 @@ class Generation(Passes):
         subject = self.probe.subject
         if subject.decodes:
             both = Batch({"input_ids": prompt["input_ids"], "decoder_input_ids": text})
-            return subject.complete(both).to(subject.device)
-        batch = subject.complete(Batch({"input_ids": text})).to(subject.device)
+            return complete(subject, both).to(subject.device)
+        batch = complete(subject, Batch({"input_ids": text})).to(subject.device)
         mask = prompt.inputs.get("attention_mask")
         if mask is None:
             return batch
@@ -265,10 +266,10 @@ class Generation(Passes):
         own = ids[row : row + 1]
         if subject.decodes:
             both = {"input_ids": prompt["input_ids"][row : row + 1], "decoder_input_ids": own}
-            return self.probe.forward(subject.complete(Batch(both))).logits[0, -1]
+            return self.probe.forward(complete(subject, Batch(both))).logits[0, -1]
         mask = prompt.inputs.get("attention_mask")
         pads = 0 if mask is None else int((mask[row] == 0).sum())
-        alone = subject.complete(Batch({"input_ids": own[:, pads:]})).to(subject.device)
+        alone = complete(subject, Batch({"input_ids": own[:, pads:]})).to(subject.device)
         return self.probe.forward(alone).logits[0, -1]
 
 

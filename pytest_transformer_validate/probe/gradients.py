@@ -16,6 +16,7 @@ from pytest_transformer_validate.probe.backward import (
     reached_beside,
 )
 from pytest_transformer_validate.probe.by_hand import functions_behind, written
+from pytest_transformer_validate.subject.inputs import with_special
 from pytest_transformer_validate.subject.outputs import floating
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def _gradients(
         source = length if training else None
         batch = probe.batch(rows, length, "gradients", number, source=source)
         if number == _SPECIAL and probe.subject.task.per_token:
-            batch = probe.subject.with_special(batch)
+            batch = with_special(probe.subject, batch)
         with probe.running("gradients", number, grad=True) as subject:
             _enter_mode(subject.model, training)
             watched = _watched(subject.model, found, thorough=thorough)

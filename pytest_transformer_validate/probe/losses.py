@@ -16,6 +16,7 @@ from pytest_transformer_validate.errors import NotApplicable, SubjectError, erro
 from pytest_transformer_validate.probe.compare import difference
 from pytest_transformer_validate.probe.passes import Passes, remembered
 from pytest_transformer_validate.probe.trace import ROOT, traced
+from pytest_transformer_validate.subject.inputs import random_ids
 from pytest_transformer_validate.subject.layout import arrange
 from pytest_transformer_validate.subject.outputs import field_of, read_output
 
@@ -211,7 +212,7 @@ class Losses(Passes):
         if not self.per_token:
             return torch.randint(width, (rows,), generator=generator).to(subject.device)
         vocabulary = subject.target_vocab_size if subject.decodes else subject.vocab_size
-        drawn = subject.ids(1, min(8 * vocabulary, 20_000), generator, vocabulary)[0]
+        drawn = random_ids(subject, 1, min(8 * vocabulary, 20_000), generator, vocabulary)[0]
         pool = drawn[drawn < width].unique()
         pool = pool if len(pool) > 1 else torch.arange(width)
         count = rows * length

@@ -15,6 +15,7 @@ from pytest_transformer_validate.probe.padding import HIDDEN, Padding, gap, nan_
 from pytest_transformer_validate.probe.passes import Passes, remembered
 from pytest_transformer_validate.probe.real_tokens import blanked, real_positions
 from pytest_transformer_validate.subject.batch import Batch
+from pytest_transformer_validate.subject.inputs import complete
 from pytest_transformer_validate.subject.masks import SOURCE, Way, padding_id
 
 _LONGEST = 512
@@ -196,7 +197,7 @@ class PaddedTexts(Passes):
 
     def _with_ids(self, given: Batch, covers: str, ids: torch.Tensor) -> Batch:
         roles = {role: given[role] for role in self.padding.sequences}
-        return self.probe.subject.complete(Batch({**roles, covers: ids})).to(ids.device)
+        return complete(self.probe.subject, Batch({**roles, covers: ids})).to(ids.device)
 
     def _told(
         self, batch: Batch, keep: torch.Tensor, covers: str, side: str, way: Way | None

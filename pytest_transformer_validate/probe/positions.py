@@ -30,6 +30,7 @@ from pytest_transformer_validate.probe.compare import (
 from pytest_transformer_validate.probe.lookup import TokenLookup
 from pytest_transformer_validate.probe.trace import first_to_differ
 from pytest_transformer_validate.subject.batch import Batch
+from pytest_transformer_validate.subject.inputs import with_special
 
 if TYPE_CHECKING:
     from pytest_transformer_validate.probe.probe import Probe
@@ -122,7 +123,7 @@ def position_swaps(probe: Probe, plan: Plan) -> Swaps:
     before = copies(probe, length, len(experiments), source)
     role = sequence(probe)
     if plan.name == "special":
-        before = probe.subject.with_special(before)
+        before = with_special(probe.subject, before)
     if plan.name == "masked" or (plan.name == "special" and _takes_mask_too(probe)):
         before = before.with_(attention_mask=torch.ones_like(before["input_ids"]))
     ids, other = before[role], _different(probe, before[role][:1], length)

@@ -21,6 +21,7 @@ from pytest_transformer_validate.probe.watch import (
 )
 from pytest_transformer_validate.subject.batch import Batch
 from pytest_transformer_validate.subject.guard import seed_all
+from pytest_transformer_validate.subject.inputs import with_special
 from pytest_transformer_validate.subject.outputs import tensors_in
 
 if TYPE_CHECKING:
@@ -313,7 +314,7 @@ class States(Passes):
         plain = self._batch(FIRST)
         if subject.vision:
             return [plain]
-        batch = subject.with_special(plain)
+        batch = with_special(subject, plain)
         ids = batch["input_ids"].clone()
         keep = torch.ones_like(ids)
         if ids.shape[1] > 3:

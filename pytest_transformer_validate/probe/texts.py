@@ -12,6 +12,7 @@ from pytest_transformer_validate.errors import NotApplicable
 from pytest_transformer_validate.probe.passes import Passes, remembered
 from pytest_transformer_validate.probe.vectors import each_token
 from pytest_transformer_validate.subject.batch import Batch
+from pytest_transformer_validate.subject.inputs import complete
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,7 +72,7 @@ class Texts(Passes):
         if subject.decodes:
             first = subject.batch(1, 1, seed=probe.seed_for("texts"))["decoder_input_ids"]
             batch = batch.with_(decoder_input_ids=first)
-        logits = probe.forward(subject.complete(batch).to(subject.device)).logits
+        logits = probe.forward(complete(subject, batch).to(subject.device)).logits
         last = logits[0, -1] if each_token(subject) else logits[0]
         return last.flatten().double().softmax(-1).cpu()
 

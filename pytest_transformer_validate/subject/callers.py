@@ -34,6 +34,7 @@ from pytest_transformer_validate.subject.batch import Batch
 from pytest_transformer_validate.subject.declared import LENGTH, declared_size, declared_task
 from pytest_transformer_validate.subject.guard import derive_seed, guard
 from pytest_transformer_validate.subject.ids import few_ids
+from pytest_transformer_validate.subject.inputs import complete, random_images
 from pytest_transformer_validate.subject.layout import arrange, find_layout
 from pytest_transformer_validate.subject.outputs import read_output
 from pytest_transformer_validate.subject.sizes import other_sizes, probe_sizes
@@ -421,14 +422,14 @@ class _Search:
         subject = self.subject
         generator = torch.Generator().manual_seed(derive_seed(subject.seed, "callers"))
         if subject.vision:
-            return subject.images(2, generator)
+            return random_images(subject, 2, generator)
         longest = declared_size(subject.config, LENGTH)
         sizes = probe_sizes(subject.model, longest)
         rows, target = min(sizes[0], subject.most_rows), sizes[1]
         source = other_sizes(subject.model, longest, sizes)[1] if subject.decodes else target
         self.other = Batch(few_ids(subject, rows, source, target, generator)).to(subject.device)
         first = Batch(few_ids(subject, rows, source, target, generator))
-        first = subject.complete(first, labels=False).to(subject.device)
+        first = complete(subject, first, labels=False).to(subject.device)
         return first.with_(
             **{role: _unlike(first[role], self.other[role]) for role in self.other.inputs}
         )

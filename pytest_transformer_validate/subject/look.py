@@ -16,6 +16,7 @@ from pytest_transformer_validate.subject.choices import as_choices
 from pytest_transformer_validate.subject.declared import LENGTH, declared_size
 from pytest_transformer_validate.subject.guard import derive_seed
 from pytest_transformer_validate.subject.ids import few_ids
+from pytest_transformer_validate.subject.inputs import complete, random_images
 from pytest_transformer_validate.subject.layout import arrange, find_layout
 from pytest_transformer_validate.subject.multiples import (
     find_multiple,
@@ -100,7 +101,7 @@ def look(subject: Subject) -> Facts:
 
 def _of_images(subject: Subject) -> object:
     """What forward gives for two images, which may have to be in one object."""
-    images = subject.images(2, torch.Generator().manual_seed(0))
+    images = random_images(subject, 2, torch.Generator().manual_seed(0))
     try:
         return subject.call(images, {})
     except Exception:
@@ -269,7 +270,7 @@ def _first_batch(subject: Subject, rows: int, length: int) -> Batch:
     """A batch that can be made before the vocabulary is known."""
     generator = torch.Generator().manual_seed(derive_seed(subject.seed, "facts"))
     inputs = few_ids(subject, rows, length, length, generator)
-    return subject.complete(Batch(inputs), labels=False).to(subject.device)
+    return complete(subject, Batch(inputs), labels=False).to(subject.device)
 
 
 def _reads_time_first(subject: Subject, batch: Batch, reader: TableReader) -> bool:

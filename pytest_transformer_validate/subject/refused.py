@@ -14,6 +14,7 @@ from pytest_transformer_validate.sources.construct import CONFIG_NAMES
 from pytest_transformer_validate.subject.batch import Batch
 from pytest_transformer_validate.subject.guard import derive_seed
 from pytest_transformer_validate.subject.ids import few_ids
+from pytest_transformer_validate.subject.inputs import complete
 from pytest_transformer_validate.subject.look import Facts, look
 from pytest_transformer_validate.subject.outputs import read_output
 
@@ -81,7 +82,7 @@ def _takes(subject: Subject, length: int) -> bool:
     generator = torch.Generator().manual_seed(derive_seed(subject.seed, "refused"))
     inputs = few_ids(subject, min(2, subject.most_rows), length, length, generator)
     try:
-        subject.call(subject.complete(Batch(inputs), labels=False).to(subject.device), {})
+        subject.call(complete(subject, Batch(inputs), labels=False).to(subject.device), {})
     except Exception:  # noqa: BLE001 - a trial
         return False
     return True

@@ -13,7 +13,7 @@ from pytest_transformer_validate.errors import Blocked, NotApplicable, TaskError
 from pytest_transformer_validate.sources.config import ModelConfig
 from pytest_transformer_validate.subject.batch import Batch
 from pytest_transformer_validate.subject.callers import Given
-from pytest_transformer_validate.subject.choices import as_choices
+from pytest_transformer_validate.subject.calling import call
 from pytest_transformer_validate.subject.conversion import convert
 from pytest_transformer_validate.subject.declared import (
     BY_TYPE,
@@ -26,11 +26,9 @@ from pytest_transformer_validate.subject.declared import (
     declared_task,
     declares_image,
     decoder_type,
-    special_ids,
 )
 from pytest_transformer_validate.subject.guard import derive_seed, guard
-from pytest_transformer_validate.subject.images import image_shape
-from pytest_transformer_validate.subject.intermediates import Values, run_with_intermediates
+from pytest_transformer_validate.subject.inputs import complete, random_batch
 from pytest_transformer_validate.subject.layout import arrange
 from pytest_transformer_validate.subject.outputs import Output, read_logits, read_output
 from pytest_transformer_validate.subject.refused import first_look
@@ -86,7 +84,7 @@ class Subject:
         self.setup: Setup | None = None
         self.packing: Packing | None = None
         self.choices = False
-        self._plain: tuple[object, torch.Tensor] | None = None
+        self.plain_ids: tuple[object, torch.Tensor] | None = None
 
     def twin(self, model: torch.nn.Module) -> Subject:
         """Another model, such as a converted copy, with the config, task and seed of this one."""
@@ -279,7 +277,7 @@ class Subject:
         """Whether forward takes ids that no table has a row for."""
         rows, length = probe_sizes(self.model, None)
         far = torch.arange(rows * length).view(rows, length) + _FAR_ID
-        batch = self.complete(Batch({"input_ids": far}), labels=False).to(self.device)
+        batch = complete(self, Batch({"input_ids": far}), labels=False).to(self.device)
         try:
             with guard(self.model, derive_seed(self.seed, "any id")), torch.no_grad():
                 self.model.eval()
@@ -319,6 +317,15 @@ class Subject:
             found = tables if self._pads_positions(named) else named
         return found if found is None else max(found - found % self.multiple, 1)
 
+    def _pads_positions(self, rows: int) -> bool:
+        """Whether a table of ``rows`` has a padding row: then positions start behind it."""
+        for module in self.model.modules():
+            table = getattr(module, "weight", None)
+            padded = isinstance(getattr(module, "padding_idx", None), int)
+            if padded and isinstance(table, torch.Tensor) and table.shape[0] == rows:
+                return True
+        return False
+
     @property
     def multiple(self) -> int:
         """What the model says that lengths have to be multiples of; 1 where it says nothing."""
@@ -349,58 +356,7 @@ class Subject:
         ``source`` is the length of a sequence-to-sequence model's encoder input; the default is
         two more than ``length`` where the maximum allows, so that the axes differ.
         """
-        generator = torch.Generator().manual_seed(derive_seed(seed, "batch"))
-        if self.signature.asked or self.vision:
-            _ = self.facts  # what is given beside the batch, or around it, is found there
-        if self.vision:
-            return self.images(rows, generator)
-        if source is None or not self.decodes:
-            more = length + (2 if self.multiple == 1 else self.multiple)
-            longer = min(more, self.max_length or more)
-            source = longer if self.decodes and length > 1 else length
-        inputs = {"input_ids": self.ids(rows, source, generator)}
-        if self.decodes:
-            inputs["decoder_input_ids"] = self.ids(rows, length, generator, self.target_vocab_size)
-        return self.complete(Batch(inputs)).to(self.device)
-
-    def with_special(self, batch: Batch) -> Batch:
-        """The same batch with a special id at every other position, as far as there are any."""
-        role = "decoder_input_ids" if self.decodes else "input_ids"
-        ids = batch[role].clone()
-        for place, special in zip(range(1, ids.shape[1] - 1, 2), self.text_ids, strict=False):
-            ids[:, place] = special
-        return batch.with_(**{role: ids})
-
-    def images(self, rows: int, generator: torch.Generator) -> Batch:
-        """Random images (rows, C, H, W)."""
-        shape = image_shape(self.model, self.config)
-        pixels = torch.randn(rows, *shape, generator=generator)
-        return Batch({"pixel_values": pixels}).to(self.device, self.dtype)
-
-    def ids(
-        self, rows: int, length: int, generator: torch.Generator, vocabulary: int | None = None
-    ) -> torch.Tensor:
-        """Random ids (rows, length) on the CPU, without ids that have a special meaning.
-
-        A text of a classifier ends with the end id where there is one: models pool there.
-        """
-        allowed = self._plain_ids(vocabulary or self.vocab_size)
-        picks = torch.randint(len(allowed), (rows, length), generator=generator)
-        ids = allowed[picks]
-        if self.end_id is not None and self.ends:
-            ids[:, -1] = self.end_id
-        return ids
-
-    def _plain_ids(self, size: int) -> torch.Tensor:
-        """The ids below ``size`` that have no special meaning; where fewer than two are left,
-        which make no two texts, those that are no padding, or all."""
-        padding = {self.pad_id} | self.facts.compared
-        special = special_ids(self.config) | padding
-        key = (size, frozenset(special))
-        if self._plain is None or self._plain[0] != key:
-            left = ([i for i in range(size) if i not in out] for out in (special, padding, set()))
-            self._plain = key, torch.tensor(next((ids for ids in left if len(ids) > 1), [0]))
-        return self._plain[1]
+        return random_batch(self, rows, length, seed, source)
 
     def __call__(self, batch: Batch, **extra: Any) -> Output:
         """Call the model on a batch; ``extra`` is handed to forward by role."""
@@ -428,96 +384,9 @@ class Subject:
         following = batch.inputs.get("decoder_input_ids", batch.main)
         return arrange(logits, layout, batch.rows, following.shape[1])
 
-    # How it is done...
-
     def call(self, batch: Batch, extra: dict[str, Any]) -> Any:
-        """What the model returns, unread."""
-        signature = self.signature
-        if signature.takes("use_cache"):
-            extra = {"use_cache": False, **extra}
-        if "start" in signature.required:
-            extra = {"start": 0, **extra}
-        if "past_key_values" in signature.required and "past_key_values" not in self.given.forms:
-            extra = {"past_key_values": None, **extra}
-        if self.setup is None and "input_pos" not in signature.required:
-            return self._called(batch, extra)
-        length = batch.inputs.get("decoder_input_ids", batch.main).shape[1]
-        placed = {"input_pos": torch.arange(length, device=self.device), **extra}
-        if self.setup is None:
-            return self._called(batch, placed)
-        with self.setup.around(self, batch.rows, length, extra.get("input_pos")):
-            return self._called(batch, placed)
-
-    def _called(self, batch: Batch, extra: dict[str, Any]) -> Any:
-        signature = self.signature
-        given = {**self.given.values(self, batch), **batch.inputs, **extra}
-        if self.time_major:
-            given = {
-                role: t.T if role.endswith("input_ids") or role == "labels" else t
-                for role, t in given.items()
-            }
-        if self.choices:
-            given = {role: as_choices(role, value) for role, value in given.items()}
-        positional = [given[r] for r in signature.names if r in signature.positional & set(given)]
-        keywords = {
-            name: given[role]
-            for role, name in signature.names.items()
-            if role in given and role not in signature.positional
-        }
-        if self.packing is not None:
-            return self.model(self.packing.pack(keywords))
-        if not signature.intermediates:
-            return self.model(*positional, **keywords)
-        rows, length = batch.main.shape
-        width = declared_size(self.config, ("d_model", "hidden_size", "n_embd", "embed_dim"))
-        blank = torch.zeros(
-            rows, length, width or self._width(), device=self.device, dtype=self.dtype
-        )
-
-        def call(values: Values) -> Any:
-            return self.model(*positional, **keywords, **values)
-
-        return run_with_intermediates(self.model, signature.intermediates, call, blank)
-
-    def _width(self) -> int:
-        """The width that most embedding tables have."""
-        embeddings = (m for m in self.model.modules() if isinstance(m, torch.nn.Embedding))
-        widths = [m.embedding_dim for m in embeddings]
-        if not widths:
-            raise TaskError('the width of the model cannot be found; declare "d_model"')
-        return max(set(widths), key=widths.count)
-
-    def _pads_positions(self, rows: int) -> bool:
-        """Whether a table of ``rows`` has a padding row: then positions start behind it."""
-        for module in self.model.modules():
-            table = getattr(module, "weight", None)
-            padded = isinstance(getattr(module, "padding_idx", None), int)
-            if padded and isinstance(table, torch.Tensor) and table.shape[0] == rows:
-                return True
-        return False
-
-    def complete(self, batch: Batch, *, labels: bool = True) -> Batch:
-        """Add what forward requires in one form: an attention mask that keeps everything,
-        positions, labels. What has several forms is added when the model is called."""
-        signature, ids = self.signature, batch.main
-        rows, length = ids.shape
-        if labels and length % self.multiple:
-            raise NotApplicable(
-                f"lengths have to be multiples of {self.multiple}: forward says so"
-            )
-        keep = torch.ones_like(ids)
-        needed: dict[str, torch.Tensor] = {
-            "attention_mask": keep,
-            "position_ids": torch.arange(length).expand(rows, length),
-            "token_type_ids": torch.zeros_like(ids),
-        }
-        target = batch.inputs.get("decoder_input_ids", ids)
-        if "decoder_attention_mask" in signature.required:
-            needed["decoder_attention_mask"] = torch.ones_like(target)
-        added = {role: t for role, t in needed.items() if role in signature.required}
-        if "labels" in signature.required or (labels and self.facts.needs_labels):
-            added["labels"] = target if target.dim() == 2 else ids
-        return batch.with_(**added)
+        """See ``calling.call``."""
+        return call(self, batch, extra)
 
 
 def _refuse_programs(model: torch.nn.Module) -> None:

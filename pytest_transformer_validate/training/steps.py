@@ -11,6 +11,7 @@ import torch
 from pytest_transformer_validate.errors import SubjectError
 from pytest_transformer_validate.subject.batch import Batch
 from pytest_transformer_validate.subject.declared import declared
+from pytest_transformer_validate.subject.inputs import complete
 from pytest_transformer_validate.training.losses import (
     correct_sum,
     counted,
@@ -157,7 +158,7 @@ class Stepper:
         whole = Batch(given)
         if signature.required <= given.keys() or self.subject.vision:
             return whole
-        return self.subject.complete(whole, labels=False).to(device)
+        return complete(self.subject, whole, labels=False).to(device)
 
     def _decoder_input(
         self, batch: Mapping[str, torch.Tensor], labels: torch.Tensor

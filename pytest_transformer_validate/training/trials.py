@@ -18,6 +18,7 @@ import torch
 from pytest_transformer_validate.errors import Diverged, NotApplicable, error_line
 from pytest_transformer_validate.probe.passes import Passes, remembered
 from pytest_transformer_validate.subject.conversion import convert
+from pytest_transformer_validate.subject.inputs import random_ids
 from pytest_transformer_validate.subject.subject import Subject
 from pytest_transformer_validate.training.config import ConfigWarning, TrainingConfig
 from pytest_transformer_validate.training.copied import (
@@ -187,7 +188,7 @@ class Trials(Passes):
         else:
             vocabulary = subject.target_vocab_size if subject.decodes else subject.vocab_size
             length = inputs.get("decoder_input_ids", inputs["input_ids"]).shape[1]
-            labels = subject.ids(rows, length, generator, min(vocabulary, width))
+            labels = random_ids(subject, rows, length, generator, min(vocabulary, width))
         return {**inputs, self.target: labels}
 
     def _uneven(self) -> dict[str, torch.Tensor]:

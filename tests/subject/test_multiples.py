@@ -8,6 +8,7 @@ import torch
 from pytest_transformer_validate import validate
 from pytest_transformer_validate.errors import NotApplicable
 from pytest_transformer_validate.subject.batch import Batch
+from pytest_transformer_validate.subject.inputs import complete
 from pytest_transformer_validate.subject.multiples import find_multiple
 from pytest_transformer_validate.subject.subject import Subject
 from tests import models
@@ -120,7 +121,7 @@ def test_another_length_is_not_tried():
     with pytest.raises(NotApplicable, match="multiples of 8"):
         subject.batch(2, 9)
     with pytest.raises(NotApplicable, match="multiples of 8"):
-        subject.complete(Batch({"input_ids": torch.zeros(2, 3, dtype=torch.long)}))
+        complete(subject, Batch({"input_ids": torch.zeros(2, 3, dtype=torch.long)}))
 
 
 @pytest.mark.parametrize("model", [Columns, SaysColumns])
