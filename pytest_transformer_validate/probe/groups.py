@@ -21,6 +21,7 @@ from pytest_transformer_validate.probe.dropouts import Dropouts
 from pytest_transformer_validate.probe.experts import Experts
 from pytest_transformer_validate.probe.exported import Exported
 from pytest_transformer_validate.probe.generation import Generation
+from pytest_transformer_validate.probe.growth import Growths
 from pytest_transformer_validate.probe.layers import Layers
 from pytest_transformer_validate.probe.leaks import Leaks
 from pytest_transformer_validate.probe.left_behind import LeftBehind
@@ -66,6 +67,7 @@ class Groups:
     experts = functools.cached_property(Experts)
     exported = functools.cached_property(Exported)
     generation = functools.cached_property(Generation)
+    growths = functools.cached_property(Growths)
     layers = functools.cached_property(Layers)
     losses = functools.cached_property(Losses)
     quantisation = functools.cached_property(Quantisation)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections import deque
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -75,3 +78,24 @@ def _items_of(value: Any, path: str, kind: type[Item], depth: int) -> Iterator[t
     elif depth and isinstance(value, list | tuple):
         for index, item in enumerate(value[:4096]):
             yield from _items_of(item, f"{path}[{index}]", kind, depth - 1)
+
+
+def tensors_behind(value: Any, seen: set[int] | None = None) -> Iterator[torch.Tensor]:
+    """Every tensor inside a nest of containers and plain objects."""
+    seen = set() if seen is None else seen
+    if id(value) in seen or isinstance(value, str | bytes | torch.nn.Module | type):
+        return
+    seen.add(id(value))
+    if isinstance(value, torch.Tensor):
+        with contextlib.suppress(RuntimeError, NotImplementedError):  # sparse, nested
+            value.untyped_storage()
+            yield value
+        return
+    if isinstance(value, Mapping):
+        items = list(value.values())
+    elif isinstance(value, list | tuple | deque | set):
+        items = list(value)
+    else:
+        items = list(vars(value).values()) if hasattr(value, "__dict__") else []
+    for item in items:
+        yield from tensors_behind(item, seen)

@@ -11,8 +11,9 @@ from pytest_transformer_validate.measures.measurement import Limit
 from pytest_transformer_validate.measures.resources import Footprint, Speed, ratios, times
 
 if TYPE_CHECKING:
+    from pytest_transformer_validate.probe.growth import Growth
     from pytest_transformer_validate.probe.probe import Probe
-    from pytest_transformer_validate.probe.resources import Counts, Growth, Size
+    from pytest_transformer_validate.probe.resources import Counts, Size
 
 MODES = ("eval", "training")
 WORDS = {
@@ -34,7 +35,7 @@ def memory_footprint(probe: Probe, *, slack: float = 1.1) -> Footprint:
     base = probe.resources.base()
     measured = _footprint(probe, base, slack)
     _judge_batch(probe, base, measured)
-    notes = [_judge_growth(probe.resources.growth(mode), measured) for mode in MODES]
+    notes = [_judge_growth(probe.growths.over_calls(mode), measured) for mode in MODES]
     if base.unseen:
         notes.append(f"what a backward keeps cannot be counted here: {base.unseen}")
     return Footprint(**{**vars(measured), "notes": tuple(note for note in notes if note)})
