@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from pytest_transformer_validate.probe.mixing import Footprint
+    from pytest_transformer_validate.probe.footprints import Footprint
     from pytest_transformer_validate.probe.sites import Site
 
 _NEAR = 0.01  # of a scale: another head width would be further off

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from pytest_transformer_validate.probe.mixing import Footprint
+    from pytest_transformer_validate.probe.footprints import Footprint
     from pytest_transformer_validate.probe.positions import Swaps
 
 _NOTHING = 1e-12

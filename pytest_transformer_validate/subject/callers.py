@@ -11,8 +11,7 @@ from __future__ import annotations
 import itertools
 import re
 import warnings
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -23,7 +22,6 @@ from pytest_transformer_validate.subject.asked import (
     SOURCE,
     TARGET,
     Form,
-    Frame,
     Mask,
     MaskName,
     mask_name,
@@ -32,6 +30,7 @@ from pytest_transformer_validate.subject.asked import (
 )
 from pytest_transformer_validate.subject.batch import Batch
 from pytest_transformer_validate.subject.declared import LENGTH, declared_size, declared_task
+from pytest_transformer_validate.subject.given import Given, frame_of
 from pytest_transformer_validate.subject.guard import derive_seed, guard
 from pytest_transformer_validate.subject.ids import few_ids
 from pytest_transformer_validate.subject.inputs import complete, random_images
@@ -77,71 +76,6 @@ _FIRST = {
 _MEASURED = 40  # forwards that measure what masks mean
 _TRIALS = 120  # forwards; most of them raise at once
 _UNKNOWN = 1.0  # the score of a mask of which nothing can be seen
-
-
-@dataclass(frozen=True)
-class Given:
-    """What the caller gives, by role; ``causal`` says that the task asks for a causal mask where
-    one is taken, ``own`` the side that the outputs follow, and ``time_major`` that ids are read
-    (T, B) (``None``: nothing tells)."""
-
-    forms: dict[str, Form] = field(default_factory=dict)
-    names: dict[str, str] = field(default_factory=dict)
-    own: str = SOURCE
-    causal: bool = False
-    time_major: bool | None = None
-
-    def values(self, subject: Subject, batch: Batch) -> dict[str, Any]:
-        """Everything that is given beside ``batch``, in its sizes."""
-        if not self.forms:
-            return {}
-        frame = frame_of(subject, batch, self.causal)
-        return {role: form.make(frame) for role, form in self.forms.items()}
-
-    @property
-    def causal_mask(self) -> str | None:
-        """The mask that hides later tokens, where the caller gives it."""
-        found = (
-            role
-            for role, form in self.forms.items()
-            if self.causal and isinstance(form, Mask) and form.pairs and form.side == self.own
-        )
-        return next((self._words(role) for role in found), None)
-
-    @property
-    def of_length(self) -> str:
-        """Names of what is another one for another length, or behind a cache."""
-        found = (
-            self.names[role]
-            for role, form in self.forms.items()
-            if isinstance(form, Mask) or form.of_length
-        )
-        return ", ".join(found)
-
-    @property
-    def text(self) -> str:
-        """In words, for reports."""
-        return "; ".join(map(self._words, self.forms))
-
-    def _words(self, role: str) -> str:
-        return f"{self.names[role]} {self.forms[role].words(self.own)}"
-
-
-def frame_of(subject: Subject, batch: Batch, causal: bool) -> Frame:
-    """The sizes of a batch, and what else the forms are made from."""
-    text = not subject.vision
-    source = batch.main.shape[1] if text else 1
-    target = batch.inputs.get("decoder_input_ids", batch.main).shape[1] if text else 1
-    return Frame(
-        rows=batch.rows,
-        source=source,
-        target=target,
-        own=TARGET if subject.decodes else SOURCE,
-        causal=causal,
-        device=subject.device,
-        dtype=subject.dtype,
-        model=subject.model,
-    )
 
 
 def find(subject: Subject) -> Given:

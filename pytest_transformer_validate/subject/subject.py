@@ -12,7 +12,6 @@ import torch
 from pytest_transformer_validate.errors import Blocked, NotApplicable, TaskError, error_line
 from pytest_transformer_validate.sources.config import ModelConfig
 from pytest_transformer_validate.subject.batch import Batch
-from pytest_transformer_validate.subject.callers import Given
 from pytest_transformer_validate.subject.calling import call
 from pytest_transformer_validate.subject.conversion import convert
 from pytest_transformer_validate.subject.declared import (
@@ -27,6 +26,7 @@ from pytest_transformer_validate.subject.declared import (
     declares_image,
     decoder_type,
 )
+from pytest_transformer_validate.subject.given import Given
 from pytest_transformer_validate.subject.guard import derive_seed, guard
 from pytest_transformer_validate.subject.inputs import complete, random_batch
 from pytest_transformer_validate.subject.layout import arrange

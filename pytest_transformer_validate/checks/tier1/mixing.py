@@ -12,7 +12,7 @@ from pytest_transformer_validate.measures.measurement import Limit
 if TYPE_CHECKING:
     import torch
 
-    from pytest_transformer_validate.probe.mixing import Footprint
+    from pytest_transformer_validate.probe.footprints import Footprint
     from pytest_transformer_validate.probe.probe import Probe
 
 
