@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from pytest_transformer_validate.probe.draws import Twice
     from pytest_transformer_validate.probe.dropouts import Declared, Trained
     from pytest_transformer_validate.probe.probe import Probe
-    from pytest_transformer_validate.probe.states import Left, Step
+    from pytest_transformer_validate.probe.remains import Left
+    from pytest_transformer_validate.probe.states import Step
 
 REPEATABLE = "in evaluation the same input must give the same logits"
 ALONE = "in evaluation a call must not depend on earlier ones, and must leave nothing behind"
