@@ -17,6 +17,8 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from typing import TYPE_CHECKING, Any
 
+from pytest_transformer_validate.identity import Writes
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import ModuleType
@@ -96,8 +98,15 @@ class Modules(MetaPathFinder, Loader):
     """
 
     def __init__(self) -> None:
+        self._known = sys.modules
         self._modules = dict(sys.modules)
         self._there = list(self._modules.values())
+        self._writes = Writes([sys.modules])
+
+    def unwritten(self) -> bool:
+        """Whether no module was imported, deleted or replaced since; never where Python does not
+        count writes."""
+        return sys.modules is self._known and self._writes.none()
 
     def enter(self) -> None:
         """Find what was deleted before anything else is asked."""
@@ -110,6 +119,8 @@ class Modules(MetaPathFinder, Loader):
 
     def give_back(self) -> None:
         """Put back what is gone."""
+        if self.unwritten():
+            return
         if len(sys.modules) >= len(self._there) and all(
             map(operator.is_, sys.modules.values(), self._there)
         ):

@@ -128,7 +128,8 @@ class Room:
         self.house.open()
         self.house.exits.running += 1
         self._looked = False
-        self._modules = process.Modules()
+        if self._modules is None or not self._modules.unwritten():
+            self._modules = process.Modules()
         self._modules.enter()
         self._held.enter_context(process.kept())
         self._held.enter_context(kept_open())
@@ -158,7 +159,8 @@ class Room:
             self._held.close()
             if self._modules is not None:
                 self._modules.leave()
-                self._modules = None
+                if self.ends:  # modules of the model hold what it made
+                    self._modules = None
             self.house.exits.running -= 1
 
     def _put_judges_back(self, *, failed: bool) -> None:

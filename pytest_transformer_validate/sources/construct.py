@@ -39,6 +39,8 @@ _FACTS = re.compile(
     r"|(_id|_ids|_index|_idx|_len|length|channels|labels|classes|version|_at)$"
 )
 _NAMESPACES = (types.SimpleNamespace, argparse.Namespace)
+# Arguments whose default says what may be given to a model, each under one of its names.
+_BOUNDS = (("max_batch_size",), ("image_size", "img_size"))
 
 
 @dataclass
@@ -95,6 +97,24 @@ def arguments(target: Callable[..., Any], settings: Settings) -> Call:
         else:
             made.keywords[parameter.name] = value
     return made
+
+
+def bounds_in_force(target: Callable[..., Any], config: ModelConfig) -> dict[str, Any]:
+    """The defaults of arguments that bound what ``target`` takes, where no key says it: the
+    largest batch, and the size of an image for what has no vocabulary."""
+    try:
+        named = inspect.signature(target).parameters
+    except (TypeError, ValueError):
+        return {}
+    found = {}
+    for names in _BOUNDS:
+        name = next((n for n in names if n in named), None)
+        if name is None or config.first(*names) is not None:
+            continue
+        default = named[name].default
+        if isinstance(default, int | tuple | list) and not isinstance(default, bool):
+            found[name] = default
+    return found if "vocab_size" not in named else {k: found[k] for k in found if "im" not in k}
 
 
 def _warn_of_unused(

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import types
 from typing import TYPE_CHECKING
 
 import pytest
@@ -65,6 +66,27 @@ def test_a_room_that_is_left_keeps_no_module(house: House) -> None:
     with room:
         assert any(isinstance(finder, Modules) for finder in sys.meta_path)
     assert not any(isinstance(value, Modules) for value in [*vars(room).values(), *sys.meta_path])
+
+
+def test_modules_are_put_back_in_every_check_of_a_model(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = Room(house)
+    room.ends = False
+    with room:
+        assert room.objections() == []
+    room.begins = False
+    for _ in range(2):
+        with room:
+            del sys.modules["torch"]
+            assert room.objections() == []
+        assert sys.modules["torch"] is torch
+    other = types.ModuleType("json")
+    monkeypatch.setitem(sys.modules, "json", other)
+    with room:
+        del sys.modules["json"]
+        assert room.objections() == []
+    assert sys.modules["json"] is other
 
 
 def test_what_changed_outside_is_not_the_models(
