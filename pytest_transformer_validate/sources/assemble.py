@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_transformer_validate.errors import SourceError
 from pytest_transformer_validate.sources.base import Loaded
 from pytest_transformer_validate.sources.config import ModelConfig
-from pytest_transformer_validate.sources.construct import call
+from pytest_transformer_validate.sources.construct import bounds_in_force, call
 from pytest_transformer_validate.sources.seeding import seeded
 from pytest_transformer_validate.sources.size import refuse_too_large
 from pytest_transformer_validate.sources.tokenizer import load_tokenizer
@@ -51,7 +51,7 @@ def assemble(
     tokenizer = None if options.tokenizer is None else load_tokenizer(options.tokenizer)
     return Loaded(
         model=model,
-        config=_config(settings, made, model),
+        config=_bounded(_config(settings, made, model), entry.target),
         tokenizer=tokenizer,
         origin=origin,
         weights=weights,
@@ -120,6 +120,14 @@ def _config(settings: Settings, made: list[Any], model: torch.nn.Module) -> Mode
     if not made or not isinstance(settings.config.raw, Mapping):
         return settings.config
     return ModelConfig({**ModelConfig(made[0]), **settings.config})
+
+
+def _bounded(config: ModelConfig, target: Any) -> ModelConfig:
+    """The configuration, and what defaults in force say that it does not."""
+    if not isinstance(config.raw, Mapping) or not callable(target):
+        return config
+    found = bounds_in_force(target, config)
+    return ModelConfig({**found, **config}) if found else config
 
 
 def _location(model: torch.nn.Module, entry: Entry) -> tuple[str, int] | None:

@@ -100,21 +100,21 @@ def arguments(target: Callable[..., Any], settings: Settings) -> Call:
 
 
 def bounds_in_force(target: Callable[..., Any], config: ModelConfig) -> dict[str, Any]:
-    """The defaults of arguments that bound what ``target`` takes, where no key says it: the
-    largest batch, and the size of an image for what has no vocabulary."""
+    """Defaults of arguments that bound what the model of ``target`` may be given, where no key
+    does: the largest batch, and the size of images where there is no vocabulary."""
     try:
         named = inspect.signature(target).parameters
     except (TypeError, ValueError):
         return {}
+    bounds = _BOUNDS[:1] if "vocab_size" in named else _BOUNDS
     found = {}
-    for names in _BOUNDS:
+    for names in bounds:
         name = next((n for n in names if n in named), None)
-        if name is None or config.first(*names) is not None:
-            continue
-        default = named[name].default
-        if isinstance(default, int | tuple | list) and not isinstance(default, bool):
+        default = None if name is None else named[name].default
+        whole = isinstance(default, int | tuple | list) and not isinstance(default, bool)
+        if name is not None and whole and config.first(*names) is None:
             found[name] = default
-    return found if "vocab_size" not in named else {k: found[k] for k in found if "im" not in k}
+    return found
 
 
 def _warn_of_unused(

@@ -311,3 +311,21 @@ def test_keys_that_nothing_takes_are_pointed_out_once(write, load):
     write("m.py", net("width=1, **more"))
     write("config.json", {"width": 3, "dropout": 0.5})
     got(load)
+
+
+@pytest.mark.parametrize(
+    ("signature", "config", "known"),
+    [
+        ("width=1, img_size=32", None, {"img_size": 32}),
+        ("width=1, image_size=(32, 48)", {"width": 2}, {"width": 2, "image_size": (32, 48)}),
+        ("img_size=32", {"image_size": 64}, {"image_size": 64}),
+        ("vocab_size=9, image_size=32, max_batch_size=8", None, {"max_batch_size": 8}),
+        ("max_batch_size=8", {"max_batch_size": 2}, {"max_batch_size": 2}),
+        ("image_size=None, max_batch_size=True", None, {}),
+    ],
+)
+def test_defaults_in_force_bound_what_may_be_given(write, load, signature, config, known):
+    write("m.py", net(signature))
+    if config:
+        write("config.json", config)
+    assert dict(load("m.py").config) == known
