@@ -20,6 +20,7 @@ from pytest_transformer_validate.probe.decoding import (
     Plan,
     Protocol,
     call_on,
+    encoder_states,
     kept,
     set_up,
     text_of,
@@ -54,7 +55,7 @@ def handed_over(probe: Probe) -> Protocol:
         own = field_of(raw, name)
         named = [(name, own)] if own is not None else named_caches(raw)
         if named:
-            return Protocol(name, named[0][0])
+            return _with_encoder(running, text, length, Protocol(name, named[0][0]), raw)
         possible = possible_caches(raw)
         for field, value in possible:
             trial = Protocol(name, field)
@@ -67,6 +68,23 @@ def handed_over(probe: Probe) -> Protocol:
         if _keys_and_values(value, length):
             return Protocol(name, field)
     raise NotApplicable(f"forward takes {name} and returns no cache")
+
+
+def _with_encoder(
+    subject: Subject, text: Batch, length: int, protocol: Protocol, raw: Any
+) -> Protocol:
+    """The protocol with what the encoder gave in the form with which a step runs: as transformers
+    hands it over, else as a tensor; without it where neither does."""
+    states = encoder_states(subject, raw)
+    if states is None or protocol.field is None:
+        return protocol
+    cache = field_of(raw, protocol.field)
+    for trial in (protocol, replace(protocol, encoded=lambda states: states)):
+        given = (subject, text, length, 1, trial, copy.deepcopy(cache), trial.encoded(states))
+        with contextlib.suppress(Exception):
+            call_on(*given, positions=True)
+            return trial
+    return replace(protocol, encoded=lambda states: None)
 
 
 def kept_inside(probe: Probe) -> Protocol:

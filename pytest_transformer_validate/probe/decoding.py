@@ -19,7 +19,7 @@ from pytest_transformer_validate.subject.outputs import field_of
 from pytest_transformer_validate.subject.setup import Setup
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from pytest_transformer_validate.probe.cache_masks import CacheMask
     from pytest_transformer_validate.probe.probe import Probe
@@ -36,7 +36,7 @@ class Protocol:
     ``field`` is the result that is handed back in (``None``: the model keeps it inside, and
     ``reset`` names the method that empties it, where there is one; ``setup`` the one that makes
     it, where forward runs without; ``mask`` the causal mask that goes with every call, where one
-    is asked for).
+    is asked for). ``encoded`` makes of what an encoder gave the form in which it is handed back.
     """
 
     text: str
@@ -44,6 +44,7 @@ class Protocol:
     reset: str | None = None
     setup: str | None = None
     mask: CacheMask | None = None
+    encoded: Callable[[torch.Tensor], Any] = lambda states: Encoded((states,))
 
 
 @dataclass(frozen=True)
@@ -145,11 +146,19 @@ def _feed(
             cache = field_of(raw, protocol.field)
             if caches is not None:
                 caches.append(copy.deepcopy(cache))
-        if encoded is None and subject.decodes and subject.signature.takes("encoder_outputs"):
-            found = field_of(raw, "encoder_last_hidden_state")
-            encoded = None if found is None else Encoded((found,))
+        if encoded is None:
+            states = encoder_states(subject, raw)
+            encoded = None if states is None else protocol.encoded(states)
         yield calls if index == watched else subject.read(raw, piece).logits
         done += size
+
+
+def encoder_states(subject: Subject, raw: Any) -> torch.Tensor | None:
+    """What the encoder gave (B, S, D), where a later call takes it."""
+    if not subject.decodes or not subject.signature.takes("encoder_outputs"):
+        return None
+    found = field_of(raw, "encoder_last_hidden_state")
+    return found if isinstance(found, torch.Tensor) else None
 
 
 def _decode_start(subject: Subject, text: Batch, protocol: Protocol, plan: Plan) -> None:

@@ -9,6 +9,7 @@ from torch import nn
 
 from pytest_transformer_validate.checks.tier1.cache import CASES, kv_cache
 from pytest_transformer_validate.errors import CheckFailed, NotApplicable
+from pytest_transformer_validate.evidence.zoo.cached_seq2seq import CachedSeq2Seq
 from tests import models
 from tests.models import probe_of
 
@@ -133,6 +134,37 @@ def test_every_way_of_handing_a_cache_over_is_judged(kind):
     assert {n: set(vars(m)) | set(m._buffers) for n, m in model.named_modules()} == before
     if kind is InBuffers:
         assert model.cache_k is None
+
+
+class TakesStates(CachedSeq2Seq):
+    """Takes back what the encoder gave as the tensor that it is."""
+
+    def forward(
+        self, input_ids, attention_mask=None, decoder_input_ids=None, encoder_outputs=None,
+        past_key_values=None,
+    ):  # fmt: skip
+        given = None if encoder_outputs is None else (encoder_outputs + 0.0,)
+        return super().forward(
+            input_ids, attention_mask, decoder_input_ids, given, past_key_values, use_cache=True
+        )
+
+
+class TakesNothingBack(CachedSeq2Seq):
+    def forward(
+        self, input_ids, attention_mask=None, decoder_input_ids=None, encoder_outputs=None,
+        past_key_values=None,
+    ):  # fmt: skip
+        if encoder_outputs is not None:
+            raise NotImplementedError
+        return super().forward(
+            input_ids, attention_mask, decoder_input_ids, None, past_key_values, use_cache=True
+        )
+
+
+@pytest.mark.parametrize("kind", [TakesStates, TakesNothingBack])
+def test_what_the_encoder_gave_is_handed_back_as_the_model_takes_it(kind):
+    found = judged(kind(163), task="seq2seq")
+    assert all(not isinstance(found[case], str) for case in ("steps", "chunks", "long"))
 
 
 def test_what_cannot_be_decoded_is_skipped_with_the_reason():
