@@ -100,7 +100,7 @@ def declares_image(
         return False
     if task is not None:
         return not task.reads_tokens
-    convolves = any(isinstance(m, nn.Conv2d) for m in model.modules())
+    convolves = any(isinstance(m, nn.Conv2d | nn.Unfold) for m in model.modules())
     if config.first(*IMAGE) is not None:
         return True
     if config.get("patch_size") is not None:  # of an image, or of bytes

@@ -74,8 +74,9 @@ def _kept(model: nn.Module, names: tuple[str, ...]) -> Iterator[Any]:
 
 
 def _patch(model: nn.Module, config: ModelConfig) -> int | None:
-    """The side of a patch, declared or kept."""
-    for value in (declared(config, _PATCHES), *_kept(model, _PATCHES)):
+    """The side of a patch, declared, kept, or that to which images are unfolded."""
+    unfolded = (m.stride for m in model.modules() if isinstance(m, nn.Unfold))
+    for value in (declared(config, _PATCHES), *_kept(model, _PATCHES), *unfolded):
         both = _both(value)
         if both is not None and both[0] == both[1] > 0:
             return both[0]

@@ -93,6 +93,25 @@ def test_the_size_of_images_without_a_convolution(kept, config, shape):
     assert image_shape(Unfolded(**kept), ModelConfig(config)) == shape
 
 
+class Cut(nn.Module):
+    """Patches are cut by nn.Unfold, and nothing that is kept or called speaks of images."""
+
+    def __init__(self):
+        super().__init__()
+        self.cut, self.read = nn.Unfold(4, stride=4), nn.Linear(48, 8)
+        self.places, self.head = nn.Parameter(torch.zeros(1, 65, 8)), nn.Linear(8, 10)
+
+    def forward(self, x):
+        read = self.read(self.cut(x).mT)
+        return self.head((read + self.places[:, 1:]).mean(1))
+
+
+def test_an_image_that_is_unfolded():
+    subject = Subject(Cut())
+    assert subject.task.task_type == "vision_classification"
+    assert subject.batch(3, 1)["pixel_values"].shape == (3, 3, 32, 32)
+
+
 def test_an_image_size_that_cannot_be_found_is_asked_for():
     class Flat(nn.Module):
         def forward(self, pixel_values):
