@@ -29,6 +29,7 @@ TABLES = {
     "prompted": lambda m: m.table(torch.cat([torch.arange(12).expand(2, 12), IDS], dim=1)),
     "padded_to_a_block": lambda m: m.table(nn.functional.pad(IDS, (0, 27))),
     "shifted": lambda m: m.table(nn.functional.pad(IDS[:, :-1], (1, 0), value=7)),
+    "last_id_folded": lambda m: m.table(IDS.clamp(max=8)),
     "one_hot": lambda m: nn.functional.one_hot(IDS, 13),
 }
 
