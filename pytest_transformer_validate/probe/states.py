@@ -213,7 +213,23 @@ class States(Passes):
             shapes |= {LONGER: (rows, longer)} if longer > length else {}
             fits = shorter < length and shorter % subject.multiple == 0 and subject.small
             shapes |= {SHORTER: (rows, shorter)} if fits else {}
-        return {name: self.probe.batch(*shape, "states", name) for name, shape in shapes.items()}
+        made = {name: self.probe.batch(*shape, "states", name) for name, shape in shapes.items()}
+        return {**made, OTHER: self._padded(made[OTHER])}
+
+    def _padded(self, batch: Batch) -> Batch:
+        """The batch with padding behind its first text, if a mask tells of it or an id does: a
+        mask that is kept for a shape is another one then."""
+        subject = self.probe.subject
+        ids = batch.inputs.get("input_ids")
+        masked = subject.signature.takes("attention_mask")
+        known = masked or subject.pad_id in subject.facts.compared
+        if ids is None or ids.dim() != 2 or ids.shape[1] < 4 or not known:
+            return batch
+        keep, ids = torch.ones_like(ids), ids.clone()
+        keep[0, -2:] = 0
+        ids[0, -2:] = 0 if subject.pad_id is None else subject.pad_id
+        padded = batch.with_(input_ids=ids)
+        return padded.with_(attention_mask=keep) if masked else padded
 
     def _batch(self, name: str) -> Batch:
         if name != TOO_LONG:

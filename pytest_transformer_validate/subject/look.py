@@ -213,8 +213,9 @@ def _shapes(subject: Subject) -> list[tuple[int, int]]:
 def _look(subject: Subject, rows: int, length: int) -> Facts:
     batch = _first_batch(subject, rows, length)
     reader, raw = _read(subject, batch, length)
-    if subject.signature.ambiguous and "decoder_input_ids" not in reader.vocabulary:
-        subject.take_as_labels(subject.signature.ambiguous)
+    unread = subject.signature.ambiguous and "decoder_input_ids" not in reader.vocabulary
+    if unread and not _gives_its_length(subject, rows, length):
+        subject.take_as_labels(str(subject.signature.ambiguous))
         batch = _first_batch(subject, rows, length)
         reader, raw = _read(subject, batch, length)
     subject.time_major = _reads_time_first(subject, batch, reader)
@@ -241,6 +242,22 @@ def _look(subject: Subject, rows: int, length: int) -> Facts:
     if given != length and given == declared_size(subject.config, LENGTH):
         return replace(facts, fixed_length=given)
     return facts
+
+
+def _gives_its_length(subject: Subject, rows: int, length: int) -> bool:
+    """Whether an output a token is as long as the target and not as the source: then a decoder
+    reads the target, however it looks it up."""
+    target = next((n for n in (length - 1, length - 2) if n > 0 and n != rows), None)
+    if target is None:
+        return False
+    generator = torch.Generator().manual_seed(derive_seed(subject.seed, "target"))
+    inputs = few_ids(subject, rows, length, target, generator)
+    try:
+        raw = subject.call(complete(subject, Batch(inputs), labels=False).to(subject.device), {})
+        shape = tuple(read_output(raw).logits.shape)
+    except Exception:  # noqa: BLE001 - labels of another length do not fit
+        return False
+    return len(shape) == 3 and shape[:2] in {(rows, target), (target, rows)}
 
 
 def _read(subject: Subject, batch: Batch, length: int) -> tuple[TableReader, object]:

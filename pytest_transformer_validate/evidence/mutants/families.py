@@ -53,6 +53,8 @@ FAMILIES: dict[str, str] = {
     "result_lost": "a result that nobody uses",
     "part_never_used": "a module or an expert that no input reaches",
     "effect_vanishes": "a branch that is saturated, cancelled or scaled to nothing",
+    "backward_by_hand": "a backward written by hand that is not the derivative",
+    "written_over_in_place": "a value that the backward needs is written over",
     "gradient_explodes": "finite outputs with gradients that are not, or nearly not",
     # inference_speed
     "prefixes_again": "every prefix is computed from the start",

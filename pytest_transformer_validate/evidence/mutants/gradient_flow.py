@@ -20,6 +20,35 @@ def _negative_bias(model: nn.Module) -> None:
         model.get_submodule("layers.1.ffn.up").get_parameter("bias").fill_(-10.0)
 
 
+_QUICK_GELU = """class QuickGELU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        gate = torch.sigmoid(1.702 * x)
+        ctx.save_for_backward(gate)
+        return x * gate
+
+    @staticmethod
+    def backward(ctx, grad):
+        (gate,) = ctx.saved_tensors
+        return grad * gate
+
+
+"""
+_RMS = """class RMS(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, eps):
+        scale = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
+        ctx.save_for_backward(scale)
+        return x * scale
+
+    @staticmethod
+    def backward(ctx, grad):
+        (scale,) = ctx.saved_tensors
+        return grad * scale, None
+
+
+"""
+
 MUTANTS = (
     _dead(
         name="attention_detached",
@@ -438,5 +467,78 @@ MUTANTS = (
         where=("blocks.*",),
         why="detach saves memory and cuts every layer off those before it",
         edits=(("self.mlp(self.norm2(x))", "self.mlp(self.norm2(x.detach()))"),),
+    ),
+    _dead(
+        name="squared_relu_without_its_factor",
+        family="backward_by_hand",
+        parent="paired_layers",
+        where=("layers.*.1",),
+        why="the derivative of the square lacks its factor of two",
+        edits=(("return grad * 2 * positive", "return grad * positive"),),
+    ),
+    _dead(
+        name="gelu_with_half_its_derivative",
+        family="backward_by_hand",
+        parent="nanogpt",
+        where=("transformer.h.*.mlp",),
+        why="the product rule's second term is forgotten, which saves a tensor",
+        edits=(
+            ("class MLP(nn.Module):", f"{_QUICK_GELU}class MLP(nn.Module):"),
+            ("self.gelu(self.c_fc(x))", "QuickGELU.apply(self.c_fc(x))"),
+        ),
+    ),
+    _dead(
+        name="norm_whose_backward_takes_the_scale_for_a_constant",
+        family="backward_by_hand",
+        parent="llama",
+        where=("layers.*.input_layernorm",),
+        why="a fused norm whose backward leaves out what the scale depends on",
+        edits=(
+            ("class RMSNorm(nn.Module):", f"{_RMS}class RMSNorm(nn.Module):"),
+            (
+                "x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)",
+                "RMS.apply(x, self.eps)",
+            ),
+        ),
+    ),
+    _dead(
+        name="residual_added_in_place",
+        family="written_over_in_place",
+        parent="alibi",
+        where=("blocks.*.norm_attention",),
+        why="x += saves memory that the norm in front still needs",
+        edits=(
+            (
+                "x = x + self.attention(self.norm_attention(x))",
+                "x += self.attention(self.norm_attention(x))",
+            ),
+        ),
+    ),
+    _dead(
+        name="weights_masked_in_place",
+        family="written_over_in_place",
+        parent="bert",
+        where=("encoder.*.attention",),
+        why="weights of padding are zeroed in place behind the softmax, which keeps its result",
+        edits=(
+            (
+                "probs = self.dropout(torch.softmax(scores, dim=-1))",
+                "probs = torch.softmax(scores, dim=-1).masked_fill_(mask < 0, 0.0)\n"
+                "        probs = self.dropout(probs)",
+            ),
+        ),
+    ),
+    _dead(
+        name="patches_added_in_place",
+        family="written_over_in_place",
+        parent="vit",
+        where=("blocks.*.norm1",),
+        why="x += behind a norm that keeps x",
+        edits=(
+            (
+                "x = x + self.attn(h, h, h, need_weights=False)[0]",
+                "x += self.attn(h, h, h, need_weights=False)[0]",
+            ),
+        ),
     ),
 )

@@ -164,6 +164,22 @@ MUTANTS = (
             ),
         ),
     ),
+    _layer(
+        name="residual_missing_around_attention_in_pairs",
+        family="residual_missing",
+        parent="paired_layers",
+        where=("layers.*.0",),
+        why="the sum is forgotten where it stands outside of the modules",
+        edits=(("x = attn(x) + x", "x = attn(x)"),),
+    ),
+    _layer(
+        name="residual_missing_around_feed_forward_in_pairs",
+        family="residual_missing",
+        parent="paired_layers",
+        where=("layers.*.1",),
+        why="x = ff(x) for x = ff(x) + x",
+        edits=(("x = ff(x) + x", "x = ff(x)"),),
+    ),
     Mutant(
         name="norm_over_the_sequence",
         family="norm_over_a_wrong_axis",

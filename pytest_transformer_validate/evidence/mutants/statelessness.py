@@ -73,6 +73,22 @@ MUTANTS = (
         ),
     ),
     _keeps(
+        name="padding_mask_kept_for_its_shape",
+        family="table_of_another_length",
+        parent="bert",
+        where=("(model)",),
+        why="the mask of the first texts serves all of their shape",
+        edits=(
+            (
+                "        for layer in self.encoder:\n",
+                "        if getattr(self, 'kept', mask[:0]).shape != mask.shape:\n"
+                "            self.kept = mask\n"
+                "        mask = self.kept\n"
+                "        for layer in self.encoder:\n",
+            ),
+        ),
+    ),
+    _keeps(
         name="hidden_state_kept",
         family="state_of_the_last_call",
         parent="recurrent",

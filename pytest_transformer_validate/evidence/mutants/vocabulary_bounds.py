@@ -118,4 +118,30 @@ MUTANTS = (
             ),
         ),
     ),
+    _edge(
+        name="ids_wrap_below_the_vocabulary",
+        family="ids_folded",
+        parent="sliding_window",
+        where=("(model)", "embed"),
+        why="% with the size of another tokenizer: the last ids are read as the first",
+        edits=(
+            (
+                "self.embed(input_ids)",
+                "self.embed(input_ids % (self.embed.num_embeddings - 3))",
+            ),
+        ),
+    ),
+    _edge(
+        name="last_id_read_as_the_one_before",
+        family="ids_folded",
+        parent="paired_layers",
+        where=("(model)", "token_emb"),
+        why="clamp to a largest id that is one too small",
+        edits=(
+            (
+                "self.token_emb(tokens)",
+                "self.token_emb(tokens.clamp(max=self.token_emb.num_embeddings - 2))",
+            ),
+        ),
+    ),
 )

@@ -197,6 +197,11 @@ _table.add(
     },
 )
 _table.add(
+    "paired_layers",
+    "PairedDecoder",
+    {"num_tokens": 139, "dim": 32, "depth": 2, "heads": 4, "max_len": 48},
+)
+_table.add(
     "conv_gpt",
     "ConvGPT",
     {"vocab_size": 97, "dim": 32, "depth": 2, "heads": 4, "kernel_size": 4, "max_seq_len": 40},
