@@ -299,9 +299,11 @@ class Subject:
 
     @functools.cached_property
     def target_vocab_size(self) -> int:
-        """Of the decoder's input: declared, else the rows of the table that its ids index."""
+        """Of the decoder's input: declared, else the rows of the table that its ids index, else as
+        many as there are outputs, if not more than the source has."""
         named = declared_size(self.config, TARGET_VOCABULARY)
-        return named or self.facts.vocabulary.get("decoder_input_ids") or self.vocab_size
+        found = named or self.facts.vocabulary.get("decoder_input_ids")
+        return found or min(self.vocab_size, max(self.facts.width, 2))
 
     @functools.cached_property
     def max_length(self) -> int | None:

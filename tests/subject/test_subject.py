@@ -294,6 +294,30 @@ def test_a_required_target_that_no_table_reads_is_labels():
     assert subject(subject.batch(3, 5)).logits.shape == (3, 5, VOCAB)
 
 
+class Steps(nn.Module):
+    """A decoder that reads its target token by token."""
+
+    def __init__(self):
+        super().__init__()
+        self.source, self.target = nn.Embedding(VOCAB, 16), nn.Embedding(30, 16)
+        self.encoder, self.decoder = nn.GRU(16, 16, batch_first=True), nn.GRU(16, 16)
+        self.out = nn.Linear(16, 30)
+
+    def forward(self, src, trg):
+        _, state = self.encoder(self.source(src))
+        outputs = []
+        for column in trg.unbind(1):
+            output, state = self.decoder(self.target(column)[None], state)
+            outputs.append(self.out(output[0]))
+        return torch.stack(outputs, 1)
+
+
+def test_a_required_target_that_gives_the_length_is_decoded():
+    subject = Subject(Steps())
+    assert (str(subject.task), subject.target_vocab_size) == ("seq2seq (found: trg)", 30)
+    assert subject(subject.batch(3, 5, source=8)).logits.shape == (3, 5, 30)
+
+
 def test_a_second_vocabulary():
     class Small(models.Translator):
         def __init__(self) -> None:
