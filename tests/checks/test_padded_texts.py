@@ -1,4 +1,4 @@
-"""Padding in front of a text, in models that know no positions."""
+"""Texts padded on the right, and in front in models that know no positions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pytest_transformer_validate.checks.tier1.padding import padding
-from pytest_transformer_validate.errors import NotApplicable
+from pytest_transformer_validate.errors import CheckFailed, NotApplicable
 from tests import models
 from tests.models import probe_of
 
@@ -39,3 +39,30 @@ def test_a_state_that_padding_leaves_alone():
 def test_a_trace_of_padding_is_no_count_of_positions():
     with pytest.raises(NotApplicable, match="a trace of what stands in front"):
         padding(probe_of(Recurrent(leaves=True)), "left")
+
+
+class Half(models.Decoder):
+    """Computes in bfloat16, rounds as the length has it, and returns float32; where it ``leaks``
+    the last output is added to all."""
+
+    def __init__(self, leaks=False):
+        super().__init__()
+        self.leaks = leaks
+        self.to(torch.bfloat16)
+
+    def forward(self, input_ids):
+        size = input_ids.size(1)
+        logits = (super().forward(input_ids) / size * size).float()
+        return logits + 0.01 * logits[:, -1:] if self.leaks else logits
+
+
+def test_the_rounding_of_half_precision_is_no_padding_that_leaks():
+    """float32 logits say nothing of the rounding behind them."""
+    measured = padding(probe_of(Half()), "right")
+    assert measured.value > 16 * measured.limit.value
+    assert any("rounding" in note for note in measured.notes)
+
+
+def test_padding_that_leaks_in_half_precision_is_found():
+    with pytest.raises(CheckFailed, match="still"):
+        padding(probe_of(Half(leaks=True)), "right")

@@ -12,7 +12,11 @@ from pytest_transformer_validate.measures.dependency import (
     other_row_leak,
     worst_row,
 )
-from pytest_transformer_validate.measures.tolerance import same_shape_limit, settle
+from pytest_transformer_validate.measures.tolerance import (
+    doubtful,
+    same_shape_limit,
+    settle,
+)
 
 if TYPE_CHECKING:
     from pytest_transformer_validate.probe.probe import Probe
@@ -48,7 +52,10 @@ def _judge_swaps(probe: Probe, plan: str, factor: float, notes: list[str]) -> Ba
     if not value <= limit.value:
         require_repeatable(probe, swaps, limit.value)
         verdict = settle(
-            value, limit, lambda: probe.repeated(lambda p: worst_row(p.row_swaps(plan))[0])
+            value,
+            limit,
+            lambda: probe.repeated(lambda p: worst_row(p.row_swaps(plan))[0]),
+            sure=doubtful(probe.subject.dtype),
         )
         notes.extend(verdict.notes)
         if verdict.exceeded:

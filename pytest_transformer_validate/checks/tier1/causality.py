@@ -16,6 +16,7 @@ from pytest_transformer_validate.measures.dependency import (
     worst_leak,
 )
 from pytest_transformer_validate.measures.tolerance import (
+    doubtful,
     same_shape_limit,
     settle,
 )
@@ -99,7 +100,8 @@ def _judge_swaps(probe: Probe, plan: Plan, factor: float, notes: list[str]) -> C
     def again(other: Probe) -> float:
         return worst_leak(other.position_swaps(plan), 0).value
 
-    verdict = settle(alone, limit, lambda: probe.repeated(again))
+    sure = doubtful(probe.subject.dtype)
+    verdict = settle(alone, limit, lambda: probe.repeated(again), sure=sure)
     notes.extend(verdict.notes)
     if verdict.exceeded:
         where, ahead = probe.locate_position(swaps, _telling(swaps, leak, limit))

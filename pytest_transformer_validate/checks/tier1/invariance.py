@@ -10,6 +10,7 @@ from pytest_transformer_validate.errors import Blocked, CheckFailed, NotApplicab
 from pytest_transformer_validate.measures.dependency import upper_leak, worst_leak
 from pytest_transformer_validate.measures.invariance import Invariance, worse
 from pytest_transformer_validate.measures.tolerance import (
+    doubtful,
     same_shape_limit,
     settle,
     two_shapes_limit,
@@ -53,7 +54,8 @@ def prefix_consistency(probe: Probe, *, factor: float = 64.0) -> Invariance:
             measured = worse(measured, found)
             continue
         value, size = runs.worst
-        verdict = settle(value, limit, _prefixes_again(probe, condition))
+        sure = doubtful(probe.subject.dtype)
+        verdict = settle(value, limit, _prefixes_again(probe, condition), sure=sure)
         if not verdict.exceeded:
             measured = worse(measured, found.noting(verdict.notes))
             continue

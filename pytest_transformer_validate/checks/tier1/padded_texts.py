@@ -27,7 +27,7 @@ from pytest_transformer_validate.measures.padding import (
     worst_case,
     worst_length,
 )
-from pytest_transformer_validate.measures.tolerance import settle
+from pytest_transformer_validate.measures.tolerance import doubtful, settle
 
 if TYPE_CHECKING:
     from pytest_transformer_validate.measures.measurement import Limit
@@ -116,7 +116,11 @@ def judge_left(probe: Probe, factor: float) -> PaddingInvariance:
     def again(other: Probe) -> float:
         return worst_length(other.padded_texts.lengths(covers, "mixed", "left", "plain"))[0]
 
-    if not value <= limit.value and settle(value, limit, lambda: probe.repeated(again)).exceeded:
+    sure = doubtful(probe.subject.dtype)
+    if (
+        not value <= limit.value
+        and settle(value, limit, lambda: probe.repeated(again), sure=sure).exceeded
+    ):
         if probe.position_promise() is None:
             raise NotApplicable("pad on the right: a mask leaves a trace of what stands in front")
         raise NotApplicable(
@@ -174,7 +178,8 @@ def _settle_lengths(
         return worst_length(lengths)[0]
 
     value = found.moved[row]
-    verdict = settle(value, limit, lambda: probe.repeated(again))
+    sure = doubtful(probe.subject.dtype)
+    verdict = settle(value, limit, lambda: probe.repeated(again), sure=sure)
     notes.extend(verdict.notes)
     if not verdict.exceeded:
         return value

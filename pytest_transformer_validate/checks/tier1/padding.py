@@ -26,7 +26,7 @@ from pytest_transformer_validate.measures.padding import (
     content_limit,
     worst_case,
 )
-from pytest_transformer_validate.measures.tolerance import settle
+from pytest_transformer_validate.measures.tolerance import doubtful, settle
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -123,6 +123,7 @@ def _settle_content(
         found.moved,
         limit,
         lambda: probe.repeated(lambda p: p.padding.content(way, layout, found.condition).moved),
+        sure=doubtful(probe.subject.dtype),
     )
     notes.extend(verdict.notes)
     if not verdict.exceeded:
