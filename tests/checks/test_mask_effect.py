@@ -72,3 +72,30 @@ class Neighbours(models.Decoder):
 def test_a_mask_that_hides_in_front_alone_is_spared():
     with pytest.raises(NotApplicable, match="in front of it they do not"):
         mask_effect(probe_of(Neighbours()))
+
+
+class Instead(models.Decoder):
+    """A given mask takes the place of the causal one; ``axes`` are those that the caller adds."""
+
+    def __init__(self, axes):
+        super().__init__()
+        self.axes = axes
+
+    def forward(self, input_ids, mask=None):
+        x = self.tokens(input_ids) + self.positions.weight[: input_ids.shape[1]]
+        if mask is not None and not self.axes:
+            mask = mask[:, None, None]
+        for block in self.blocks:
+            x = block(x, causal=mask is None, mask=mask)
+        return self.head(self.norm(x))
+
+
+def test_a_mask_of_texts_cannot_stand_for_a_causal_one():
+    with pytest.raises(CheckFailed, match="must give what no mask gives") as caught:
+        mask_effect(probe_of(Instead(axes=0)))
+    assert caught.value.where == "blocks.0.attention"
+
+
+def test_a_mask_that_is_broadcast_may_be_a_causal_one():
+    notes = mask_effect(probe_of(Instead(axes=2))).notes
+    assert "mask of ones is not the same as none: it may carry a causal mask too" in notes

@@ -193,7 +193,8 @@ def _judge_ones(probe: Probe, way: Way, factor: float) -> MaskEffect:
 
     if value <= limit.value or not settle(value, limit, lambda: probe.repeated(again)).exceeded:
         return measured
-    if not way.ones or not way.fixed:
+    broadcast = bool(way.axes) or way.pairs  # so it may be (B, 1, T, T), too
+    if not way.ones or (broadcast and not way.fixed):
         note = f"{way.role} of ones is not the same as none: it may carry a causal mask too"
         if not way.ones:
             note = f"{way.role} of full texts is not the same as none"
