@@ -174,6 +174,17 @@ def _fields(raw: Any) -> Iterator[tuple[str, Any]]:
     elif hasattr(raw, "_asdict"):
         yield from raw._asdict().items()
     elif isinstance(raw, Sequence) and not isinstance(raw, str):
-        yield from ((str(index), value) for index, value in enumerate(raw))
+        inner = bool(raw) and _holds_names(raw[0]) and not any(map(_is_wide, raw))
+        if inner:  # named results, and a cache beside them
+            yield from _fields(raw[0])
+        yield from ((str(i), value) for i, value in enumerate(raw) if i or not inner)
     elif isinstance(raw, types.SimpleNamespace) or "logits" in getattr(raw, "__dict__", ()):
         yield from vars(raw).items()
+
+
+def _holds_names(value: Any) -> bool:
+    return isinstance(value, Mapping) or dataclasses.is_dataclass(value)
+
+
+def _is_wide(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_floating_point() and value.dim() > 1

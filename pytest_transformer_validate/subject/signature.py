@@ -54,8 +54,8 @@ ROLES: dict[str, tuple[str, ...]] = {
     "labels": ("labels", "targets", "target", "label"),
     "past_key_values": (
         "past_key_values", "cache_params", "past", "kv_cache", "cache", "layer_past",
-        "past_key_value", "kv_caches", "caches", "past_kv", "past_kvs", "past_cache", "prev_kv",
-        "past_state", "state", "states", "prev_state", "hidden",
+        "past_key_value", "past_keys_values", "kv_caches", "caches", "past_kv", "past_kvs",
+        "past_cache", "prev_kv", "past_state", "state", "states", "prev_state", "hidden",
     ),
     "use_cache": (
         "use_cache", "use_kv_cache", "return_cache", "return_kv_cache", "return_past",

@@ -29,6 +29,8 @@ LOGITS, HIDDEN, LOSS = torch.rand(2, 3, 7), torch.rand(2, 3, 4), torch.tensor(1.
         (Scores(LOGITS, None), "scores"),
         (Result(LOGITS, HIDDEN), "logits"),
         (SimpleNamespace(hidden=HIDDEN, logits=LOGITS), "logits"),
+        ((Result(LOGITS, None), [HIDDEN]), "logits"),
+        (({"attention": HIDDEN}, LOGITS), "1"),
     ],
 )
 def test_logits_are_found(raw, field):
