@@ -27,6 +27,7 @@ from pytest_transformer_validate.probe.lookup import TokenLookup
 from pytest_transformer_validate.probe.passes import Passes, remembered
 from pytest_transformer_validate.probe.positions import copies, single_gradient
 from pytest_transformer_validate.probe.trace import ROOT
+from pytest_transformer_validate.subject.images import patch_side
 from pytest_transformer_validate.subject.sizes import longer_than
 
 if TYPE_CHECKING:
@@ -193,15 +194,12 @@ class Mixing(Passes):
     @functools.cached_property
     def patch(self) -> int:
         """Side of the patches of an image: the stride of the first convolution that has a large
-        one, else a quarter of the image."""
-        probe = self.probe
+        one, else what is declared or kept as one, else a quarter of the image."""
+        probe, model = self.probe, self.probe.subject.model
         side = min(probe.batch(1, 1, "mixing")["pixel_values"].shape[2:])
-        strides = (
-            int(m.stride[0])
-            for m in probe.subject.model.modules()
-            if isinstance(m, torch.nn.Conv2d)
-        )
-        first = next((n for n in strides if 4 <= n <= side // 2), None)
+        strides = [int(m.stride[0]) for m in model.modules() if isinstance(m, torch.nn.Conv2d)]
+        sides = (*strides, patch_side(model, probe.subject.config) or 0)
+        first = next((n for n in sides if 4 <= n <= side // 2), None)
         return first or max(1, side // 4)
 
     def kind(self, module: str) -> tuple[object, ...]:

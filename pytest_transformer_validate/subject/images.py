@@ -73,7 +73,7 @@ def _kept(model: nn.Module, names: tuple[str, ...]) -> Iterator[Any]:
             yield from (vars(module)[name] for name in names if name in vars(module))
 
 
-def _patch(model: nn.Module, config: ModelConfig) -> int | None:
+def patch_side(model: nn.Module, config: ModelConfig) -> int | None:
     """The side of a patch, declared, kept, or that to which images are unfolded."""
     unfolded = (m.stride for m in model.modules() if isinstance(m, nn.Unfold))
     for value in (declared(config, _PATCHES), *_kept(model, _PATCHES), *unfolded):
@@ -85,7 +85,7 @@ def _patch(model: nn.Module, config: ModelConfig) -> int | None:
 
 def _patch_channels(model: nn.Module, config: ModelConfig) -> int:
     """Of patches that a linear layer reads; 3 where nothing tells."""
-    patch = _patch(model, config)
+    patch = patch_side(model, config)
     widths = [m.in_features for m in model.modules() if isinstance(m, nn.Linear)]
     whole = (w // patch**2 for w in widths if patch and w % patch**2 == 0)
     return next((channels for channels in whole if channels in (1, 2, 3, 4)), 3)
@@ -95,7 +95,7 @@ def _size_by_table(
     model: nn.Module, config: ModelConfig, convolution: nn.Conv2d | None
 ) -> tuple[int, int] | None:
     """The size of as many patches as are counted, or as a table has rows."""
-    side = int(convolution.stride[0]) if convolution else _patch(model, config)
+    side = int(convolution.stride[0]) if convolution else patch_side(model, config)
     if side is None:
         return None
     counted = None if convolution else declared_size(config, _COUNTS)

@@ -269,11 +269,15 @@ def test_angles_that_are_rounded_to_the_dtype_of_the_model(keys):
 
 
 def test_scores_of_rows():
-    rows = torch.arange(6.0)[:, None].expand(2, 6, 6)
+    rows = torch.arange(6.0).cos()[:, None].expand(2, 6, 6)
     assert follows_rows_alone(rows, EPS)
     assert follows_rows_alone(rows.masked_fill(torch.ones(6, 6).triu(1) > 0, float("-inf")), EPS)
+    assert follows_rows_alone(torch.stack([rows[0].mT, rows[1]]), EPS), "one head of two"
     assert not follows_rows_alone(rows.mT, EPS)
     assert not follows_rows_alone(torch.ones(2, 6, 6), EPS)
+    assert not follows_rows_alone(torch.arange(6.0)[:, None].expand(2, 6, 6), EPS)
+    first = torch.where(torch.arange(6) == 0, 0.0, float("-inf"))
+    assert not follows_rows_alone(rows + first, EPS), "one key in sight"
 
 
 class Cut(nn.Module):
@@ -312,6 +316,45 @@ def test_patches_that_are_cut_by_view():
         position_sensitivity(probe_of(CutByView(), config))
     assert caught.value.where == "(model)"
     assert "a box of 3 x 16 pixels" in caught.value.message
+
+
+class Kinds(Cut):
+    """Seven patches along a side, as it keeps, and one position for all of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.patch_size = (4.0, 4.0)
+        self.positions = nn.Parameter(torch.randn(1, 49, 32))
+
+    def forward(self, pixel_values):
+        x = pixel_values.unflatten(3, (7, 4)).unflatten(2, (7, 4)).permute(0, 2, 4, 3, 5, 1)
+        x = self.embed(x.reshape(len(x), 49, 48)) + self.positions[:, :1]
+        return self.head(self.block(x, causal=False).mean(1))
+
+
+def test_patches_of_the_side_that_is_kept_change_places():
+    with pytest.raises(CheckFailed, match="when patches of 4 x 4 pixels change places"):
+        position_sensitivity(probe_of(Kinds(), {"image_size": 28, "num_channels": 3}))
+
+
+class Summary(models.Decoder):
+    """A classifier that reads a token of its own in front, and knows no order."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.labels = nn.Parameter(torch.randn(1, 1, 32)), nn.Linear(32, 5)
+
+    def forward(self, input_ids):
+        x = self.tokens(input_ids) + self.positions.weight.mean(0)
+        x = torch.cat([self.first.expand(len(x), -1, -1), x], 1)
+        for block in self.blocks:
+            x = block(x, causal=False)
+        return self.labels(x[:, 0])
+
+
+def test_an_output_of_a_whole_text_has_an_order():
+    with pytest.raises(CheckFailed, match=r"the model has positions \(positions\)"):
+        position_sensitivity(probe_of(Summary()))
 
 
 def test_a_compiled_model_is_followed_although_it_ran_before():

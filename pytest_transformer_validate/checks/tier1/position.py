@@ -117,7 +117,7 @@ def _by_outputs(probe: Probe, side: str, limit: Limit) -> PositionSensitivity:
         measured = replace(measured, value=value)
         if value > limit.value:
             return measured
-    if not probe.order.compares(side):
+    if probe.subject.facts.rank > 2 and not probe.order.compares(side):
         raise NotApplicable("nothing in the model mixes positions: outputs are for single tokens")
     return _unknown(probe, side, measured, ())
 
@@ -241,19 +241,18 @@ def _judge_distance(
 
 def _judge_keys(probe: Probe, constant: Constant, measured: PositionSensitivity) -> None:
     """Where positions turn queries, they turn keys."""
-    sites = [s for s in constant.scores if s.given is not None]
-    if not sites or not all(follows_rows_alone(s.scores, probe.eps) for s in sites):
-        return
-    promise = probe.position_promise(rotary=True)
-    if promise is not None:
+    sites = (s for s in constant.scores if s.given is not None)
+    alone = next((s for s in sites if follows_rows_alone(s.scores, probe.eps)), None)
+    promise = None if alone is None else probe.position_promise(rotary=True)
+    if alone is not None and promise is not None:
         raise CheckFailed(
             "scores of equal tokens must follow the distance between them\n"
             f"with {promise}, the scores of equal tokens follow the position that asks and not "
-            "the one that is looked at, in every attention\n"
-            f"first module to differ: {sites[0].module}\n"
-            "likely: only queries are rotated",
+            "the one that is looked at\n"
+            f"first module to differ: {alone.module}\n"
+            "likely: only queries are rotated, in a layer or in some heads",
             measured,
-            where=sites[0].module,
+            where=alone.module,
         )
 
 
