@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -100,18 +101,19 @@ def not_by_distance(scores: torch.Tensor, eps: float) -> float:
 
 
 def follows_rows_alone(scores: torch.Tensor, eps: float) -> bool:
-    """Whether scores (H, T, T) of a text that repeats one token are one number in each row, in
-    every head, and not the same one in all: only queries know where they are."""
+    """Whether scores (H, T, T) of a text that repeats one token are one number in each row of
+    some head, and go up and down from row to row: only its queries know where they are. What
+    only grows, or only falls, is a temperature by length."""
     visible = scores.nan_to_num(nan=float("-inf")).softmax(-1) > 0
-    varies = False
     for head, seen in zip(scores.double(), visible, strict=True):
-        rows = [row[s] for row, s in zip(head, seen, strict=True) if bool(s.any())]
+        rows = [row[s] for row, s in zip(head, seen, strict=True) if int(s.sum()) > 1]
         rounding = 1e3 * eps * max((float(row.abs().max()) for row in rows), default=0.0)
         if any(float(row.max() - row.min()) > rounding for row in rows):
-            return False
-        firsts = [float(row[0]) for row in rows]
-        varies |= max(firsts, default=0.0) - min(firsts, default=0.0) > rounding
-    return varies
+            continue
+        steps = [float(b[0] - a[0]) for a, b in itertools.pairwise(rows)]
+        if max(steps, default=0.0) > rounding and min(steps, default=0.0) < -rounding:
+            return True
+    return False
 
 
 def same_vectors(entering: torch.Tensor) -> tuple[int, int] | None:

@@ -99,6 +99,36 @@ MUTANTS = (
         edits=((_ROTATED, "q = rotate(q, cos, sin)"),),
     ),
     _lost(
+        name="one_key_head_not_rotated",
+        family="rotation_mismatched",
+        parent="llama",
+        where=("layers.0.self_attn",),
+        why="a kernel for one head of keys, where there are two",
+        edits=((_ROTATED, "q, k[:, :1] = rotate(q, cos, sin), rotate(k[:, :1], cos, sin)"),),
+    ),
+    _lost(
+        name="keys_of_the_last_layer_not_rotated",
+        family="rotation_mismatched",
+        parent="llama",
+        where=("layers.1.self_attn",),
+        why="the last layer is given tables that turn nothing for its keys",
+        edits=(
+            (
+                _ROTATED,
+                "q = rotate(q, cos, sin)\n        k = k if self.last else rotate(k, cos, sin)",
+            ),
+            (
+                "        self.heads, self.kv_heads = heads, kv_heads\n",
+                "        self.heads, self.kv_heads = heads, kv_heads\n        self.last = False\n",
+            ),
+            (
+                "        self.norm = RMSNorm(hidden_size)\n        self.lm_head",
+                "        self.layers[-1].self_attn.last = True\n"
+                "        self.norm = RMSNorm(hidden_size)\n        self.lm_head",
+            ),
+        ),
+    ),
+    _lost(
         name="keys_only_rotated",
         family="rotation_mismatched",
         parent="llama",
