@@ -90,12 +90,12 @@ class Tying(Passes):
         """The configuration's word on tying the head to the embedding, the key and its value, or
         a plain attribute of the model that is on and says so.
 
-        A model may list what it ties: where the head is not in that list, the key, which many
-        models share, is not about it.
+        A model may list what it ties, or a part of it whose configuration this is: where the head
+        is not in that list, the key, which many models share, is not about it.
         """
         config = self.probe.subject.config
-        listed = getattr(self.probe.subject.model, "_tied_weights_keys", "no list")
-        if listed != "no list" and not _lists(listed, self.ends().head):
+        lists = _lists_of_ties(self.probe.subject.model, config)
+        if lists and not any(_lists(listed, self.ends().head) for listed in lists):
             return None
         for key in filter(_ties_output, _keys(config)):
             value = config.get(key)
@@ -199,6 +199,15 @@ def _stays_one(model: torch.nn.Module, names: tuple[str, ...]) -> bool:
     kinds = {kind for module in modules for kind in type(module).__mro__}
     own = [vars(kind) for kind in kinds if not kind.__module__.startswith(("torch.", "builtins"))]
     return all(_CHANGES.isdisjoint(named) for named in (*own, *map(vars, modules)))
+
+
+def _lists_of_ties(model: torch.nn.Module, config: ModelConfig) -> list[Any]:
+    """What the model lists as tied; without a list, what those of its parts list that have the
+    very same configuration."""
+    if hasattr(model, "_tied_weights_keys"):
+        return [model._tied_weights_keys]
+    parts = (m for m in model.modules() if getattr(m, "config", None) is config.raw)
+    return [m._tied_weights_keys for m in parts if hasattr(m, "_tied_weights_keys")]
 
 
 def _lists(listed: Any, names: tuple[str, ...]) -> bool:

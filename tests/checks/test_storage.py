@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import sys
+import types
 
 import pytest
 import torch
@@ -56,6 +57,36 @@ def test_a_tie_is_the_word_of_the_configuration():
     with pytest.raises(NotApplicable, match="nothing says otherwise"):
         CHECKS["weight_tying"](probe_of(models.Decoder(), {"tie_encoder_decoder": True}))
     CHECKS["weight_tying"](probe_of(models.Decoder(), {"tie_word_embeddings": False}))
+
+
+class Trunk(models.Decoder):
+    """A part that brings a configuration of its own, whose keys are about what it ``lists``."""
+
+    def __init__(self, config, lists):
+        super().__init__()
+        self.config, self._tied_weights_keys = config, lists
+
+
+class OwnHead(nn.Module):
+    """A head of its own on a trunk, or the trunk's head."""
+
+    def __init__(self, lists=None, own=True):
+        super().__init__()
+        self.config = types.SimpleNamespace(tie_word_embeddings=True)
+        self.trunk = Trunk(self.config, lists)
+        self.score = nn.Linear(32, models.VOCAB) if own else self.trunk.head
+
+    def forward(self, input_ids):
+        return self.score(self.trunk.hidden(input_ids))
+
+
+def test_the_configuration_of_a_trunk_is_not_about_another_head():
+    with pytest.raises(NotApplicable, match="nothing says otherwise"):
+        CHECKS["weight_tying"](probe_of(OwnHead()))
+    with pytest.raises(NotApplicable, match="nothing says otherwise"):
+        CHECKS["weight_tying"](probe_of(OwnHead(lists=["head.weight"])))
+    with pytest.raises(CheckFailed, match="are different tensors"):
+        CHECKS["weight_tying"](probe_of(OwnHead(lists=["head.weight"], own=False)))
 
 
 def test_a_tie_is_the_word_of_a_flag_that_is_on():
