@@ -34,11 +34,18 @@ def differentiate(probe: Probe, model: torch.nn.Module, outputs: Sequence[torch.
         torch.stack(parts).sum().backward(retain_graph=True)
 
 
+def as_real(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, a complex one with its two parts along a last axis."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
 def gradient_norms(tensors: list[torch.Tensor]) -> list[float | None]:
     """The norm of each tensor's gradient, in float64; ``None`` where it has none."""
     grads = [t.grad for t in tensors]
     dense = [
-        (g.coalesce().values() if g.is_sparse else g).detach() for g in grads if g is not None
+        as_real(g.coalesce().values() if g.is_sparse else g).detach()
+        for g in grads
+        if g is not None
     ]
     if not dense:
         return [None] * len(grads)

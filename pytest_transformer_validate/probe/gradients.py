@@ -11,6 +11,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from pytest_transformer_validate.probe.backward import (
+    as_real,
     differentiate,
     gradient_norms,
     reached_beside,
@@ -101,7 +102,7 @@ def long_gradients(probe: Probe) -> Gradients | None:
     """``gradients`` with moved parameters over one text that is longer than those: what joins
     many tokens, or tells far distances apart, has nothing to do before. ``None`` where no text is
     longer, or the model is large."""
-    longest = min(probe.subject.max_length or 0, _FAR)
+    longest = min(probe.subject.max_length or _FAR, _FAR)
     if not probe.subject.small or longest <= _LONG:
         return None
     with probe.noised():
@@ -142,7 +143,7 @@ def _sketch(probe: Probe, number: int, found: Gradients) -> None:
     for name, parameter in probe.subject.model.named_parameters():
         if parameter.grad is not None and found.norms.get(name):
             generator = torch.Generator().manual_seed(probe.seed_for("sketch", name, number))
-            grad = parameter.grad.to_dense().detach().to("cpu", torch.float64)
+            grad = as_real(parameter.grad.to_dense()).detach().to("cpu", torch.float64)
             for _ in range(_DIRECTIONS):
                 direction = torch.randn(grad.shape, generator=generator, dtype=torch.float64)
                 found.sketches.setdefault(name, []).append(float((grad * direction).sum()))

@@ -67,7 +67,7 @@ class Structure(Passes):
         table = self.probe.subject.model.get_parameter(parameter).detach()
         if table.dim() != 2 or table.shape[1] < _WAVES or not float(table.abs().max()) <= _ONE:
             return False
-        sums = table.float().square().sum(1)
+        sums = table.abs().float().square().sum(1)
         waves = (sums - table.shape[1] / 2).abs() <= 0.01 * table.shape[1]
         return bool(waves.any()) and bool((waves | (sums == 0)).all())
 

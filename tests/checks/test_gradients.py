@@ -116,6 +116,33 @@ def test_what_joins_many_tokens_gets_a_gradient_from_a_longer_text():
         CHECKS["gradient_flow"](probe_of(Compresses(cut=True), config))
 
 
+def test_a_longer_text_is_asked_for_where_nothing_limits_texts():
+    found = CHECKS["gradient_flow"](probe_of(Compresses())).explained
+    assert found == dict.fromkeys(("pool.bias", "pool.weight"), "only a longer text reaches it")
+
+
+class Turning(nn.Module):
+    """Embeddings and weights are complex; ``cut`` where those of the weights get no gradient."""
+
+    def __init__(self, cut: bool = False) -> None:
+        super().__init__()
+        drawn = torch.randn(models.VOCAB, 16, dtype=torch.complex64)
+        self.table, self.cut = nn.Parameter(0.1 * drawn), cut
+        self.turn = nn.Parameter(torch.randn(16, 16, dtype=torch.complex64) / 4)
+        self.head = nn.Linear(32, models.VOCAB)
+
+    def forward(self, ids):
+        x = self.table[ids]
+        x = x + x.cumsum(1) @ (self.turn.detach() if self.cut else self.turn)
+        return self.head(torch.view_as_real(x).flatten(-2))
+
+
+def test_complex_weights_have_gradients():
+    CHECKS["gradient_flow"](probe_of(Turning()))
+    with pytest.raises(CheckFailed, match="turn"):
+        CHECKS["gradient_flow"](probe_of(Turning(cut=True)))
+
+
 class Routed(nn.Module):
     """Each token goes to one expert, by whose probability its answer is multiplied."""
 
