@@ -127,7 +127,8 @@ class AttentionCalls(TorchFunctionMode):
         return result
 
     def _einsum(self, args: Any, result: torch.Tensor) -> torch.Tensor:
-        """The same for two operands with four axes each, in any order of their axes."""
+        """The same for two operands, in any order of their axes; keys and values may have no
+        axis for the heads (or some of them), which share them then."""
         named = _letters(args)
         if named is None:
             return result
@@ -137,23 +138,38 @@ class AttentionCalls(TorchFunctionMode):
             return result
         (inner,) = summed
         if id(a) in self.weights and _depends(b):
-            self._check_axis(a, first.index(inner) - 4)
-            rows, heads, steps = list(first[:3])
-            wide = [x for x in out if x not in first]
-            if first[3] != inner or len(wide) != 1 or set(second) != {rows, heads, inner, *wide}:
-                return result
-            order = [out.index(x) for x in (rows, heads, steps, *wide)]
-            values = b.permute([second.index(x) for x in (rows, heads, inner, *wide)])
-            changed = self._values(a, values, result.permute(order))
-            return changed.permute([order.index(i) for i in range(4)])
-        rows, heads, steps, others = list(out)
-        if {rows, heads, steps, inner} == set(first) and {rows, heads, others, inner} == set(
-            second
-        ):
+            return self._weighted(named, inner, result)
+        if len(first) != 4:
+            return result
+        rows, heads, steps, others = out
+        if {rows, heads, steps, inner} == set(first) and others in second:
             query = a.permute([first.index(x) for x in (rows, heads, steps, inner)])
-            key = b.permute([second.index(x) for x in (rows, heads, others, inner)])
-            self.scores[id(result)] = (result, query, key)
+            key = _spread(b, second, (rows, heads, others, inner), query)
+            if key is not None:
+                self.scores[id(result)] = (result, query, key)
         return result
+
+    def _weighted(
+        self,
+        named: tuple[tuple[str, torch.Tensor], tuple[str, torch.Tensor], str],
+        inner: str,
+        result: torch.Tensor,
+    ) -> torch.Tensor:
+        """Values (..., S, D) that weights (..., T, S) sum up over ``inner``."""
+        (first, a), (second, b), out = named
+        lead, steps = first[:-2], first[-2]
+        wide = [x for x in out if x not in first]
+        fits = first[-1] == inner and len(wide) == 1 and steps not in second
+        if fits or len(first) == len(second) == 4:
+            self._check_axis(a, first.index(inner) - len(first))
+        if not fits or set(out) != {*lead, steps, *wide}:
+            return result
+        values = _spread(b, second, (*lead, inner, *wide), a)
+        if values is None:
+            return result
+        order = [out.index(x) for x in (*lead, steps, *wide)]
+        changed = self._values(a, values, result.permute(order))
+        return changed.permute([order.index(i) for i in range(len(order))])
 
     def _check_axis(self, weights: torch.Tensor, summed: int) -> None:
         dim, shape = self.weights[id(weights)][1], tuple(weights.shape)
@@ -179,15 +195,32 @@ def _depends(values: Any) -> bool:
     return not isinstance(values, torch.nn.Parameter) and values.dim() > 2
 
 
-def _letters(args: Any) -> tuple[tuple[str, Any], tuple[str, Any], str] | None:
-    """The axes of an einsum of two tensors with four axes each, where it is written so."""
-    if len(args) < 2 or not isinstance(args[0], str):
+def _letters(
+    args: Any,
+) -> tuple[tuple[str, torch.Tensor], tuple[str, torch.Tensor], str] | None:
+    """The axes of an einsum of two tensors, the first with as many as the result has and at least
+    three, where it is written so."""
+    if len(args) < 2 or not isinstance(args[0], str) or "." in args[0]:
         return None
     given = args[1] if isinstance(args[1], tuple | list) else args[1:]
     names, _, out = args[0].replace(" ", "").partition("->")
     parts = names.split(",")
-    if len(parts) != 2 or len(given) != 2 or {len(p) for p in (*parts, out)} != {4}:
+    if len(parts) != 2 or len(given) != 2 or not 3 <= len(out) == len(parts[0]):
         return None
-    if "." in args[0] or any(not isinstance(t, torch.Tensor) or t.dim() != 4 for t in given):
+    if [t.dim() if isinstance(t, torch.Tensor) else None for t in given] != [*map(len, parts)]:
         return None
     return (parts[0], given[0]), (parts[1], given[1]), out
+
+
+def _spread(
+    tensor: torch.Tensor, axes: str, wanted: tuple[str, ...], like: torch.Tensor
+) -> torch.Tensor | None:
+    """The tensor with the ``wanted`` axes: one of the heads that it has not, of those between the
+    first and the last two, is as long as that of ``like``; ``None`` where others differ."""
+    missing = [x for x in wanted if x not in axes]
+    if not set(axes) <= set(wanted) or not set(missing) <= set(wanted[1:-2]):
+        return None
+    wide = tensor.permute([axes.index(x) for x in wanted if x in axes])
+    for place in (wanted.index(x) for x in missing):
+        wide = wide.unsqueeze(place)
+    return wide.expand([like.shape[i] if x in missing else -1 for i, x in enumerate(wanted)])

@@ -86,6 +86,57 @@ class OverHeads(ByHand):
         return F.dropout(torch.softmax(scores.float(), dim=1), training=self.training)
 
 
+class ByLetters(ByHand):
+    """Multi-query attention by einsum: keys and values have no axis for the heads."""
+
+    def forward(self, x, causal=True, mask=None):
+        q, k, v = self.qkv(x).chunk(3, -1)
+        q, k, v = self.split(q), self.split(k)[:, 0], self.split(v)[:, 0]
+        weights = self.weigh(torch.einsum("b h i d, b j d -> b h i j", q, k) / 3)
+        return self.out(self.merge(torch.einsum("b h i j, b j d -> b h i d", weights, v)))
+
+
+class OneHead(ByHand):
+    """One head, and no axis for it."""
+
+    def forward(self, x, causal=True, mask=None):
+        q, k, v = self.qkv(x).chunk(3, -1)
+        weights = self.weigh(torch.einsum("bmd,bnd->bmn", q, k) / 6)
+        return self.out(torch.einsum("bmn,bnd->bmd", weights, v))
+
+
+class Grouped(ByHand):
+    """Two heads share a key and a value."""
+
+    def forward(self, x, causal=True, mask=None):
+        q, k, v = (self.split(part) for part in self.qkv(x).chunk(3, -1))
+        q, k, v = q.unflatten(1, (2, 2)), k[:, :2], v[:, :2]
+        weights = self.weigh(torch.einsum("bgrid,bgjd->bgrij", q, k) / 3)
+        mixed = torch.einsum("bgrij,bgjd->bgrid", weights, v)
+        return self.out(self.merge(mixed.flatten(1, 2)))
+
+
+class LettersOverQueries(ByLetters):
+    def weigh(self, scores):
+        return scores.softmax(-2)
+
+
+class OneHeadOverQueries(OneHead):
+    def weigh(self, scores):
+        return scores.softmax(1)
+
+
+class GroupedOverQueries(Grouped):
+    def weigh(self, scores):
+        return scores.softmax(-2)
+
+
+class LettersMergedByView(ByLetters):
+    def merge(self, y):
+        b, h, t, d = y.shape
+        return y.reshape(b, t, h * d)
+
+
 class OneSlice(ByHand):
     def split(self, x):
         return super().split(x)[:, :1].expand(-1, self.heads, -1, -1)
@@ -100,6 +151,10 @@ class OneSlice(ByHand):
         (OverQueries, "sum to 1 along axis -2, the values are summed along axis -1"),
         (OverHeads, "sum to 1 along axis -3"),
         (OneSlice, "have the same scores and the same result"),
+        (LettersOverQueries, "sum to 1 along axis -2, the values are summed along axis -1"),
+        (OneHeadOverQueries, "sum to 1 along axis -2, the values are summed along axis -1"),
+        (GroupedOverQueries, "sum to 1 along axis -2, the values are summed along axis -1"),
+        (LettersMergedByView, "arrives at"),
     ],
 )
 def test_mixed_attention_fails_in_its_module(kind, words):
@@ -155,6 +210,18 @@ class Einsum(ByHand):
         return self.out(torch.einsum("bhij,bjhd->bihd", weights, v).flatten(2))
 
 
+class Pooled(ByHand):
+    """Slots look for tokens: the softmax is over the slots, and no attention over keys."""
+
+    def __init__(self, dim, heads):
+        super().__init__(dim, heads)
+        self.slots = nn.Linear(dim, 3)
+
+    def forward(self, x, causal=True, mask=None):
+        share = self.slots(x).softmax(-1)
+        return self.out(x + torch.einsum("bns,bnd->bsd", share, x).mean(1, keepdim=True))
+
+
 class OneKey(ByHand):
     """Multi-query attention: all heads share their key and value."""
 
@@ -169,10 +236,13 @@ class Reversed(ByHand):
         return super().forward(x.flip(1)).flip(1)
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [ByHand, Folded, FoldedHeadsFirst, Sink, Convolved, Talking, Linear, Einsum, OneKey, Reversed],
-)
+_OTHERS = [
+    ByHand, Folded, FoldedHeadsFirst, Sink, Convolved, Talking, Linear, Einsum, OneKey,
+    ByLetters, OneHead, Grouped, Pooled, Reversed,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", _OTHERS)
 def test_attention_of_other_kinds_passes(kind):
     assert attention(kind).sites
 
