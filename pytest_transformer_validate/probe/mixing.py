@@ -40,12 +40,13 @@ class Mixing(Passes):
 
     def tokens(self, condition: str) -> torch.Tensor:
         """(T, T): how much the output at k (row) depends on token s (column), by gradient, or,
-        where none can be read, by replacing tokens."""
+        where none can be read or none arrives (a part runs under ``no_grad``), by replacing
+        tokens."""
         try:
             matrix = self.probe.position_gradients(condition)
         except Exception:  # noqa: BLE001 - a model need not support a backward in eval mode
             matrix = None
-        if matrix is not None and bool(matrix.isfinite().all()):
+        if matrix is not None and bool(matrix.isfinite().all() and matrix.any()):
             return matrix
         return self._by_swaps(condition)
 
@@ -84,17 +85,19 @@ class Mixing(Passes):
             old, new = (finite_logits(probe, b) for b in (before, after))
         return difference(old, new).flatten(1).amax(1).double().cpu()
 
-    def swapped(self, length: int) -> tuple[Batch, Batch]:
-        """Copies of one text, and the same with another token at position k of row k."""
-        probe, role = self.probe, sequence(self.probe)
-        before = copies(probe, length, length)
+    def swapped(self, length: int, source: int | None = None) -> tuple[Batch, Batch]:
+        """Copies of one text, and the same with another token at position k of row k: of the
+        sequence that the output follows, or of an encoder's input of ``source`` tokens."""
+        probe, size = self.probe, length if source is None else source
+        role = sequence(probe) if source is None else "input_ids"
+        before = copies(probe, length, size, source)
         ids = before[role]
         other = ids.clone()
         for trial in range(8):
             same = other == ids
-            fresh = probe.batch(length, length, "mixing swaps", trial)[role]
+            fresh = probe.batch(size, length, "mixing swaps", trial, source=source)[role]
             other = torch.where(same, fresh.to(ids.device), other)
-        own = torch.eye(length, dtype=torch.bool, device=ids.device)
+        own = torch.eye(size, dtype=torch.bool, device=ids.device)
         return before, before.with_(**{role: torch.where(own, other, ids)})
 
     def losing_patch(self, row: int, column: int) -> str | None:
@@ -138,6 +141,15 @@ class Mixing(Passes):
             torch.autograd.backward(finite(diagonal).mul(weight).sum(), inputs=lookup.leaves)
             found: torch.Tensor = lookup.gradient()[:length]
             return found
+
+    @remembered
+    def source_swaps(self, condition: str) -> torch.Tensor:
+        """(T, S): how far the output at k (row) moves when token s of the encoder's input is
+        replaced."""
+        before, after = self.swapped(self.probe.subject.sizes[1], self.source_length)
+        with self.probe.under(condition):
+            old, new = (finite_logits(self.probe, b).flatten(2) for b in (before, after))
+        return difference(old, new).amax(-1).T.double().cpu()
 
     @functools.cached_property
     def source_length(self) -> int:

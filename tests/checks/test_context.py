@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from pytest_transformer_validate.checks.tier1.context import bidirectionality, context_use
+from pytest_transformer_validate.checks.tier1.encoder_use import encoder_use
 from pytest_transformer_validate.errors import CheckFailed, NotApplicable
 from pytest_transformer_validate.measures.context import causal_pattern, cliff, full_pattern
 from tests import models
@@ -205,6 +206,65 @@ def test_a_maximum_over_time_reads_every_token_of_some_text():
 def test_a_text_that_is_cut_inside():
     with pytest.raises(CheckFailed, match="tokens have no influence"):
         context_use(probe_of(Pooled(16), {"task": "classification", "vocab_size": models.VOCAB}))
+
+
+class FrozenMemory(models.Translator):
+    """The encoder is frozen and runs under ``no_grad``; ``deaf``: the decoder gets zeros."""
+
+    deaf = False
+
+    def forward(self, src, tgt):
+        t = self.transformer
+        mask = nn.Transformer.generate_square_subsequent_mask(tgt.size(1), dtype=dtype_of(self))
+        with torch.no_grad():
+            memory = t.encoder(self.place(self.source(src)))
+        memory = memory * 0 if self.deaf else memory
+        return self.head(t.decoder(self.place(self.target(tgt)), memory, tgt_mask=mask))
+
+
+class Deaf(FrozenMemory):
+    deaf = True
+
+
+class Frozen(Masked):
+    """All but the head runs under ``no_grad``."""
+
+    def hidden(self, ids):
+        with torch.no_grad():
+            return super().hidden(ids)
+
+
+class FrozenAlone(Frozen, Alone):
+    pass
+
+
+class FrozenPooled(Pooled):
+    """The token vectors are read under ``no_grad``."""
+
+    def forward(self, input_ids):
+        with torch.no_grad():
+            x = self.tokens(input_ids[:, : self.most])
+        return self.head(x.mean(1))
+
+
+def dtype_of(model):
+    return next(model.parameters()).dtype
+
+
+def test_no_gradient_through_a_frozen_part_says_nothing_about_what_outputs_see():
+    assert context_use(probe_of(Frozen())).unseen == 0
+    with pytest.raises(CheckFailed, match="no output depends on any token but its own"):
+        context_use(probe_of(FrozenAlone()))
+    config = {"task": "classification", "vocab_size": models.VOCAB}
+    assert context_use(probe_of(FrozenPooled(), config)).unseen == 0
+    with pytest.raises(CheckFailed, match="tokens have no influence"):
+        context_use(probe_of(FrozenPooled(16), config))
+
+
+def test_no_gradient_through_a_frozen_encoder_says_nothing_about_its_use():
+    assert encoder_use(probe_of(FrozenMemory())).unseen == 0
+    with pytest.raises(CheckFailed, match="does not depend on source token"):
+        encoder_use(probe_of(Deaf()))
 
 
 def test_an_encoder_sees_both_sides():

@@ -60,6 +60,8 @@ def _source(probe: Probe, condition: str) -> torch.Tensor:
         raise NotApplicable(f"no gradient could be read: {first_line(error)}") from error
     if matrix is None:
         raise NotApplicable("the encoder's token vectors cannot be seen")
+    if not bool(matrix.any()):  # an encoder that runs under no_grad
+        matrix = probe.mixing.source_swaps(condition)
     return context.relative(matrix)
 
 

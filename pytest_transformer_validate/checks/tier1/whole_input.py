@@ -59,12 +59,12 @@ def _text_dependencies(probe: Probe, length: int, floor: float) -> torch.Tensor:
 
 
 def _text(probe: Probe, length: int, condition: str) -> torch.Tensor:
-    """By gradient; by replacing tokens where none can be read."""
+    """By gradient; by replacing tokens where none can be read, or none arrives."""
     try:
         found = probe.mixing.text(length, condition)
     except Exception:  # noqa: BLE001 - a model need not support a backward in eval mode
         found = None
-    if found is None or not bool(found.isfinite().all()):
+    if found is None or not bool(found.isfinite().all() and found.any()):
         return probe.mixing.text_swaps(length, condition)
     return found
 
