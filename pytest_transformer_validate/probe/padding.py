@@ -224,7 +224,23 @@ class Padding(Passes):
     def layout(self, covers: str) -> str:
         """Where padding has to stand to show a leak, and the model can know that it is there."""
         way, _ = self.accepted(covers)
-        return COUNTED if way is not None and way.counts else self._hiding(covers)
+        if way is None:
+            return self._hiding(covers)
+        if way.counts:
+            return COUNTED
+        ended = self._finds_end(covers) and self._marks_end(way)
+        return "right" if ended else self._hiding(covers)
+
+    @remembered
+    def _marks_end(self, way: Way) -> bool:
+        """Whether a mask tells where texts end and nothing else, as where no token looks at later
+        ones and the last real one is read: it hides all that follows, and a hole is nothing, or
+        so much less text."""
+        hole = self.content(way, "hole", "plain")
+        if self.effect(hole) and not self.probe.masks.reads_lengths(way):
+            return False
+        found = self.content(way, "right", "plain")
+        return self.holds(found) and self.effect(found) > 0
 
     def _hiding(self, covers: str) -> str:
         """The layout for masks.
@@ -232,8 +248,11 @@ class Padding(Passes):
         Classifiers that find the last token by the padding id take ordinary ids at the end of a
         row, masked or not, for text.
         """
-        finds_end = self.probe.subject.task.task_type == "classification" and self.compares(covers)
-        return "hole" if self.causal or covers == TARGET or finds_end else "right"
+        hole = self.causal or covers == TARGET or self._finds_end(covers)
+        return "hole" if hole else "right"
+
+    def _finds_end(self, covers: str) -> bool:
+        return self.probe.subject.task.task_type == "classification" and self.compares(covers)
 
     def keep(self, ids: torch.Tensor, layout: str) -> torch.Tensor:
         """(B, T) of real tokens."""

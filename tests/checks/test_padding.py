@@ -78,11 +78,34 @@ class Last(Pooled):
         return x[torch.arange(len(x)), keep.long().sum(1) - 1]
 
 
+class EndByMask(Pooled):
+    """The last real token by the mask, or by the padding id; layers are given no mask, and look
+    back, or (``both``) at all tokens; ``deaf``: the mask is not looked at."""
+
+    both = deaf = counts = False
+
+    def forward(self, input_ids, attention_mask=None):
+        own = input_ids != 0
+        keep = own if attention_mask is None or self.deaf else attention_mask
+        x = self.tokens(input_ids) + self.positions(torch.arange(input_ids.size(1)))
+        for block in self.blocks:
+            x = block(x, causal=not self.both)
+        steps = keep.long() * torch.arange(input_ids.size(1))
+        last = keep.long().sum(1) - 1 if self.counts else steps.argmax(1)
+        return self.head(x[torch.arange(len(x)), last])[:, :5]
+
+
+class EndByCount(EndByMask):
+    counts = True
+
+
 HEALTHY = {
     "encoder": (Masked, ENCODER),
     "decoder": (MaskedCausal, None),
     "mean over the mask": (Pooled, CLASSES),
     "last real token": (Last, CLASSES),
+    "last real token of a decoder": (EndByMask, CLASSES),
+    "as many tokens of a decoder": (EndByCount, CLASSES),
 }
 
 
@@ -102,6 +125,15 @@ def test_a_mask_that_works(name):
     measured = effect(model(), config)
     assert measured.value > 1e-3
     assert measured.ones <= measured.ones_limit
+
+
+def test_a_mask_that_tells_where_a_text_ends_has_to_be_heard():
+    both, deaf = EndByMask(), EndByMask()
+    both.both = deaf.deaf = True
+    with pytest.raises(CheckFailed, match="outputs? of"):
+        padding(both, "right", CLASSES)
+    with pytest.raises(CheckFailed, match="accepted and not used"):
+        effect(deaf, CLASSES)
 
 
 def test_left_padding_needs_positions():
