@@ -350,6 +350,50 @@ def test_padding_on_the_left_goes_with_the_cache():
         kv_cache(probe_of(model), "padded")
 
 
+class Rolling(Cached):
+    """Sees the last six tokens and keeps no others; the mask covers the whole text."""
+
+    def __init__(self, aligned: bool) -> None:
+        super().__init__()
+        self.aligned = aligned
+
+    def forward(self, input_ids, attention_mask=None, position_ids=None, past_key_values=None):
+        start, kept = past_key_values or (0, None)
+        b, t = input_ids.shape
+        if position_ids is None:
+            position_ids = torch.arange(start, start + t)[None]
+        x = self.tokens(input_ids) + self.positions(position_ids)
+        q, k, v = (s.view(b, t, 4, 8).transpose(1, 2) for s in self.qkv(x).chunk(3, -1))
+        if kept is not None:
+            k, v = torch.cat([kept[0], k], 2), torch.cat([kept[1], v], 2)
+        n = k.shape[2]
+        back = torch.arange(n - t, n)[:, None] - torch.arange(n)
+        seen = (back >= 0) & (back < 6)
+        if attention_mask is not None:
+            keep = attention_mask[:, -n:] if self.aligned else attention_mask
+            seen = seen & keep.bool()[:, None, None] | (back == 0)
+        y = F.scaled_dot_product_attention(q, k, v, seen).transpose(1, 2).reshape(b, t, 32)
+        past = (start + t, (k[:, :, -5:], v[:, :, -5:]))
+        return {"logits": self.head(x + self.out(y)), "past_key_values": past}
+
+
+def test_a_mask_that_is_not_cut_with_the_cache_is_found():
+    assert judged(Rolling(aligned=True))["padded"].value < 1e-5
+    with pytest.raises(CheckFailed, match="a text of 5 tokens is decoded") as caught:
+        kv_cache(probe_of(Rolling(aligned=False)), "padded")
+    assert "cut the mask as the cache is" in str(caught.value)
+
+
+def test_a_model_that_takes_no_mask_with_a_cache_is_not_judged():
+    class Refuses(Masked):
+        def forward(self, input_ids, attention_mask=None, position_ids=None, past_key_values=None):
+            if attention_mask is not None and attention_mask.shape != input_ids.shape:
+                raise ValueError("a mask for the new tokens, please")
+            return super().forward(input_ids, None, position_ids, past_key_values)
+
+    assert "a mask for the new tokens, please" in judged(Refuses())["padded"]
+
+
 def test_padding_that_no_position_undoes_is_not_judged():
     class NoPositions(Masked):
         def forward(self, input_ids, attention_mask=None, past_key_values=None):

@@ -152,19 +152,31 @@ def _without_logits(
         what = found.raised or f"logits of shape {found.misshapen}"
         notes.append(f"{size} tokens at once after {cached} cached ones are not taken: {what}")
         return dataclasses.replace(measured, value=0.0)
+    likely = "a mask, a table or a view made for the new tokens alone, or for one row"
     if plan.padded and found.raised is not None:
-        raise NotApplicable(f"with a mask and a cache, forward raises {found.raised}")
+        if not cached or not _takes_a_shorter_text(probe, plan):
+            raise NotApplicable(f"with a mask and a cache, forward raises {found.raised}")
+        likely = "the mask covers the whole text, the cache its end: cut the mask as the cache is"
+        notes.append("with the same mask and cache, a text of 5 tokens is decoded")
     where = found.where if found.raised else probe.root
     says = found.raised or f"gave logits of shape {found.misshapen}"
     verb = "raised " if found.raised else ""
+    padded = ", with a mask" if plan.padded else ""
     raise CheckFailed(
         f"{RULE}\n"
-        f"{_pieces(size)} after {cached} cached ones ({plan.rows} rows) {verb}{says}\n"
+        f"{_pieces(size)} after {cached} cached ones ({plan.rows} rows{padded}) {verb}{says}\n"
         f"in: {where or probe.root}\n"
-        "likely: a mask, a table or a view made for the new tokens alone, or for one row",
+        + "".join(f"{note}\n" for note in notes if plan.padded)
+        + f"likely: {likely}",
         dataclasses.replace(measured, value=None, position=cached, cached=cached),
         where=where,
     )
+
+
+def _takes_a_shorter_text(probe: Probe, plan: Plan) -> bool:
+    """Whether five tokens with a mask are decoded: then it is the length that is not taken."""
+    short = dataclasses.replace(plan, pieces=(4, 1))
+    return plan.length > short.length and probe.caches.decoded(short).raised is None
 
 
 def _likely(probe: Probe, plan: Plan, limit: Limit, cached: int, size: int) -> str:
