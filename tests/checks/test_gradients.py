@@ -143,6 +143,30 @@ def test_complex_weights_have_gradients():
         CHECKS["gradient_flow"](probe_of(Turning(cut=True)))
 
 
+class Projections(nn.Module):
+    """Attention whose projections stand in one list; ``last`` is that of its result."""
+
+    def __init__(self, last) -> None:
+        super().__init__()
+        self.last, self.linears = last, nn.ModuleList(nn.Linear(32, 32) for _ in range(4))
+
+    def forward(self, x, causal=True, mask=None):
+        q, k, v = (linear(x) for linear in self.linears[:3])
+        return self.linears[self.last](F.scaled_dot_product_attention(q, k, v, is_causal=causal))
+
+
+@pytest.mark.parametrize("last", [3, 0])
+def test_a_projection_that_is_not_used_is_no_expert(last):
+    model = models.Decoder()
+    model.blocks[1].attention = Projections(last)
+    if last:
+        CHECKS["gradient_flow"](probe_of(model))
+        return
+    with pytest.raises(CheckFailed, match=r"blocks.1.attention.linears.3") as caught:
+        CHECKS["gradient_flow"](probe_of(model))
+    assert str(caught.value.where).startswith("blocks.1.attention")
+
+
 class Routed(nn.Module):
     """Each token goes to one expert, by whose probability its answer is multiplied."""
 

@@ -278,15 +278,17 @@ def _reason(probe: Probe, found: Gradients, alive: Gradients, name: str) -> str 
 
 
 def _why_idle(probe: Probe, found: Gradients, owner: str) -> str | None:
-    """The module did not run: fine, unless others of its kind in the same list did, or no code
-    reads it."""
+    """The module did not run: fine, unless others of its kind in the same list did (experts are
+    given some of the tokens that come in, others all of them), or no code reads it."""
     module = owner
     while module:
         siblings = probe.structure.list_siblings(module)
         ran = [s for s in siblings if _ran(found, s)]
         if ran and not _ran(found, module):
             sizes = {tuple(found.tokens.get(s, ())) for s in ran}
-            return "its expert was given no token" if len(sizes) > 1 else None
+            whole = set(found.tokens.get(_owner(_owner(module)), ()))
+            some = any(size not in whole for each in sizes for size in each)
+            return "its expert was given no token" if len(sizes) > 1 and some else None
         if not _ran(found, module) and not probe.structure.reads_module(module):
             return None
         module = module.rpartition(".")[0]
