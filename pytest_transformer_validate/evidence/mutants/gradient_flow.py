@@ -247,6 +247,14 @@ MUTANTS = (
         edits=(("F.gelu(self.transform(hidden))", "F.gelu(hidden)"),),
     ),
     _dead(
+        name="projection_of_a_list_unused",
+        family="part_never_used",
+        parent="annotated",
+        where=("decoder.*.self_attn.linears.3", "encoder.*.self_attn.linears.3"),
+        why="zip stops behind three of four projections, and the first takes the result, too",
+        edits=(("self.linears[-1](self.dropout(x))", "self.linears[0](self.dropout(x))"),),
+    ),
+    _dead(
         name="final_norm_unused",
         family="part_never_used",
         parent="text_classifier",
