@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 WAYS = (
     "a model file gives its model by build_model(config) or build_model(), by the class that "
-    "model_name in its config.json names,\n  by a class called Model, or by its only nn.Module "
-    "class that no other one uses"
+    "model_name in its config.json names,\n  by a class called Model, by its only nn.Module "
+    "class that no other one uses, or by the one that it makes itself"
 )
 
 
@@ -50,7 +50,7 @@ def find_entry(
     module: ModuleType, tree: ast.Module, path: Path, *, name: str | None, model_name: Any
 ) -> Entry:
     """The entry point of a model file. Raises SourceError listing the candidates."""
-    classes = _own_classes(module)
+    classes = _own_classes(module, package=path.name == "__init__.py")
     if name is not None:
         if not hasattr(module, name):
             raise SourceError(_unnamed(module, name, classes, path))
@@ -62,9 +62,30 @@ def find_entry(
         if isinstance(known, str) and is_module_class(getattr(module, known, None)):
             return Entry(getattr(module, known), f"class {known}")
     alone = _standing_alone(classes, tree)
-    if len(alone) != 1:
+    if len(alone) == 1:
+        return Entry(classes[alone[0]], f"class {alone[0]}")
+    made = made_itself(module)
+    if made is None:
         raise SourceError(_undecided(module, alone or list(classes), path))
-    return Entry(classes[alone[0]], f"class {alone[0]}")
+    return made
+
+
+def made_itself(module: ModuleType) -> Entry | None:
+    """The model that a file makes when it is run: its only object of the file's own classes, or
+    built from them, that is no part of another one; of several, the one called ``model``."""
+    import torch
+
+    named = {id(v): n for n, v in vars(module).items() if isinstance(v, torch.nn.Module)}
+    parts = {n: list(getattr(module, n).modules()) for n in named.values()}
+    inner = {id(part) for found in parts.values() for part in found[1:]}
+    whole = [
+        name
+        for name, found in parts.items()
+        if id(found[0]) not in inner
+        and any(type(part).__module__ == module.__name__ for part in found)
+    ]
+    name = whole[0] if len(whole) == 1 else "model"
+    return describe(getattr(module, name), name) if name in whole else None
 
 
 def describe(target: Any, name: str) -> Entry:
@@ -76,13 +97,15 @@ def describe(target: Any, name: str) -> Entry:
     return Entry(target, f"object {name}")
 
 
-def _own_classes(module: ModuleType) -> dict[str, type[torch.nn.Module]]:
-    """The nn.Module classes that the file defines, by name, each once."""
+def _own_classes(module: ModuleType, *, package: bool = False) -> dict[str, type[torch.nn.Module]]:
+    """The nn.Module classes that the file defines, or, of a ``package``, that it takes from the
+    files below it; by name, each once."""
+    below = f"{module.__name__}."
     return {
         value.__name__: value
-        for name, value in vars(module).items()
+        for value in vars(module).values()
         if is_module_class(value)
-        and value.__module__ == module.__name__
+        and (value.__module__ == module.__name__ or package and value.__module__.startswith(below))
         and getattr(module, value.__name__, value) is value
     }
 

@@ -115,6 +115,42 @@ def test_functions_and_objects_can_be_named(write, load):
         load("m.py::number")
 
 
+SIZED = """
+class Net(nn.Module):
+    def __init__(self, size):
+        super().__init__()
+        self.layer = nn.Linear(size, size)
+"""
+
+
+def test_the_object_that_a_file_makes_is_taken_where_its_class_cannot_be_built(write, load):
+    write("m.py", HEAD + SIZED + "loss = nn.CrossEntropyLoss()\nnet = Net(3)\nalias = net\n")
+    assert chosen(load, "m.py") in {"object net", "object alias"}
+    write("config.json", {"size": 5})
+    assert chosen(load, "m.py") == "class Net"
+
+
+def test_the_object_that_a_file_makes_decides_between_its_classes(write, load):
+    stack = "stack = nn.Sequential(One(), Two())\n"
+    write("m.py", classes("One", "Two") + "one = One()\ntwo = Two()\n")
+    with pytest.raises(SourceError, match="more than one model: One, Two"):
+        load("m.py")
+    write("m.py", classes("One", "Two") + stack + "part = stack[0]\nhead = nn.Linear(2, 2)\n")
+    assert chosen(load, "m.py") == "object stack"
+    write("m.py", classes("One", "Two") + "model = Two()\nteacher = One()\n")
+    assert chosen(load, "m.py") == "object model"
+
+
+def test_what_a_package_takes_from_its_files_is_its_model(write, load):
+    write("tv_pkg/__init__.py", "from .net import Net\n")
+    write("tv_pkg/net.py", "from .part import Part\n" + classes("Net"))
+    write("tv_pkg/part.py", classes("Part"))
+    assert chosen(load, "tv_pkg/__init__.py") == "class Net"
+    write("tv_pkg/__init__.py", "from torch.nn import Linear\n")
+    with pytest.raises(SourceError, match="defines no torch.nn.Module"):
+        load("tv_pkg/__init__.py")
+
+
 @pytest.mark.parametrize(
     ("result", "text"),
     [
