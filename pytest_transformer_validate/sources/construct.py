@@ -40,7 +40,9 @@ _FACTS = re.compile(
 )
 _NAMESPACES = (types.SimpleNamespace, argparse.Namespace)
 # Arguments whose default says what may be given to a model, each under one of its names.
-_BOUNDS = (("max_batch_size",), ("image_size", "img_size"))
+_CHANNELS = ("num_channels", "in_channels", "in_chans", "channels")
+_BOUNDS = (("max_batch_size",), ("image_size", "img_size"), _CHANNELS)
+_MOST_CHANNELS = 4  # of an image; more may be the width of the model
 
 
 @dataclass
@@ -101,7 +103,7 @@ def arguments(target: Callable[..., Any], settings: Settings) -> Call:
 
 def bounds_in_force(target: Callable[..., Any], config: ModelConfig) -> dict[str, Any]:
     """Defaults of arguments that bound what the model of ``target`` may be given, where no key
-    does: the largest batch, and the size of images where there is no vocabulary."""
+    does: the largest batch, and size and channels of images where there is no vocabulary."""
     try:
         named = inspect.signature(target).parameters
     except (TypeError, ValueError):
@@ -112,6 +114,8 @@ def bounds_in_force(target: Callable[..., Any], config: ModelConfig) -> dict[str
         name = next((n for n in names if n in named), None)
         default = None if name is None else named[name].default
         whole = isinstance(default, int | tuple | list) and not isinstance(default, bool)
+        if names is _CHANNELS and default not in range(1, _MOST_CHANNELS + 1):
+            continue
         if name is not None and whole and config.first(*names) is None:
             found[name] = default
     return found

@@ -100,12 +100,16 @@ def describe(target: Any, name: str) -> Entry:
 def _own_classes(module: ModuleType, *, package: bool = False) -> dict[str, type[torch.nn.Module]]:
     """The nn.Module classes that the file defines, or, of a ``package``, that it takes from the
     files below it; by name, each once."""
-    below = f"{module.__name__}."
+    own = module.__name__
+
+    def defined(where: str) -> bool:
+        return where == own or (package and where.startswith(f"{own}."))
+
     return {
         value.__name__: value
         for value in vars(module).values()
         if is_module_class(value)
-        and (value.__module__ == module.__name__ or package and value.__module__.startswith(below))
+        and defined(value.__module__)
         and getattr(module, value.__name__, value) is value
     }
 

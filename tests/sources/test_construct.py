@@ -322,6 +322,9 @@ def test_keys_that_nothing_takes_are_pointed_out_once(write, load):
         ("vocab_size=9, image_size=32, max_batch_size=8", None, {"max_batch_size": 8}),
         ("max_batch_size=8", {"max_batch_size": 2}, {"max_batch_size": 2}),
         ("image_size=None, max_batch_size=True", None, {}),
+        ("channels=1, image_size=8", None, {"channels": 1, "image_size": 8}),
+        ("in_chans=2, img_size=8", {"num_channels": 3}, {"num_channels": 3, "img_size": 8}),
+        ("channels=64", None, {}),
     ],
 )
 def test_defaults_in_force_bound_what_may_be_given(write, load, signature, config, known):
