@@ -122,6 +122,7 @@ class MaskName:
     padding: bool
 
 
+_ANY_MASK = re.compile(r"mask|msk|no_?peek|^is_pad|^att(entio)?n_bias$")
 _NO_MASK = re.compile(r"mask(ed)?_?(id|ids|token\w*|value|prob\w*|ratio|pos\w*)$")
 _PADDING = re.compile(r"pad|attention_mask|valid")
 _CROSS = re.compile(r"memory|cross|enc_dec|dec_enc|src_tgt|src_trg|tgt_src|trg_src")
@@ -133,7 +134,7 @@ _SOURCE = re.compile(r"^x_|src|source|enc|input|^e_mask")
 
 def mask_name(name: str, *, decodes: bool) -> MaskName | None:
     """What the name of a mask says; ``None`` where it is none."""
-    if not re.search(r"mask|msk|no_?peek|^is_pad", name) or _NO_MASK.search(name):
+    if not _ANY_MASK.search(name) or _NO_MASK.search(name):
         return None
     padding = bool(_PADDING.search(name))
     if not decodes:
@@ -150,9 +151,10 @@ def says_real(name: str) -> bool:
     return bool(_REAL.match(name))
 
 
-def covers_text(name: str) -> bool:
-    """Whether an optional parameter of that name may tell what of the text is padding."""
-    return bool(_OF_TEXT.match(name))
+def covers_text(name: str, ids: str) -> bool:
+    """Whether an optional parameter of that name may tell what of the text is padding; ``ids`` is
+    what the parameter with the text is called."""
+    return bool(_OF_TEXT.match(name.removeprefix(f"{ids}_")))
 
 
 _REAL = re.compile(r"^input_masks?$|^valid_(\w+_)?mask$|^non_?pad(ding)?_mask$")

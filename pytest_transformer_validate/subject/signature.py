@@ -128,7 +128,8 @@ def read_signature(
     names |= {p.name: p.name for p in needed if known(p.name, _annotation(p), decodes=decodes)}
     optional = [p.name for p in unknown if p.default is None]
     names |= {name: name for name in optional if lengths_of(name) or is_bias(name)}
-    of_text = next((name for name in optional if covers_text(name)), None)
+    main = names["pixel_values" if vision else "input_ids"]
+    of_text = next((n for n in optional if covers_text(n, main)), None)
     if of_text is not None and not {"attention_mask", "padding_mask", "mask"} & names.keys():
         names["mask"] = of_text
     missing = [p.name for p in needed if p.name not in names]

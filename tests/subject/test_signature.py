@@ -85,6 +85,12 @@ def test_what_nobody_knows_is_the_decoders_where_the_task_says_so():
     assert "seq2seq" not in str(caught.value)
 
 
+def test_a_mask_that_is_called_like_the_text_is_about_it():
+    def forward(self, context, context_mask=None, future_mask=None): ...
+
+    assert signature_of(forward).names == {"input_ids": "context", "mask": "context_mask"}
+
+
 def test_tokens_in_front_of_a_source_are_left_as_they_are():
     def forward(self, tokens, src=None): ...
 
