@@ -29,7 +29,12 @@ from pytest_transformer_validate.subject.asked import (
     values,
 )
 from pytest_transformer_validate.subject.batch import Batch
-from pytest_transformer_validate.subject.declared import LENGTH, declared_size, declared_task
+from pytest_transformer_validate.subject.declared import (
+    LENGTH,
+    declared_size,
+    declared_task,
+    named_like_an_encoder,
+)
 from pytest_transformer_validate.subject.given import Given, frame_of
 from pytest_transformer_validate.subject.guard import derive_seed, guard
 from pytest_transformer_validate.subject.ids import few_ids
@@ -116,7 +121,8 @@ class _Search:
         }
         task = declared_task(subject.model, subject.config, subject._task)
         self.declared = task is not None
-        kind = "causal_lm" if task is None else task.task_type
+        assumed = "masked_lm" if named_like_an_encoder(subject.model) else "causal_lm"
+        kind = assumed if task is None else task.task_type
         self.causal = kind in {"causal_lm", "seq2seq"} or subject.decodes
         self.own = TARGET if subject.decodes else SOURCE
         self.batch = self._text()

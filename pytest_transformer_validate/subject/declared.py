@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +57,9 @@ _HEADS = {
 }
 # What the class alone declares where nothing else does: no decoder is called so.
 _ENCODER = "ForMaskedLM"
+# What says the same of a class that nothing else speaks of, and what says the opposite.
+_ENCODERS = re.compile(r"bert|mlm$|mask(ed)?_?(lm|language_?model(l?ing)?)$", re.IGNORECASE)
+_DECODERS = re.compile(r"gpt|causal|decod|generat|lmhead", re.IGNORECASE)
 # Origin of a task that is known by the type of the model alone, which may have a head of its own.
 BY_TYPE = "model_type"
 # A decoder class whose configuration says that it attends in both directions.
@@ -161,6 +165,12 @@ def decoder_type(config: ModelConfig, task: TaskSpec) -> str | None:
     kind = config.get("model_type")
     by_head = task.task_type == "masked_lm" and task.origin.startswith("architectures")
     return str(kind) if by_head and _registered(kind) == ["causal_lm"] else None
+
+
+def named_like_an_encoder(model: nn.Module) -> bool:
+    """Whether a class is called like the encoders that fill in masked tokens."""
+    name = type(model).__name__
+    return bool(_ENCODERS.search(name)) and not _DECODERS.search(name)
 
 
 def _registered(kind: object) -> list[str]:

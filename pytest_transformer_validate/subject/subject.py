@@ -25,6 +25,7 @@ from pytest_transformer_validate.subject.declared import (
     declared_task,
     declares_image,
     decoder_type,
+    named_like_an_encoder,
 )
 from pytest_transformer_validate.subject.given import Given
 from pytest_transformer_validate.subject.guard import derive_seed, guard
@@ -252,6 +253,8 @@ class Subject:
             return TaskSpec("seq2seq", f"found: {self.signature.names['decoder_input_ids']}")
         if facts.rank == 2:
             return TaskSpec("classification", "found: one output a text")
+        if named_like_an_encoder(self.model):
+            return TaskSpec("masked_lm", f"found: class {type(self.model).__name__}")
         return TaskSpec("causal_lm", "assumed")
 
     @property

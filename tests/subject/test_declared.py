@@ -9,6 +9,7 @@ from pytest_transformer_validate.subject.declared import (
     declared_size,
     declared_task,
     declares_image,
+    named_like_an_encoder,
     special_ids,
 )
 from tests.models import Decoder
@@ -19,6 +20,22 @@ def encoder():
     model = Decoder()
     model.is_decoder = False
     return model
+
+
+@pytest.mark.parametrize(
+    ("name", "encodes"),
+    [
+        ("BERT", True),
+        ("NomicBertModel", True),
+        ("ProteinMLM", True),
+        ("MaskedLanguageModel", True),
+        ("GPT", False),
+        ("BertGenerationDecoder", False),
+        ("LM", False),
+    ],
+)
+def test_names_of_encoders(name, encodes):
+    assert named_like_an_encoder(type(name, (nn.Module,), {})()) is encodes
 
 
 @pytest.mark.parametrize(

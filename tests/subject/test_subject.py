@@ -61,6 +61,13 @@ def test_every_call_gives_rows_and_positions(model):
     assert subject(subject.batch(3, 5)).logits.shape == (3, 5, VOCAB)
 
 
+def test_a_class_that_is_called_like_an_encoder_is_one_where_nothing_else_speaks():
+    kind = type("TinyBert", (models.Decoder,), {})
+    assert str(Subject(kind()).task) == "masked_lm (found: class TinyBert)"
+    assert Subject(kind(), {"task": "causal_lm"}).task.task_type == "causal_lm"
+    assert Subject(type("Bert", (models.Patches,), {})()).vision
+
+
 def test_a_vision_model_without_a_configuration():
     subject = Subject(models.Patches())
     assert subject.task.task_type == "vision_classification"
