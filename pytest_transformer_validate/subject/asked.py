@@ -190,6 +190,17 @@ def values(name: str, annotation: str) -> list[Value]:
     return list(found or ())
 
 
+def of_a_row(name: str) -> bool:
+    """Whether a parameter of that name holds one id for each text: whose it is, or what is asked
+    about beside it."""
+    return bool(_OF_A_ROW.match(name))
+
+
+_OF_A_ROW = re.compile(
+    r"^(user|uid|users|u)(_?(ids?|idx|index))?$|^(target|candidate|cand)_items?(_?(ids?|idx))?$"
+)
+
+
 def is_bias(name: str) -> bool:
     """Whether an optional parameter of that name may be added to the scores of attention."""
     return name in {"attn_bias", "attention_bias"}
@@ -268,6 +279,7 @@ _FALSE, _TRUE = Value("False", lambda _: False), Value("True", lambda _: True)
 _CAUSAL = Value("whether the task is causal", lambda f: f.causal)
 _SEGMENTS = (Value("(B, T), zeros", _ids(0)), Value("(B, T), ones", _ids(1)))
 _LANGUAGE = Value("(B,), zeros", lambda f: _ids(0)(f)[:, 0])
+_ONE_A_ROW = Value("(B,), ones", lambda f: _ids(1)(f)[:, 0])
 _SRC = r"^(src|source|enc|encoder|input|text|x)"
 _TGT = r"^(tgt|trg|target|dec|decoder|output|y)"
 _LENGTHS = r"_?(valid_?)?(lengths?|lens?|sizes)$"
@@ -287,6 +299,7 @@ _NAMES: tuple[tuple[re.Pattern[str], tuple[Value, ...]], ...] = tuple(
             r"^(token_)?type(s|_ids?)?$|^seg(s|ments?)?(_\w+)?$|^sent(ence)?_(ids?|types?)$",
             _SEGMENTS,
         ),
+        (_OF_A_ROW.pattern, (_ONE_A_ROW, _LANGUAGE)),
         (r"^lang(uage)?s?(_ids?)?$", (_SEGMENTS[0], _LANGUAGE)),
         (r"^(is_)?causal$|^has_mask$|^use_(causal_)?mask$|^apply_mask$", (_CAUSAL,)),
         (r"^deterministic$", (_TRUE,)),

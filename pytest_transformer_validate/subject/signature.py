@@ -17,6 +17,7 @@ from pytest_transformer_validate.subject.asked import (
     known,
     lengths_of,
     mask_name,
+    of_a_row,
     values,
 )
 
@@ -280,7 +281,7 @@ def _assign(
             found["decoder_input_ids"] = name
             del left[name]
     if main not in found:
-        first = parameters[0].name
+        first = next((p.name for p in parameters if not of_a_row(p.name)), parameters[0].name)
         found = {main: first, **{r: n for r, n in found.items() if n != first}}
         left.pop(first, None)
     ambiguous = None

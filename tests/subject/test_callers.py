@@ -223,6 +223,18 @@ class Forgets(Language):
         return self.head(self.hidden(tokens, mask))
 
 
+class Biased(Language):
+    def forward(self, tokens: Tensor, attn_bias: Tensor) -> Tensor:
+        return self.head(self.hidden(tokens, attn_bias))
+
+
+def test_a_required_bias_hides_where_it_is_added():
+    subject = Subject(Biased("added").eval())
+    assert subject.task.task_type == "causal_lm"
+    assert subject.given.causal_mask == "attn_bias (T, T), -inf hides, 0 keeps"
+    assert not later_moves_earlier(subject)
+
+
 def test_an_optional_mask_is_never_given():
     subject = Subject(Forgets().eval())
     assert subject.facts.rank == 3
@@ -290,7 +302,18 @@ def annotated(self, x, thorough: bool):
     return causal(self, x)
 
 
-@pytest.mark.parametrize("forward", [lengths, length, positions, segments, flags, annotated])
+def whose(self, user_ids, log_seqs):
+    return causal(self, log_seqs) + self.head(self.positions(user_ids))[:, None]
+
+
+def about(self, history, target_item):
+    return causal(self, history) + self.head(self.tokens(target_item))[:, None]
+
+
+FORWARDS = [lengths, length, positions, segments, flags, annotated, whose, about]
+
+
+@pytest.mark.parametrize("forward", FORWARDS)
 def test_other_inputs_are_given_by_name(forward):
     subject = Subject(plain(forward))
     assert subject.task.task_type == "causal_lm"

@@ -33,6 +33,12 @@ def test_an_unknown_first_name_is_the_main_input():
     assert signature_of(forward).names["input_ids"] == "sentence"
 
 
+def test_whose_text_it_is_is_no_text():
+    def forward(self, user_ids, item_seq, target_item): ...
+
+    assert signature_of(forward).names["input_ids"] == "item_seq"
+
+
 def test_x_is_the_image_of_a_vision_model():
     def forward(self, x): ...
 
