@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from pytest_transformer_validate.errors import SubjectError
 from pytest_transformer_validate.subject.batch import Batch
 from pytest_transformer_validate.subject.callers import find
 from pytest_transformer_validate.subject.choices import as_choices
@@ -221,7 +222,7 @@ def _look(subject: Subject, rows: int, length: int) -> Facts:
     subject.time_major = _reads_time_first(subject, batch, reader)
     if subject.time_major:
         reader, raw = _read(subject, batch, length)
-    output = read_output(raw, column=subject.one_number, per_token=subject.per_token)
+    output = _output(subject, raw, rows)
     if _classifies_columns(subject, reader, output, rows, length):
         subject.time_major = True
         reader, raw = _read(subject, batch, length)
@@ -242,6 +243,20 @@ def _look(subject: Subject, rows: int, length: int) -> Facts:
     if given != length and given == declared_size(subject.config, LENGTH):
         return replace(facts, fixed_length=given)
     return facts
+
+
+def _output(subject: Subject, raw: object, rows: int) -> Output:
+    """What forward gave; one number a text where a classifier is declared, or where no task is
+    and nothing else is returned."""
+    try:
+        return read_output(raw, column=subject.one_number, per_token=subject.per_token)
+    except SubjectError:
+        if subject.declares_task:
+            raise
+        output = read_output(raw, column=True)
+        if tuple(output.logits.shape) != (rows,) or output.logits is output.loss:
+            raise
+        return output
 
 
 def _gives_its_length(subject: Subject, rows: int, length: int) -> bool:

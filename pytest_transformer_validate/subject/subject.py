@@ -131,6 +131,11 @@ class Subject:
         return declares_image(self.model, self.config, names, named)
 
     @functools.cached_property
+    def declares_task(self) -> bool:
+        """Whether anything declares a task."""
+        return declared_task(self.model, self.config, self._task) is not None
+
+    @functools.cached_property
     def one_number(self) -> bool:
         """Whether a declared classifier may give one number a text, (B,)."""
         named = declared_task(self.model, self.config, self._task)

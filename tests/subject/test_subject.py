@@ -286,6 +286,24 @@ def test_outputs_are_read_batch_first_whatever_their_layout(layout):
     assert subject(subject.batch(3, 5)).logits.shape == shape
 
 
+def test_one_number_a_text_is_a_classifiers_where_no_task_is_declared():
+    subject = Subject(Reward().eval())
+    assert subject.task.task_type == "classification"
+    assert subject(subject.batch(3, 5)).logits.shape == (3, 1)
+    with pytest.raises(SubjectError, match=r"it returned float32 tensor \(5,\)"):
+        _ = Subject(Reward().eval(), task="causal_lm").facts
+
+
+class LossOnly(Reward):
+    def forward(self, input_ids):
+        return {"loss": super().forward(input_ids)}
+
+
+def test_a_loss_a_text_is_no_output():
+    with pytest.raises(SubjectError, match="must return logits"):
+        _ = Subject(LossOnly().eval()).facts
+
+
 class Targets(models.Decoder):
     """Labels are required; nothing but a loss reads them."""
 
