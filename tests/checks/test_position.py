@@ -209,6 +209,39 @@ def test_keys_that_are_not_rotated_behind_a_window():
     assert caught.value.where == "blocks.0.attention"
 
 
+class Cross(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.q, self.k = nn.Linear(32, 32), nn.Linear(32, 32)
+
+    def forward(self, y, x):
+        q, k = (s.unflatten(-1, (4, 8)).transpose(1, 2) for s in (self.q(y), self.k(x)))
+        later = torch.ones(x.shape[1], x.shape[1]).triu(1) > 0
+        return (q @ k.mT).masked_fill(later, float("-inf")).softmax(-1).mean(1) @ x
+
+
+class Reader(nn.Module):
+    """A block that begins with another vector looks at what those before made of the text."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Parameter(torch.randn(32))
+        self.own, self.cross = Rotated(32, 4), Cross()
+
+    def forward(self, x):
+        y = torch.cat([self.first.expand(x.shape[0], 1, 32), x[:, :-1]], 1)
+        y = y + self.own(y)
+        return y + self.cross(y, x)
+
+
+def test_a_decoder_that_begins_with_another_vector_looks_at_its_encoder():
+    model = WithoutPositions()
+    for block in model.blocks:
+        block.attention = Rotated(32, 4)
+    model.blocks.append(Reader())
+    position_sensitivity(probe_of(model))
+
+
 class Turned(models.Attention):
     """Nothing but the name of its frequencies says what they are for."""
 

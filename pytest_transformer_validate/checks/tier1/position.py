@@ -240,8 +240,10 @@ def _judge_distance(
 
 
 def _judge_keys(probe: Probe, constant: Constant, measured: PositionSensitivity) -> None:
-    """Where positions turn queries, they turn keys."""
-    sites = (s for s in constant.scores if s.given is not None)
+    """Where positions turn queries, they turn keys; asked where all that comes in is one vector,
+    as it is not where a decoder, which may begin with another token, looks at its encoder."""
+    given = ((s, s.given) for s in constant.scores)
+    sites = (s for s, g in given if g is not None and constant_over_positions(g))
     alone = next((s for s in sites if follows_rows_alone(s.scores, probe.eps)), None)
     promise = None if alone is None else probe.position_promise(rotary=True)
     if alone is not None and promise is not None:
