@@ -11,8 +11,14 @@ from typing import Any
 import torch
 
 from pytest_transformer_validate.errors import NotApplicable, error_line
+from pytest_transformer_validate.probe.cache_calls import (
+    calls_of_piece,
+    differ,
+    first_other,
+    place_of,
+)
 from pytest_transformer_validate.probe.cache_protocols import handed_over, kept_inside, tensors_of
-from pytest_transformer_validate.probe.compare import axis_of, difference, few_rows, noise
+from pytest_transformer_validate.probe.compare import difference, few_rows, noise, sequence
 from pytest_transformer_validate.probe.decoding import (
     Plan,
     Protocol,
@@ -22,7 +28,7 @@ from pytest_transformer_validate.probe.decoding import (
     text_of,
 )
 from pytest_transformer_validate.probe.passes import Passes, remembered
-from pytest_transformer_validate.probe.trace import Call, traced, where_raised
+from pytest_transformer_validate.probe.trace import ROOT, traced, where_raised
 from pytest_transformer_validate.subject.batch import Batch
 from pytest_transformer_validate.subject.declared import declared_size
 from pytest_transformer_validate.subject.inputs import complete
@@ -174,26 +180,45 @@ class Caches(Passes):
     def locate(self, plan: Plan, position: int) -> str | None:
         """The first module whose output for the piece that holds ``position`` is another one than
         at once, although its inputs are the same."""
-        probe = self.probe
+        probe, protocol = self.probe, self.protocol()
         text = text_of(probe, plan, "decoded")
-        start, index = _piece_of(plan, position)
+        start, index = place_of(plan, position)
         with probe.under(plan.condition):
-            with probe.running("decoded") as subject, kept(subject.model):
-                pieces = feed(probe, subject, self.protocol(), plan, text, watched=index)
-                for _ in range(index + 1):
-                    calls = next(pieces)
+            calls = calls_of_piece(probe, protocol, plan, text, index)
             with probe.running("forward") as subject, traced(subject.model) as full:
                 subject(text)
         rows = text["attention_mask"].bool() if plan.padded else None
-        assert isinstance(calls, list)
-        return _first_other(full, calls, plan.length, start, plan.pieces[index], rows)
+        return first_other(full, calls, plan.length, start, plan.pieces[index], rows)
+
+    def reads_past(self, plan: Plan, position: int) -> bool:
+        """Whether the piece that holds ``position`` goes on from a state: the logits are others
+        when other tokens came before. Where a cache holds keys, too, it is the output of the
+        module that ``locate`` names, for the same input. One that begins anew with every piece
+        of several tokens does not."""
+        where = self.locate(plan, position) if self.contents()[1] else ROOT
+        if where is None:
+            return False
+        probe, protocol = self.probe, self.protocol()
+        text, other = (text_of(probe, plan, word) for word in ("decoded", "before"))
+        start, index = place_of(plan, position)
+        size, role = plan.pieces[index], sequence(probe)
+        mixed = torch.cat([other[role][:, :start], text[role][:, start:]], 1)
+        with probe.under(plan.condition):
+            ways = [
+                calls_of_piece(probe, protocol, plan, given, index)
+                for given in (text, text.with_(**{role: mixed}))
+            ]
+        one, two = ([call for call in calls if call.name == where] for calls in ways)
+        if where == ROOT:
+            return differ(one[-1].outputs, two[-1].outputs, size, 0, size)
+        return first_other(one, two, size, 0, size) is not None
 
     def without(self, plan: Plan, position: int) -> float:
         """How far ``position`` moves without any cache when the text ends with its piece, and
         where rows are padded, when they are not."""
         probe = self.probe
         text = text_of(probe, plan, "decoded")
-        start, index = _piece_of(plan, position)
+        start, index = place_of(plan, position)
         end = start + plan.pieces[index]
         with probe.under(plan.condition):
             reference = probe.forward(text).logits[:, position]
@@ -211,9 +236,15 @@ class Caches(Passes):
     def grows(self) -> bool:
         """Whether a cache that is handed over holds something for every token: what stands in it
         for earlier tokens is kept when a token is added. A recurrent state changes as a whole."""
+        return not self.contents()[0]
+
+    @remembered
+    def contents(self) -> tuple[bool, bool]:
+        """Whether a cache that is handed over holds a state, and whether it holds something for
+        every token."""
         protocol = self.protocol()
         if protocol.field is None:
-            return True
+            return False, True
         probe = self.probe
         rows, length = probe.subject.sizes
         text = probe.batch(rows, length, "grows")
@@ -223,10 +254,12 @@ class Caches(Passes):
             for _ in feed(probe, subject, protocol, plan, text, caches=caches):
                 pass
         old, new = (tensors_of(cache) for cache in caches)
-        return not any(
-            a.shape == b.shape and a.numel() > 1 and float((a != b).float().mean()) > 0.5
+        states = [
+            a.shape == b.shape and float((a != b).float().mean()) > 0.5
             for a, b in zip(old, new, strict=False)
-        )
+            if a.numel() > 1
+        ]
+        return any(states), not all(states)
 
 
 def _compared(
@@ -259,62 +292,3 @@ def _compared(
         effect[first : done + size] = moved.amax(0).float().cpu()
         done += size
     return Decoded(effect, reference, raised=raised, at=len(logits), where=where)
-
-
-def _piece_of(plan: Plan, position: int) -> tuple[int, int]:
-    """First position and index of the piece that holds ``position``."""
-    start = 0
-    for index, size in enumerate(plan.pieces):
-        if position < start + size:
-            return start, index
-        start += size
-    raise IndexError(position)
-
-
-def _first_other(
-    full: list[Call],
-    calls: list[Call],
-    length: int,
-    start: int,
-    size: int,
-    rows: torch.Tensor | None,
-) -> str | None:
-    """The first of ``calls`` whose outputs differ from those at once and whose inputs do not."""
-    at_once: dict[str, list[Call]] = {}
-    for call in full:
-        at_once.setdefault(call.name, []).append(call)
-    keep = None if rows is None else rows[:, start : start + size]
-    for call in calls:
-        others = at_once.get(call.name)
-        if not others:
-            continue
-        other = others.pop(0)
-        if _differ(other.outputs, call.outputs, length, start, size, keep) and not _differ(
-            other.inputs, call.inputs, length, start, size, keep
-        ):
-            return call.name
-    return None
-
-
-def _differ(
-    full: list[torch.Tensor],
-    piece: list[torch.Tensor],
-    length: int,
-    start: int,
-    size: int,
-    keep: torch.Tensor | None,
-) -> bool:
-    for at_once, cached in zip(full, piece, strict=False):
-        axis = axis_of(at_once, length)
-        if axis is None or axis >= cached.dim() or cached.shape[axis] != size:
-            continue
-        a, b = at_once.narrow(axis, start, size), cached
-        if a.shape != b.shape:
-            continue
-        if keep is not None and axis == 1 and a.shape[:2] == keep.shape:
-            a, b = a[keep], b[keep]
-        scale = float(a[a.isfinite()].abs().max()) if bool(a.isfinite().any()) else 0.0
-        moved = difference(a, b).nan_to_num(0.0)
-        if moved.numel() and float(moved.max()) > 128 * torch.finfo(a.dtype).eps * scale:
-            return True
-    return False

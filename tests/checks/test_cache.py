@@ -412,3 +412,65 @@ def test_a_cache_in_lower_precision_is_found():
 
     with pytest.raises(CheckFailed):
         kv_cache(probe_of(Half()), "steps")
+
+
+class Averages(nn.Module):
+    """A running sum that fades; ``several`` says what becomes of more than one token behind it:
+    each ``goes_on``, all are given the same ``state``, or they ``begin`` a new text."""
+
+    def __init__(self, several: str) -> None:
+        super().__init__()
+        self.several = several
+        self.tokens, self.head = nn.Embedding(models.VOCAB, 16), nn.Linear(16, models.VOCAB)
+        self.mix = Fading()
+
+    def forward(self, ids, state=None):
+        x, state = self.mix(self.tokens(ids), state, self.several)
+        return self.head(x), state
+
+
+class AveragesAndAttention(Cached):
+    """The same in front of attention, whose keys are cached, too."""
+
+    def __init__(self, several: str) -> None:
+        super().__init__()
+        self.several, self.mix = several, Fading(32)
+
+    def forward(self, ids, state=None):
+        total, past = (None, None) if state is None else state
+        start = 0 if past is None else past[0].shape[2]
+        x = self.tokens(ids) + self.positions(torch.arange(start, start + ids.shape[1]))
+        x, total = self.mix(x, total, self.several)
+        x, past = self.attend(x, past)
+        return self.head(x), (total, past)
+
+
+class Fading(nn.Module):
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.rate, self.into = nn.Parameter(torch.zeros(width)), nn.Linear(width, width)
+
+    def forward(self, x, state, several):
+        later = state is not None and x.shape[1] > 1
+        if state is None or (later and several == "begin"):
+            state = torch.zeros_like(x[:, 0])
+        past, steps = state, []
+        for step in self.into(x).unbind(1):
+            state = (past if later and several == "state" else state) * self.rate.sigmoid() + step
+            steps.append(state)
+        return x + torch.stack(steps, 1).tanh(), state
+
+
+@pytest.mark.parametrize("kind", [Averages, AveragesAndAttention])
+def test_several_tokens_behind_a_state_go_on_from_it(kind):
+    found = judged(kind("goes_on"))
+    assert all(found[case].notes == () for case in ("steps", "chunks"))
+    with pytest.raises(CheckFailed, match="has to go on from token to token") as caught:
+        kv_cache(probe_of(kind("state")), "chunks")
+    assert caught.value.where == "mix"
+
+
+@pytest.mark.parametrize("kind", [Averages, AveragesAndAttention])
+def test_a_state_that_several_tokens_begin_anew_is_noted(kind):
+    (note,) = judged(kind("begin"))["chunks"].notes
+    assert note == "the cache is a state: several tokens after it at once begin a new text"

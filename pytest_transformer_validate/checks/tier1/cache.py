@@ -83,10 +83,11 @@ def _judge(probe: Probe, plan: Plan, factor: float, notes: list[str]) -> KvCache
     position = found.first_over(limit.value)
     _require_comparable(probe, plan, position, limit)
     cached, size = _piece(plan, position)
-    if size > 1 and cached and not probe.caches.grows():
-        notes.append("the cache is a state: several tokens after it at once are not judged")
+    several = size > 1 and cached and not probe.caches.grows()
+    if several and not probe.caches.reads_past(plan, position):
+        notes.append("the cache is a state: several tokens after it at once begin a new text")
         return dataclasses.replace(measured, value=0.0)
-    likely = _likely(probe, plan, limit, cached, size)
+    likely = _SEVERAL if several else _likely(probe, plan, limit, cached, size)
     if likely == _RESTARTS and probe.caches.self_positioned:
         notes.append(f"{likely}, which prepare_inputs_for_generation does")
         return dataclasses.replace(measured, value=0.0)
@@ -216,6 +217,10 @@ _TRIMMED = "the window is cut too short or too long in the cache"
 _TOP_LEFT = (
     "the mask of several tokens after cached ones: it has to be aligned at the bottom right "
     "(tril(diagonal=cached)), not at the top left; or new and old keys in the wrong order"
+)
+_SEVERAL = (
+    "a step for one token is taken for several after a state: its decay, its convolution or its "
+    "shift has to go on from token to token"
 )
 _POSITIONS = (
     "positions of cached tokens (restarted, or off by one), keys cached before or after what the "

@@ -1,0 +1,87 @@
+"""What modules do with a piece of a text behind a cache, and with the whole text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pytest_transformer_validate.probe.compare import axis_of, difference
+from pytest_transformer_validate.probe.decoding import Plan, Protocol, feed, kept
+
+if TYPE_CHECKING:
+    from pytest_transformer_validate.probe.probe import Probe
+    from pytest_transformer_validate.probe.trace import Call
+    from pytest_transformer_validate.subject.batch import Batch
+
+
+def calls_of_piece(
+    probe: Probe, protocol: Protocol, plan: Plan, text: Batch, index: int
+) -> list[Call]:
+    """The calls of every module for the piece ``index`` of a text."""
+    calls: Any = []
+    with probe.running("decoded") as subject, kept(subject.model):
+        pieces = feed(probe, subject, protocol, plan, text, watched=index)
+        for _ in range(index + 1):
+            calls = next(pieces)
+    return list(calls)
+
+
+def place_of(plan: Plan, position: int) -> tuple[int, int]:
+    """First position and index of the piece that holds ``position``."""
+    start = 0
+    for index, size in enumerate(plan.pieces):
+        if position < start + size:
+            return start, index
+        start += size
+    raise IndexError(position)
+
+
+def first_other(
+    full: list[Call],
+    calls: list[Call],
+    length: int,
+    start: int,
+    size: int,
+    rows: torch.Tensor | None = None,
+) -> str | None:
+    """The first of ``calls`` whose outputs differ from those at once and whose inputs do not."""
+    at_once: dict[str, list[Call]] = {}
+    for call in full:
+        at_once.setdefault(call.name, []).append(call)
+    keep = None if rows is None else rows[:, start : start + size]
+    for call in calls:
+        others = at_once.get(call.name)
+        if not others:
+            continue
+        other = others.pop(0)
+        if differ(other.outputs, call.outputs, length, start, size, keep) and not differ(
+            other.inputs, call.inputs, length, start, size, keep
+        ):
+            return call.name
+    return None
+
+
+def differ(
+    full: list[torch.Tensor],
+    piece: list[torch.Tensor],
+    length: int,
+    start: int,
+    size: int,
+    keep: torch.Tensor | None = None,
+) -> bool:
+    """Whether the numbers of a piece differ, beyond rounding, from those of its places at once."""
+    for at_once, cached in zip(full, piece, strict=False):
+        axis = axis_of(at_once, length)
+        if axis is None or axis >= cached.dim() or cached.shape[axis] != size:
+            continue
+        a, b = at_once.narrow(axis, start, size), cached
+        if a.shape != b.shape:
+            continue
+        if keep is not None and axis == 1 and a.shape[:2] == keep.shape:
+            a, b = a[keep], b[keep]
+        scale = float(a[a.isfinite()].abs().max()) if bool(a.isfinite().any()) else 0.0
+        moved = difference(a, b).nan_to_num(0.0)
+        if moved.numel() and float(moved.max()) > 128 * torch.finfo(a.dtype).eps * scale:
+            return True
+    return False
