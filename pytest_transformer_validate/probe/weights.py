@@ -22,6 +22,7 @@ _PIECE = 1 << 20  # numbers that are centred at a time
 _DENORMAL = 1e-30
 _LOOKED_AT = 8  # columns that tell whether two rows may be equal, before all are compared
 _NEAR = 0.1  # two spreads of the same law in a table of a few hundred numbers
+_RULED_OUT = -1e3  # a logit below stands for a label that cannot be
 _ROUNDS = 4  # how many steps a chain of zeros may need to wake up
 
 
@@ -220,9 +221,12 @@ class Weights(Passes):
 
     def initial_loss(self) -> tuple[float, float, int]:
         """What cross entropy costs on labels that have nothing to do with the inputs, the spread
-        of the logits, and how many of them there are. The mean over labels is exact."""
+        of the logits, and how many of them there are. The mean over labels is exact; labels that
+        the model rules out (one low number, or none, for all of them) are left out."""
         logits = self.probe.samples().random.double()
-        finite = logits.masked_fill(~logits.isfinite(), float("nan"))
+        lowest = logits.amin()
+        out = ~logits.isfinite() | ((logits == lowest) & (lowest < _RULED_OUT))
+        finite = logits.masked_fill(out, float("nan"))
         cost = logits.logsumexp(-1) - finite.nanmean(-1)
         spread = finite - finite.nanmean(-1, keepdim=True)
         std = float(spread.square().nanmean().sqrt())

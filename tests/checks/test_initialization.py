@@ -73,6 +73,38 @@ def test_a_unit_normal_table_as_head():
     assert "initializer_factor in the configuration asks" in asked.notes[0]
 
 
+class Wide(models.Decoder):
+    def __init__(self):
+        super().__init__()
+        nn.init.normal_(self.head.weight, std=3.0)
+
+
+def test_a_wide_head_that_is_no_table():
+    with pytest.raises(CheckFailed, match="head.weight") as caught:
+        judge(Wide())
+    assert "draws it so" in caught.value.message
+    assert "tied" not in caught.value.message
+
+
+class RulesOut(models.Decoder):
+    """Ids that were there cannot come again."""
+
+    def __init__(self, scale):
+        super().__init__()
+        nn.init.normal_(self.head.weight, std=scale)
+
+    def forward(self, input_ids):
+        logits = super().forward(input_ids)
+        seen = torch.zeros_like(logits).scatter_(2, input_ids[..., None], 1.0).cumsum(1) > 0
+        return logits.masked_fill(seen, -1e4)
+
+
+def test_labels_that_are_ruled_out_cost_nothing():
+    assert judge(RulesOut(0.02)).value < 1.2
+    with pytest.raises(CheckFailed, match="cross entropy on random labels"):
+        judge(RulesOut(3.0))
+
+
 def test_a_small_model_that_initialises_nothing_trains_all_the_same():
     model = models.Decoder()
     model.head.weight = model.tokens.weight

@@ -242,11 +242,21 @@ def _judge_loss(
         f"the logits have a standard deviation of {spread:.2g} (limit {std:g})\n"
         f"the weight that makes them, {worst.parameter} {list(worst.shape)}, has one of "
         f"{worst.std:.2g}; {1 / min(worst.shape) ** 0.5:.2g} would be 1/sqrt(inputs)\n"
-        "likely: an embedding table at its default scale (standard deviation 1) is tied to the "
-        'head; draw it with 0.02, or declare the scale: "initializer_range" in config.json',
+        f"likely: {_likely_wide(probe, worst)}, or declare the scale: "
+        '"initializer_range" in config.json',
         measure({worst.parameter: "scale"}, notes=notes),
         where=_owner(worst.parameter) or probe.root,
     )
+
+
+def _likely_wide(probe: Probe, worst: Spread) -> str:
+    """In words, why a head starts wide: it is the embedding, or it was drawn so."""
+    if worst.parameter in probe.tying.ends().table:
+        return (
+            "an embedding table at its default scale (standard deviation 1) is tied to the head; "
+            "draw it with 0.02"
+        )
+    return "the init function draws it so, or scales it; draw it with 1/sqrt(inputs) or less"
 
 
 def _scale(spread: Spread) -> float:
