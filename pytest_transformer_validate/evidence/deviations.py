@@ -68,7 +68,11 @@ DEVIATIONS: dict[str, dict[str, str]] = {
         "gradient_flow": "the tables of relative positions are read under no_grad",
     },
     "classification:markuplm": {"gradient_flow": "xpath_unitseq2_embeddings is never called"},
-    "classification:mra": {"gradient_flow": _MRA, "precision[bfloat16]": _MRA},
+    "classification:mra": {
+        "gradient_flow": _MRA,
+        "position_sensitivity": _MRA,
+        "precision[bfloat16]": _MRA,
+    },
     "classification:t5gemma": {"padding[right]": _T5GEMMA},
     "classification:t5gemma2": {"padding[right]": _T5GEMMA},
     "classification:tapas": {"length_limit": _TAPAS},
