@@ -58,7 +58,10 @@ _HEADS = {
 # What the class alone declares where nothing else does: no decoder is called so.
 _ENCODER = "ForMaskedLM"
 # What says the same of a class that nothing else speaks of, and what says the opposite.
-_ENCODERS = re.compile(r"bert|mlm$|mask(ed)?_?(lm|language_?model(l?ing)?)$", re.IGNORECASE)
+# MLM is a word of its own: an NGramLM is none.
+_ENCODERS = re.compile(
+    r"bert|(?-i:MLM|Mlm|(?<![a-z])mlm)$|mask(ed)?_?(lm|language_?model(l?ing)?)$", re.IGNORECASE
+)
 _DECODERS = re.compile(r"gpt|causal|decod|generat|lmhead", re.IGNORECASE)
 # Origin of a task that is known by the type of the model alone, which may have a head of its own.
 BY_TYPE = "model_type"
