@@ -74,8 +74,9 @@ def _kept(model: nn.Module, names: tuple[str, ...]) -> Iterator[Any]:
 
 
 def patch_side(model: nn.Module, config: ModelConfig) -> int | None:
-    """The side of a patch, declared, kept, or that to which images are unfolded."""
-    unfolded = (m.stride for m in model.modules() if isinstance(m, nn.Unfold))
+    """The side of a patch, declared, kept, or to which images are unfolded without overlap."""
+    unfolds = (m for m in model.modules() if isinstance(m, nn.Unfold))
+    unfolded = (m.stride for m in unfolds if _both(m.stride) == _both(m.kernel_size))
     for value in (declared(config, _PATCHES), *_kept(model, _PATCHES), *unfolded):
         both = _both(value)
         if both is not None and both[0] == both[1] > 0:

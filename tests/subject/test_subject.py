@@ -8,7 +8,7 @@ from torch import nn
 
 from pytest_transformer_validate.errors import SubjectError, TaskError
 from pytest_transformer_validate.sources.config import ModelConfig
-from pytest_transformer_validate.subject.images import image_shape
+from pytest_transformer_validate.subject.images import image_shape, patch_side
 from pytest_transformer_validate.subject.subject import Subject
 from tests import models
 from tests.models import VOCAB
@@ -117,6 +117,9 @@ def test_an_image_that_is_unfolded():
     subject = Subject(Cut())
     assert subject.task.task_type == "vision_classification"
     assert subject.batch(3, 1)["pixel_values"].shape == (3, 3, 32, 32)
+    model = Cut()
+    model.cut = nn.Unfold(7, stride=4, padding=2)
+    assert patch_side(model, ModelConfig({})) is None, "patches overlap"
 
 
 def test_an_image_size_that_cannot_be_found_is_asked_for():
