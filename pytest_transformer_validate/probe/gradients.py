@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import statistics
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ CUTS = {
 _LONG, _FAR = 64, 192  # tokens of a text that is cheap, and of one that is asked for in doubt
 _SPECIAL = 1  # the batch that holds special ids (padding, end)
 _DIRECTIONS = 3  # a batch; six numbers agree by chance about once in 1e12
+_DOUBTFUL = 1e-3  # of the median norm: larger gradients are never taken for rounding
 
 
 @dataclass
@@ -49,9 +51,9 @@ class Gradients:
     the modules that return whole numbers only (indices of a choice);
     ``only_padding`` the embeddings that were given nothing but their padding row; ``not_finite``
     parameters whose gradient held NaN or infinity; ``unregistered`` counts parameters that get
-    one and are not the model's. ``sketches`` are projections of the gradients
-    on fixed random directions (with moved parameters only): two runs that compute the same
-    gradient have the same sketch, two that round differently do not. ``cut`` says that a forward
+    one and are not the model's. ``sketches`` are projections of small
+    gradients on fixed random directions (with moved parameters only): two runs that compute the
+    same gradient have the same sketch, two that round differently do not. ``cut`` says that a forward
     took a tensor with a gradient out of it (``detach()``, ``.data``), ``inference`` that it ran
     in inference mode, as its own code says; ``by_hand`` that a function with a backward of its
     own stands behind the logits. ``dead_rows`` marks, for
@@ -140,8 +142,10 @@ def _gradients(
 
 
 def _sketch(probe: Probe, number: int, found: Gradients) -> None:
+    norms = [norm for norm in found.norms.values() if norm]
+    most = _DOUBTFUL * statistics.median(norms) if norms else 0.0
     for name, parameter in probe.subject.model.named_parameters():
-        if parameter.grad is not None and found.norms.get(name):
+        if parameter.grad is not None and 0 < (found.norms.get(name) or 0.0) < most:
             generator = torch.Generator().manual_seed(probe.seed_for("sketch", name, number))
             grad = as_real(parameter.grad.to_dense()).detach().to("cpu", torch.float64)
             for _ in range(_DIRECTIONS):

@@ -30,6 +30,8 @@ def rounding(probe: Probe, alive: Gradients, suspects: set[str]) -> set[str]:
 
 
 def _same_gradient(one: Gradients, other: Gradients, name: str) -> bool:
+    if name not in one.sketches:
+        return True
     a, b = one.sketches[name], other.sketches.get(name, [])
     allowed = _SAME * (one.norms[name] or 0.0)
     return len(a) == len(b) and all(abs(x - y) <= allowed for x, y in zip(a, b, strict=True))
