@@ -51,11 +51,11 @@ class Gradients:
     the modules that return whole numbers only (indices of a choice);
     ``only_padding`` the embeddings that were given nothing but their padding row; ``not_finite``
     parameters whose gradient held NaN or infinity; ``unregistered`` counts parameters that get
-    one and are not the model's. ``sketches`` are projections of small
-    gradients on fixed random directions (with moved parameters only): two runs that compute the
-    same gradient have the same sketch, two that round differently do not. ``cut`` says that a forward
-    took a tensor with a gradient out of it (``detach()``, ``.data``), ``inference`` that it ran
-    in inference mode, as its own code says; ``by_hand`` that a function with a backward of its
+    one and are not the model's. ``sketches`` are projections of small gradients on fixed
+    random directions (with moved parameters only): two runs that compute the same gradient
+    have the same sketch, two that round differently do not. ``cut`` says that a forward took a
+    tensor with a gradient out of it (``detach()``, ``.data``), ``inference`` that it ran in
+    inference mode, as its own code says; ``by_hand`` that a function with a backward of its
     own stands behind the logits. ``dead_rows`` marks, for
     the weight of each linear layer, the outputs without a gradient, which stand along
     ``output_axis``; ``dead_experts`` marks the slices (along the first axis) without one in
