@@ -11,11 +11,12 @@ from pytest_transformer_validate.measures.measurement import Measurement
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pytest_transformer_validate.probe.siblings import Identity
+    from pytest_transformer_validate.probe.identities import Identity
 
 _NEARLY_ALL = 0.9
 _SURE = 6.0
 _SLIGHT = 0.1
+_EXACT = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,23 @@ def stack_without_residual(groups: Sequence[Sequence[Identity]]) -> Identity | N
     lost = [group for group in groups if all(map(_blind, group)) and group[-1].handed]
     kept = [group for group in groups if all(map(_keeps, group))]
     return lost[0][0] if len(lost) == 1 and kept and len(kept) == len(groups) - 1 else None
+
+
+def doubled(groups: Sequence[Sequence[Identity]]) -> Identity | None:
+    """The first layer that gives its input twice. Not the first of a list: a norm behind it makes
+    small vectors larger by any factor."""
+    layers = (one for group in groups for one in group if one.handed)
+    return next((one for one in layers if _is_two(one)), None)
+
+
+def _is_two(one: Identity) -> bool:
+    return abs(one.share - 2) < _EXACT and one.spread < _EXACT / 2 and one.positive >= _NEARLY_ALL
+
+
+def lost_inside(groups: Sequence[Sequence[Identity]]) -> list[Identity]:
+    """Layers that pass their input on, and not what the attention in them gives."""
+    layers = (one for group in groups for one in group)
+    return [one for one in layers if one.inner and _blind(one.inner) and _keeps(one)]
 
 
 def _blind(one: Identity) -> bool:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
-import itertools
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,33 +13,15 @@ import torch
 
 from pytest_transformer_validate.probe.alike import like_layers
 from pytest_transformer_validate.probe.hooked import hooked
+from pytest_transformer_validate.probe.identities import INSIDE, MOVED, Identity, Moves
 from pytest_transformer_validate.probe.passes import Passes, remembered
 
 if TYPE_CHECKING:
     from pytest_transformer_validate.subject.batch import Batch
 
-_ROWS = 6
-_SLIGHT = 0.1  # of the usual size: such vectors are left out
-_STEP = 1e-2  # of the input's size: small enough for a slope, large enough for float32
 _COUNTS = ("layer", "block", "depth")
 _NUMBER = re.compile(r"(n|num|number)_?(of_)?(\w+_)?(layer|block)s?|(\w+_)?(layers|blocks|depth)")
 _DECLARES = ("shar", "recur", "reuse", "univers", "group", "loop", "repeat")
-
-
-@dataclass(frozen=True)
-class Identity:
-    """How much of a layer's input is in its output: ``share`` is the mean slope of an output
-    number in its own input number, ``relative`` the same with both scaled to size one,
-    ``spread`` how uncertain they are (from feature to feature), ``positive`` the part of the
-    features with a positive slope; ``handed`` says that the layer was given just what the one
-    before it in its list gave, so that nothing is added around it."""
-
-    layer: str
-    share: float
-    relative: float
-    spread: float
-    positive: float
-    handed: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,7 +47,8 @@ class Siblings(Passes):
 
     @remembered
     def identities(self) -> list[list[Identity]]:
-        """One forward in which the input of every layer is moved a little at random.
+        """One forward in which the input of every layer is moved a little at random, and in
+        rows of their own what the attention in it gives.
 
         All rows are the same text; row 0 is left as it is. After each layer its output is put
         back to that of row 0, so that every layer is looked at by itself.
@@ -75,56 +58,56 @@ class Siblings(Passes):
         batch = self._same_rows()
         if batch is None or not groups:
             return []
-        wanted = {name for group in groups for name in group}
-        inputs: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-        found: dict[str, Identity] = {}
-        gave: dict[str, torch.Tensor] = {}
-        before = {b: a for group in groups for a, b in itertools.pairwise(group)}
-        handed: set[str] = set()
-        rows = batch.rows
-
-        def enter(name: str, given: list[torch.Tensor]) -> list[torch.Tensor] | None:
-            if not given or not _fits(given[0], rows):
-                return None
-            previous = gave.get(before.get(name, ""))
-            if previous is not None and torch.equal(previous, given[0][:1]):
-                handed.add(name)
-            step = _signs(given[0], probe.seed_for("identity", name))
-            inputs[name] = (given[0], step)
-            return [given[0] + step, *given[1:]]
-
-        def leave(name: str, outputs: list[torch.Tensor]) -> list[torch.Tensor] | None:
-            if name not in inputs or not outputs:
-                return None
-            x, step = inputs.pop(name)
-            if outputs[0].shape != x.shape:
-                return None
-            if name not in found:
-                found[name] = _identity(name, x, step, outputs[0], handed=name in handed)
-            gave[name] = outputs[0][:1]
-            return [outputs[0][:1].expand_as(outputs[0]).clone(), *outputs[1:]]
-
+        layers = {name for group in groups for name in group}
+        parts = self._attention_parts(layers) if batch.rows > MOVED else {}
+        behind = self._projections(parts)
+        seed = functools.partial(probe.seed_for, "identity")
+        moves = Moves(groups, parts, behind, batch.rows, seed)
         with (
             contextlib.suppress(Exception),  # no model has to take tensors that we exchange
             probe.running("identities") as subject,
-            hooked(subject.model, enter, leave, wanted),
+            hooked(subject.model, moves.enter, moves.leave, {*layers, *parts, *behind}),
         ):
             subject(batch)
-        kept = [[found[name] for name in group if name in found] for group in groups]
+        kept = [[moves.found[name] for name in group if name in moves.found] for group in groups]
         return [group for group in kept if len(group) > 1]
 
     def attending(self) -> list[list[Identity]]:
         """Those of ``identities`` in whose layers attention is seen, all others left out."""
-        model = self.probe.subject.model
-        inside = [
-            n for n, m in model.named_modules() if isinstance(m, torch.nn.MultiheadAttention)
-        ]
-        inside += self.probe.attention.footprints().modules
+        inside = self._attention()
         return [
             group
             for group in self.identities()
             if all(any(_within(name, one.layer) for name in inside) for one in group)
         ]
+
+    @remembered
+    def _attention(self) -> list[str]:
+        """Modules in which attention is seen."""
+        modules = self.probe.subject.model.named_modules()
+        torchs = [n for n, m in modules if isinstance(m, torch.nn.MultiheadAttention)]
+        return torchs + list(self.probe.attention.footprints().modules)
+
+    def _attention_parts(self, layers: set[str]) -> dict[str, str]:
+        """The layer of each module that stands right in one and is, or holds, attention."""
+        found: dict[str, str] = {}
+        for name in self._attention():
+            layer = next((one for one in layers if name.startswith(f"{one}.")), None)
+            if layer is not None:
+                part = name.removeprefix(f"{layer}.").partition(".")[0]
+                found[f"{layer}.{part}"] = layer
+        return {part: layer for part, layer in found.items() if part not in layers}
+
+    def _projections(self, parts: dict[str, str]) -> dict[str, str]:
+        """The layer of each projection that keeps the width and stands beside one of ``parts``,
+        as it does where it is not in the module of attention."""
+        model = self.probe.subject.model
+        return {
+            f"{layer}.{own}": layer
+            for layer in set(parts.values())
+            for own, child in model.get_submodule(layer).named_children()
+            if isinstance(child, torch.nn.Linear) and child.in_features == child.out_features
+        }
 
     def _large(self, layer: str) -> bool:
         module = self.probe.subject.model.get_submodule(layer)
@@ -132,11 +115,12 @@ class Siblings(Passes):
 
     def _same_rows(self) -> Batch | None:
         subject = self.probe.subject
-        if subject.most_rows < _ROWS or subject.dtype.itemsize < 4:
+        if subject.most_rows < MOVED or subject.dtype.itemsize < 4:
             return None
         batch = self.probe.batch(1, subject.sizes[1], "siblings")
+        rows = MOVED + (INSIDE if subject.most_rows >= MOVED + INSIDE else 0)
         return batch.with_(
-            **{r: t.expand(_ROWS, *t.shape[1:]).clone() for r, t in batch.inputs.items()}
+            **{r: t.expand(rows, *t.shape[1:]).clone() for r, t in batch.inputs.items()}
         )
 
     @remembered
@@ -233,30 +217,3 @@ class Siblings(Passes):
 
 def _within(name: str, module: str) -> bool:
     return name == module or name.startswith(f"{module}.")
-
-
-def _fits(tensor: torch.Tensor, rows: int) -> bool:
-    return tensor.dim() == 3 and tensor.shape[0] == rows and tensor.shape[-1] > 7
-
-
-def _signs(x: torch.Tensor, seed: int) -> torch.Tensor:
-    """Random steps of one size in all rows but the first."""
-    generator = torch.Generator().manual_seed(seed)
-    signs = torch.randint(0, 2, x.shape, generator=generator).mul_(2).sub_(1).to(x)
-    signs[0] = 0
-    return signs * (_STEP * x[0].square().mean().sqrt())
-
-
-def _identity(
-    name: str, x: torch.Tensor, step: torch.Tensor, y: torch.Tensor, *, handed: bool
-) -> Identity:
-    sizes = x[0].double().square().mean(-1).sqrt()
-    # A norm in the layer blows up a step from a vector that is next to nothing: filled-up places.
-    usual = sizes >= _SLIGHT * sizes.square().mean().sqrt()
-    step = step[1:, usual].double()
-    moved = (y[1:, usual] - y[:1, usual]).double() * step
-    slopes = moved.mean((0, 1)) / step.square().mean((0, 1)).clamp_min(1e-30)
-    mean, spread = float(slopes.mean()), float(slopes.std()) / len(slopes) ** 0.5
-    size = float(x[0].double().square().mean().sqrt() / y[0].double().square().mean().sqrt())
-    positive = float((slopes > 0).double().mean())
-    return Identity(name, mean, mean * size, spread, positive, handed)

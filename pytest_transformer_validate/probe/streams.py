@@ -75,6 +75,23 @@ class Streams(Passes):
             if all(len(calls[n]) == 1 for names in stack.values() for n in names)
         ]
 
+    def added(self, parts: Mapping[str, str]) -> list[str]:
+        """Those of ``parts``, each with the layer in which it stands, whose result that layer's
+        own code adds to just what it was given; in one forward."""
+        probe = self.probe
+        watch = _Sums(parts)
+        with probe.running("streams") as subject:
+            try:
+                modules = dict(subject.model.named_modules())
+                for layer in dict.fromkeys(parts.values()):
+                    watch.hook(layer, modules[layer])
+                with eager(), watch:
+                    subject.call(probe.batch(min(2, subject.most_rows), subject.sizes[1]), {})
+            finally:
+                for handle in watch.handles:
+                    handle.remove()
+        return [part for part in parts if part in watch.found]
+
     def _stacks(self) -> list[dict[str, list[str]]]:
         """By place, the parts of each list of pairs, or of lists of one length in one module."""
         stacks: list[dict[str, list[str]]] = []
@@ -112,6 +129,57 @@ class Streams(Passes):
                 for handle in handles:
                     handle.remove()
         return calls
+
+
+class _Sums(TorchFunctionMode):
+    """Which results of parts are added to what their layers were given."""
+
+    def __init__(self, parts: Mapping[str, str]) -> None:
+        super().__init__()
+        self.parts = parts
+        self.found: set[str] = set()
+        self.handles: list[Any] = []
+        self.running: list[str] = []  # layers, and what stands right in them
+        self.given: dict[str, torch.Tensor] = {}
+        self.results: dict[int, tuple[str, torch.Tensor]] = {}
+
+    def hook(self, layer: str, module: torch.nn.Module) -> None:
+        """Watch a layer and its parts."""
+        named = [(layer, module)]
+        named += [(f"{layer}.{own}", child) for own, child in module.named_children()]
+        for name, one in named:
+            if not isinstance(one, torch.jit.ScriptModule):
+                enter, leave = self._around(name, layer)
+                self.handles.append(one.register_forward_pre_hook(enter, with_kwargs=True))
+                self.handles.append(one.register_forward_hook(leave))
+
+    def _around(self, name: str, layer: str) -> tuple[Callable[..., None], Callable[..., None]]:
+        def enter(_module: Any, args: Any, kwargs: Any) -> None:
+            self.running.append(name)
+            for tensor in floating((args, kwargs))[:1] if name == layer else ():
+                self.given[layer] = tensor
+
+        def leave(_module: Any, _args: Any, output: Any) -> None:
+            self.running.pop()
+            for tensor in floating(output)[:1] if name in self.parts else ():
+                self.results[id(tensor)] = name, tensor
+
+        return enter, leave
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if func in _ADDS and self.running:
+            terms = floating((args, kwargs or {}))
+            for part, _ in (self.results[id(t)] for t in terms if id(t) in self.results):
+                layer = self.parts[part]
+                if self.running[-1] == layer and any(t is self.given[layer] for t in terms):
+                    self.found.add(part)
+        return func(*args, **(kwargs or {}))
 
 
 class _Watch(TorchFunctionMode):

@@ -328,6 +328,42 @@ def test_layers_that_all_lack_a_residual_are_a_design():
     layers(model)
 
 
+class Summed(models.Block):
+    """A block whose second sum is one of these."""
+
+    way = "sum"
+
+    def forward(self, x, causal=True, mask=None):
+        attended = self.attention(self.norm1(x), causal, mask)
+        y = x + attended
+        fed = self.mlp(self.norm2(y))
+        ways = {"sum": y, "input": x, "twice": y + x, "again": x + 0.5 * attended}
+        return ways[self.way] + fed
+
+
+@pytest.mark.parametrize(
+    ("way", "words"),
+    [("input", "starts from the layer's input again"), ("twice", "the input is added twice")],
+)
+def test_a_sum_that_starts_from_the_wrong_one(way, words):
+    model = models.Decoder()
+    model.blocks = nn.ModuleList(Summed() for _ in range(3))
+    layers(model)
+    for block in model.blocks:
+        block.way = way
+    with pytest.raises(CheckFailed, match=words) as caught:
+        layers(model)
+    assert caught.value.where in ("blocks.0", "blocks.1")
+
+
+def test_what_attention_gives_may_be_added_in_another_way():
+    model = models.Decoder()
+    model.blocks = nn.ModuleList(Summed() for _ in range(3))
+    for block in model.blocks:
+        block.way = "again"
+    layers(model)
+
+
 def test_one_module_named_n_times():
     model = models.Decoder()
     model.blocks = nn.ModuleList([models.Block()] * 3)

@@ -8,6 +8,8 @@ from pytest_transformer_validate.checks.registry import check
 from pytest_transformer_validate.errors import CheckFailed, NotApplicable
 from pytest_transformer_validate.measures.structure import (
     Structure,
+    doubled,
+    lost_inside,
     stack_without_residual,
     without_residual,
 )
@@ -106,7 +108,9 @@ def layer_structure(probe: Probe) -> Structure:
 
     The same module several times in one list fails where the configuration promises that many
     layers and nothing declares that they share their weights. A layer whose output does not
-    follow its input, feature by feature, fails where every other one of its class does.
+    follow its input, feature by feature, fails where every other one of its class does. So do
+    one with attention that gives its input twice, and one that passes on its input and not what
+    its attention added to it. No residual in any layer is a design.
     """
     notes = tuple(_judge_shared(probe, shared) for shared in probe.siblings.shared())
     _judge_norms(probe)
@@ -127,7 +131,18 @@ def layer_structure(probe: Probe) -> Structure:
                 measured,
                 where=odd.layer,
             )
-    stack = stack_without_residual(probe.siblings.attending())
+    _judge_stacks(probe, measured)
+    _judge_streams(probe, measured)
+    if not layers and not notes:
+        raise NotApplicable("there is no list with several layers of one kind")
+    return measured
+
+
+def _judge_stacks(probe: Probe, measured: Structure) -> None:
+    """Raise where layers with attention do not pass on what they are given, or what their
+    attention adds to it, once."""
+    groups = probe.siblings.attending()
+    stack = stack_without_residual(groups)
     if stack is not None:
         raise CheckFailed(
             f"{LAYERS}\n"
@@ -138,10 +153,32 @@ def layer_structure(probe: Probe) -> Structure:
             measured,
             where=stack.layer,
         )
-    _judge_streams(probe, measured)
-    if not layers and not notes:
-        raise NotApplicable("there is no list with several layers of one kind")
-    return measured
+    twice = doubled(groups)
+    if twice is not None:
+        raise CheckFailed(
+            f"{LAYERS}\n"
+            f"an input number of {twice.layer} moves its own output number by {twice.share:.3g} "
+            "of its step\n"
+            f"module: {twice.layer}\n"
+            "likely: the input is added twice (x = x + f(x) + x, or f returns x + f(x) already)",
+            measured,
+            where=twice.layer,
+        )
+    lost = {one.inner.layer: one for one in lost_inside(groups) if one.inner}
+    added = probe.streams.added({part: one.layer for part, one in lost.items()}) if lost else []
+    for part in added[:1]:
+        one = lost[part]
+        share = one.inner.share if one.inner else 0.0
+        raise CheckFailed(
+            f"{LAYERS}\n"
+            f"what {part} gives is added to the input of {one.layer}, and moves its output by "
+            f"{share:.2g} of its step, the input by {one.share:.2g}\n"
+            f"module: {one.layer}\n"
+            "likely: a later residual starts from the layer's input again, not from the sum "
+            "(x = residual + f(x), and residual was not set to x before)",
+            measured,
+            where=one.layer,
+        )
 
 
 def _judge_streams(probe: Probe, measured: Structure) -> None:

@@ -68,6 +68,7 @@ FAMILIES: dict[str, str] = {
     # layer_structure
     "layers_shared": "one layer, or one weight, in place of several",
     "residual_missing": "a sum that is forgotten around one branch",
+    "residual_of_the_wrong_sum": "the input is added twice, or again where the sum is meant",
     "norm_over_a_wrong_axis": "a normalisation over positions",
     "norm_keeps_the_size": "a normalisation whose output is as large as its input makes it",
     # length_limit

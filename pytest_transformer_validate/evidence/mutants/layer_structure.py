@@ -165,6 +165,50 @@ MUTANTS = (
         ),
     ),
     _layer(
+        name="residual_of_the_layers_input_twice",
+        family="residual_of_the_wrong_sum",
+        parent="llama",
+        where=("layers.*",),
+        why="attention's sum is kept for the norm only",
+        edits=(
+            (
+                "x = x + attended\n        x = x + self.mlp(self.post_attention_layernorm(x))",
+                "y = x + attended\n        x = x + self.mlp(self.post_attention_layernorm(y))",
+            ),
+        ),
+    ),
+    _layer(
+        name="residual_not_set_anew",
+        family="residual_of_the_wrong_sum",
+        parent="bert",
+        where=("encoder.*",),
+        why="residual = hidden is forgotten between attention and feed-forward",
+        edits=(
+            (
+                "        hidden = self.attention_norm(hidden + self.dropout(attended))\n",
+                "        residual = hidden\n"
+                "        hidden = self.attention_norm(residual + self.dropout(attended))\n",
+            ),
+            (
+                "return self.output_norm(hidden + self.dropout(inner))",
+                "return self.output_norm(residual + self.dropout(inner))",
+            ),
+        ),
+    ),
+    _layer(
+        name="residual_added_twice",
+        family="residual_of_the_wrong_sum",
+        parent="sdpa_gpt",
+        where=("blocks.*",),
+        why="the part adds its input itself, and the layer does so again",
+        edits=(
+            (
+                "        return x + self.mlp(self.ln_2(x))",
+                "        return x + (x + self.mlp(self.ln_2(x)))",
+            ),
+        ),
+    ),
+    _layer(
         name="residual_missing_around_attention_in_pairs",
         family="residual_missing",
         parent="paired_layers",
