@@ -84,6 +84,19 @@ class Backends(Passes):
             found.append(Switch("fast path", "nn.MultiheadAttention without its fast path", True))
         return found
 
+    def fast_path_moves(self, limit: float) -> bool:
+        """Whether torch's fast path, which its layers take in eval mode without gradients, gives
+        no numbers, or logits further apart than ``limit`` from those that they give off it."""
+        fast = next((s for s in self.switches() if s.kind == "fast path"), None)
+        if fast is None:
+            return False
+        batch = self.text("plain")
+        reference = self.probe.forward(batch).logits
+        with switched(self.probe.subject.model, fast):
+            other = self.probe.forward(batch).logits
+        moved = float(difference(reference, other).max())
+        return not bool(other.isnan().any()) and not moved <= limit
+
     @remembered
     def texts(self) -> list[str]:
         """The kinds of padding that the model can be told of: ``plain`` and others."""

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from pytest_transformer_validate.checks.registry import all_checks
+from pytest_transformer_validate.checks.tier1.stability import output_stability
 from pytest_transformer_validate.errors import CheckFailed, NotApplicable
 from tests import models
 from tests.models import probe_of
@@ -215,3 +216,25 @@ class Served(models.Decoder):
 
 def test_a_forward_in_inference_mode():
     assert PRECISION(probe_of(Served()), "bfloat16").value <= 8
+
+
+class Distances(models.Decoder):
+    """Distances are added to the scores of torch's own layer, by its mask."""
+
+    def __init__(self, everywhere=False):
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.TransformerEncoderLayer(32, 4, 64, 0.0, batch_first=True)])
+        self.everywhere = everywhere
+
+    def hidden(self, ids):
+        steps = torch.arange(ids.size(1))
+        bias = 0.5 * (steps - steps[:, None]) - float(self.everywhere)
+        bias = bias.to(self.head.weight.dtype).masked_fill(steps > steps[:, None], float("-inf"))
+        return self.blocks[0](self.tokens(ids) + self.positions(steps), bias)
+
+
+def test_a_bias_that_the_fast_path_takes_for_a_mask_is_named():
+    with pytest.raises(CheckFailed, match="likely: a bias .* is handed to torch's own layers"):
+        PRECISION(probe_of(Distances()), "float64")
+    with pytest.raises(CheckFailed, match="likely: a bias .* is handed to torch's own layers"):
+        output_stability(probe_of(Distances(everywhere=True)))

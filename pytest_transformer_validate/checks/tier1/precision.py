@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pytest_transformer_validate.checks.registry import check
+from pytest_transformer_validate.checks.tier1.stability import FAST_PATH
 from pytest_transformer_validate.errors import CheckFailed, NotApplicable
 from pytest_transformer_validate.measures.measurement import Limit
 from pytest_transformer_validate.measures.precision import TINY, Precision, excess, far_share
@@ -20,6 +21,10 @@ _EPS = {"bfloat16": 2.0**-7, "float16": 2.0**-10}
 _LARGEST = 65504 / 4  # where float16 gets close to its end
 _SQUARE = 65504**0.5  # where a square does: moved weights may take a model there that is not
 _DRAWS = 3
+_CANCELS = (
+    "numbers that nearly cancel (a variance as E[x^2] - E[x]^2, 1 - cos), a sum of very different "
+    "sizes, or a part that is computed in half precision whatever the model is"
+)
 
 
 @check(tier=1, cases=CASES)
@@ -203,10 +208,10 @@ def _double(probe: Probe, units: float) -> Precision:
         return Precision(**{**vars(measured), "notes": (note,)})
     if probe.precision.traits().narrows:
         raise NotApplicable("the forward computes in half precision, whatever the model is in")
+    likely = FAST_PATH if probe.backends.fast_path_moves(limit.value) else _CANCELS
     raise CheckFailed(
         f"{RULE.format(name='float64')}\n"
         f"logits in float32 are {measured.units:.3g} u from those in float64 (limit {limit})\n"
-        "likely: numbers that nearly cancel (a variance as E[x^2] - E[x]^2, 1 - cos), a sum of "
-        "very different sizes, or a part that is computed in half precision whatever the model is",
+        f"likely: {likely}",
         measured,
     )

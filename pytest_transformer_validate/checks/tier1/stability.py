@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from pytest_transformer_validate.probe.forwards import Samples
     from pytest_transformer_validate.probe.probe import Probe
 
+FAST_PATH = (
+    "a bias (ALiBi, distances) is handed to torch's own layers as a mask: in eval mode without "
+    "gradients they take their fast path, which reads every number but 0 as hidden; add it to the "
+    "scores, or torch.backends.mha.set_fastpath_enabled(False)"
+)
+
 
 @check(tier=1)
 def output_stability(probe: Probe, *, ceiling: float = 1e4, floor: float = 1e-6) -> Stability:
@@ -26,7 +32,8 @@ def output_stability(probe: Probe, *, ceiling: float = 1e4, floor: float = 1e-6)
     drawn = probe.samples()
     measured = _measure(drawn, ceiling)
     if drawn.bad:
-        raise CheckFailed(_not_finite(drawn), measured, where=next(iter(drawn.bad.values())))
+        text = _not_finite(probe, drawn)
+        raise CheckFailed(text, measured, where=next(iter(drawn.bad.values())))
     if measured.value is not None and measured.value > ceiling:
         raise CheckFailed(
             "logits must stay at a size that a softmax can use\n"
@@ -98,19 +105,21 @@ def _collapsed(probe: Probe, measured: Stability, floor: float) -> list[str]:
     return found
 
 
-def _not_finite(drawn: Samples) -> str:
+def _not_finite(probe: Probe, drawn: Samples) -> str:
     first = next(iter(drawn.bad.values()))
     return "\n".join(
         [
             "logits must be finite numbers for every input that the task allows",
             f"NaN or infinity for: {', '.join(drawn.bad)}",
             f"first module that gives it from finite inputs: {first or 'none stands out'}",
-            f"likely: {_cause(drawn)}",
+            f"likely: {_cause(probe, drawn)}",
         ]
     )
 
 
-def _cause(drawn: Samples) -> str:
+def _cause(probe: Probe, drawn: Samples) -> str:
+    if "random" in drawn.bad and probe.backends.fast_path_moves(float("inf")):
+        return FAST_PATH
     if "random" not in drawn.bad and all("padding" in name for name in drawn.bad):
         return "a softmax over a row in which everything is masked with -inf"
     if "random" in drawn.bad:
