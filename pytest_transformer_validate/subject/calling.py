@@ -22,6 +22,8 @@ def call(subject: Subject, batch: Batch, extra: dict[str, Any]) -> Any:
     signature = subject.signature
     if signature.takes("use_cache"):
         extra = {"use_cache": False, **extra}
+    if signature.takes("return_loss") and "labels" not in batch.inputs:
+        extra = {"return_loss": False, **extra}
     if "start" in signature.required:
         extra = {"start": 0, **extra}
     if "past_key_values" in signature.required and "past_key_values" not in subject.given.forms:

@@ -65,6 +65,7 @@ ROLES: dict[str, tuple[str, ...]] = {
     "start": ("start_pos", "past_length", "offset", "start_position", "cache_len", "past_len"),
     "input_pos": ("input_pos", "cache_position"),
     "encoder_outputs": ("encoder_outputs",),
+    "return_loss": ("return_loss",),
 }  # fmt: skip
 
 # Roles whose form has to be found where they are required.

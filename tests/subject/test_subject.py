@@ -315,6 +315,21 @@ class Targets(models.Decoder):
         return logits, torch.nn.functional.cross_entropy(logits.flatten(0, 1), y.flatten())
 
 
+class Wrapper(models.Decoder):
+    """Gives a loss of its own input where nothing asks for logits."""
+
+    def forward(self, x, return_loss=True):
+        logits = super().forward(x)
+        if not return_loss:
+            return logits
+        return torch.nn.functional.cross_entropy(logits[:, :-1].mT, x[:, 1:])
+
+
+def test_logits_are_asked_for_where_a_loss_is_the_default():
+    subject = Subject(Wrapper())
+    assert subject(subject.batch(3, 5)).logits.shape == (3, 5, VOCAB)
+
+
 def test_a_required_target_that_no_table_reads_is_labels():
     subject = Subject(Targets())
     assert subject.task.task_type == "causal_lm"
