@@ -243,6 +243,12 @@ class Probe(Groups):
         """See ``compare.noise``."""
         return self.once(compare.noise)
 
+    @property
+    def computes_in(self) -> torch.dtype:
+        """The dtype of the model, or bfloat16 where its forward computes in half precision by
+        itself: what it returns in float32 tells of neither."""
+        return torch.bfloat16 if self.precision.traits().narrows else self.subject.dtype
+
     def single_swap(self, swaps: Swaps, row: int) -> torch.Tensor:
         """See ``positions.single_swap``."""
         return positions.single_swap(self, swaps, row)

@@ -56,13 +56,27 @@ class Half(models.Decoder):
         return logits + 0.01 * logits[:, -1:] if self.leaks else logits
 
 
-def test_the_rounding_of_half_precision_is_no_padding_that_leaks():
+class Autocast(models.Decoder):
+    """Weights and outputs are float32, and bfloat16 is what it computes in."""
+
+    def __init__(self, leaks=False):
+        super().__init__()
+        self.inner = Half(leaks).float()
+
+    def forward(self, input_ids):
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.inner(input_ids)
+
+
+@pytest.mark.parametrize("model", [Half, Autocast])
+def test_the_rounding_of_half_precision_is_no_padding_that_leaks(model):
     """float32 logits say nothing of the rounding behind them."""
-    measured = padding(probe_of(Half()), "right")
+    measured = padding(probe_of(model()), "right")
     assert measured.value > 16 * measured.limit.value
     assert any("rounding" in note for note in measured.notes)
 
 
-def test_padding_that_leaks_in_half_precision_is_found():
+@pytest.mark.parametrize("model", [Half, Autocast])
+def test_padding_that_leaks_in_half_precision_is_found(model):
     with pytest.raises(CheckFailed, match="still"):
-        padding(probe_of(Half(leaks=True)), "right")
+        padding(probe_of(model(leaks=True)), "right")

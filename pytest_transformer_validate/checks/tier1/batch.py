@@ -55,7 +55,7 @@ def _judge_swaps(probe: Probe, plan: str, factor: float, notes: list[str]) -> Ba
             value,
             limit,
             lambda: probe.repeated(lambda p: worst_row(p.row_swaps(plan))[0]),
-            sure=doubtful(probe.subject.dtype),
+            sure=doubtful(probe.computes_in),
         )
         notes.extend(verdict.notes)
         if verdict.exceeded:

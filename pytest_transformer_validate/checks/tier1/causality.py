@@ -100,7 +100,7 @@ def _judge_swaps(probe: Probe, plan: Plan, factor: float, notes: list[str]) -> C
     def again(other: Probe) -> float:
         return worst_leak(other.position_swaps(plan), 0).value
 
-    sure = doubtful(probe.subject.dtype)
+    sure = doubtful(probe.computes_in)
     verdict = settle(alone, limit, lambda: probe.repeated(again), sure=sure)
     notes.extend(verdict.notes)
     if verdict.exceeded:

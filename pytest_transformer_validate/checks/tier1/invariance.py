@@ -54,7 +54,7 @@ def prefix_consistency(probe: Probe, *, factor: float = 64.0) -> Invariance:
             measured = worse(measured, found)
             continue
         value, size = runs.worst
-        sure = doubtful(probe.subject.dtype)
+        sure = doubtful(probe.computes_in)
         verdict = settle(value, limit, _prefixes_again(probe, condition), sure=sure)
         if not verdict.exceeded:
             measured = worse(measured, found.noting(verdict.notes))

@@ -116,11 +116,11 @@ def judge_left(probe: Probe, factor: float) -> PaddingInvariance:
     def again(other: Probe) -> float:
         return worst_length(other.padded_texts.lengths(covers, "mixed", "left", "plain"))[0]
 
-    sure = doubtful(probe.subject.dtype)
-    if (
-        not value <= limit.value
-        and settle(value, limit, lambda: probe.repeated(again), sure=sure).exceeded
-    ):
+    def close() -> bool:
+        sure = doubtful(probe.computes_in)
+        return not settle(value, limit, lambda: probe.repeated(again), sure=sure).exceeded
+
+    if not value <= limit.value and not close():
         if probe.position_promise() is None:
             raise NotApplicable("pad on the right: a mask leaves a trace of what stands in front")
         raise NotApplicable(
@@ -178,7 +178,7 @@ def _settle_lengths(
         return worst_length(lengths)[0]
 
     value = found.moved[row]
-    sure = doubtful(probe.subject.dtype)
+    sure = doubtful(probe.computes_in)
     verdict = settle(value, limit, lambda: probe.repeated(again), sure=sure)
     notes.extend(verdict.notes)
     if not verdict.exceeded:

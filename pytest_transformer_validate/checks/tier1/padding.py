@@ -123,7 +123,7 @@ def _settle_content(
         found.moved,
         limit,
         lambda: probe.repeated(lambda p: p.padding.content(way, layout, found.condition).moved),
-        sure=doubtful(probe.subject.dtype),
+        sure=doubtful(probe.computes_in),
     )
     notes.extend(verdict.notes)
     if not verdict.exceeded:
