@@ -66,6 +66,8 @@ class History:
 class States(Passes):
     """Passes about what one call leaves for the next."""
 
+    _unreached: frozenset[str] = frozenset()
+
     def settled_history(self) -> History:
         """With every parameter moved at random where the model is small: a gate that starts at
         zero hides what is behind it, and so does a projection that the weights fulfil. As it was
@@ -101,6 +103,11 @@ class States(Passes):
         if moved and self._training_changes():
             return None
         return Step(FIRST, (TRAINING,), moved, reference)
+
+    def cut_in_training(self) -> frozenset[str]:
+        """Parameters that the backward of ``after_training`` does not reach."""
+        self.after_training()
+        return self._unreached
 
     def _training_changes(self) -> bool:
         """Whether training, and a call after it, change buffers, parameters or counters."""
@@ -289,6 +296,8 @@ class States(Passes):
             model.train()
             logits = probe.subject(_copy(self._batch(FIRST))).logits
             logits.float().square().sum().backward()
+        named = model.named_parameters()
+        self._unreached = frozenset(n for n, p in named if p.requires_grad and p.grad is None)
         model.eval()
 
     def _traced(self, before: tuple[str, ...], name: str) -> list[Call]:

@@ -374,3 +374,36 @@ def test_a_loss_that_only_the_backward_adds_is_meant():
     model = models.Decoder()
     model.blocks[1].mlp.append(Balanced())
     assert CHECKS["gradient_flow"](probe_of(model)).value == 0
+
+
+class InTraining(models.Decoder):
+    """Does something else in training mode."""
+
+    way = "detach"
+
+    def hidden(self, ids):
+        x = self.tokens(ids) + self.positions(torch.arange(ids.size(1)))
+        for block in self.blocks:
+            last = self.training and block is self.blocks[-1]
+            if last and self.way == "drop the layer":
+                continue
+            cut = last and self.way == "no graph"
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not cut):
+                y = block(x) - x
+            x = x + (y.detach() if last and self.way == "detach" else y)
+        return self.norm(x)
+
+
+@pytest.mark.parametrize("way", ["detach", "no graph"])
+def test_a_graph_that_is_cut_in_training_alone(way):
+    model = InTraining()
+    model.way = way
+    with pytest.raises(CheckFailed, match="although they get one in evaluation") as caught:
+        CHECKS["gradient_flow"](probe_of(model))
+    assert caught.value.where in ("blocks.1", "(model)")
+
+
+def test_a_layer_that_is_left_out_in_training_is_not_cut():
+    model = InTraining()
+    model.way = "drop the layer"
+    assert CHECKS["gradient_flow"](probe_of(model)).value == 0

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from pytest_transformer_validate.checks.registry import check
 from pytest_transformer_validate.checks.tier1.no_gradient import (
+    cut_in_training,
     moves_logits,
     rounding,
     stuck_routers,
@@ -98,6 +99,7 @@ def gradient_flow(probe: Probe, *, floor: float = 1e-7, ceiling: float = 1e6) ->
         where = _where(probe, found, failing)
         likely = _ALWAYS_ONE if stuck else _likely(found, failing)
         raise CheckFailed(_text(found, measured, failing, where, likely), measured, where=where)
+    _judge_training(probe, found, measured)
     _judge_experts(probe, measured)
     _judge_blocks(probe, found, measured)
     _judge_cuts(probe, found, measured)
@@ -154,6 +156,24 @@ def _run(probe: Probe) -> Gradients:
         "residual, still needs: x = x + y",
         where=where,
     )
+
+
+def _judge_training(probe: Probe, found: Gradients, measured: GradientFlow) -> None:
+    """Fail where a gradient is cut off in training mode alone."""
+    cut = cut_in_training(probe, found)
+    if cut:
+        names = sorted(cut)
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        where = _where(probe, found, cut)
+        raise CheckFailed(
+            f"{RULE}\n"
+            f"{len(names)} parameters take part in training mode and get no gradient there, "
+            f"although they get one in evaluation: {', '.join(names[:_SHOWN])}{more}\n"
+            f"first module in which the gradient is lost: {where}\n"
+            "likely: detach(), .data or torch.no_grad() under `if self.training`",
+            measured,
+            where=where,
+        )
 
 
 def _judge_cuts(probe: Probe, found: Gradients, measured: GradientFlow) -> None:

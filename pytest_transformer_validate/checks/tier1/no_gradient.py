@@ -56,3 +56,13 @@ def stuck_routers(probe: Probe) -> set[str]:
     left = {name for name in left if not alive.norms[name]} | rounding(probe, alive, left)
     left = {name for name in left if moves_logits(probe, name, _FAR, _OTHER_EXPERT)}
     return left & without_gradient(probe.experts.gradients_in_training(), _SMALL) if left else left
+
+
+def cut_in_training(probe: Probe, found: Gradients) -> set[str]:
+    """Parameters that take part in training and get no gradient there, although they do in
+    evaluation, as ``found`` says."""
+    left = {name for name in probe.states.cut_in_training() if found.norms.get(name)}
+    if not left:
+        return left
+    training = probe.experts.gradients_in_training()
+    return {n for n in left & training.used if training.norms.get(n) is None}

@@ -59,6 +59,30 @@ MUTANTS = (
         edits=(("x = x + attended\n", "x = x + attended.detach()\n"),),
     ),
     _dead(
+        name="attention_detached_in_training",
+        family="graph_cut",
+        parent="llama",
+        where=("layers.*.self_attn",),
+        why="frozen for a fine-tuning that is over",
+        edits=(
+            ("x = x + attended\n", "x = x + (attended.detach() if self.training else attended)\n"),
+        ),
+    ),
+    _dead(
+        name="encoder_without_graph_in_training",
+        family="graph_cut",
+        parent="seq2seq",
+        where=("(model)",),
+        why="torch.set_grad_enabled with the condition the wrong way round",
+        edits=(
+            (
+                "memory = self.encode(input_ids, mask)",
+                "with torch.set_grad_enabled(torch.is_grad_enabled() and not self.training):\n"
+                "            memory = self.encode(input_ids, mask)",
+            ),
+        ),
+    ),
+    _dead(
         name="encoder_memory_detached",
         family="graph_cut",
         parent="seq2seq",
