@@ -41,6 +41,8 @@ def text_logits(probe: Probe, batch: Batch, length: int) -> torch.Tensor:
     model takes; Blocked where they hold NaN or have another shape."""
     subject = probe.subject
     most = min(MANY, subject.most_rows) if subject.small else subject.full_batch
+    if batch.rows <= most:
+        return as_text(finite_logits(probe, batch), length)
     parts = (some_rows(batch, start, start + most) for start in range(0, batch.rows, most))
     return as_text(torch.cat([finite_logits(probe, part) for part in parts]), length)
 
