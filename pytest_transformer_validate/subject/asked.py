@@ -278,6 +278,7 @@ _BEGINNING = Value("what the model makes to begin with", _first_state, by_rows=T
 _FALSE, _TRUE = Value("False", lambda _: False), Value("True", lambda _: True)
 _CAUSAL = Value("whether the task is causal", lambda f: f.causal)
 _SEGMENTS = (Value("(B, T), zeros", _ids(0)), Value("(B, T), ones", _ids(1)))
+_SCORED = (_SEGMENTS[1],)  # items that a recommender gives a number each
 _LANGUAGE = Value("(B,), zeros", lambda f: _ids(0)(f)[:, 0])
 _ONE_A_ROW = Value("(B,), ones", lambda f: _ids(1)(f)[:, 0])
 _SRC = r"^(src|source|enc|encoder|input|text|x)"
@@ -300,6 +301,7 @@ _NAMES: tuple[tuple[re.Pattern[str], tuple[Value, ...]], ...] = tuple(
             _SEGMENTS,
         ),
         (_OF_A_ROW.pattern, (_ONE_A_ROW, _LANGUAGE)),
+        (r"^pos(itive)?_(seqs|items|samples)$|^neg(ative)?_(seqs?|items?|ids|samples?)$", _SCORED),
         (r"^lang(uage)?s?(_ids?)?$", (_SEGMENTS[0], _LANGUAGE)),
         (r"^(is_)?causal$|^has_mask$|^use_(causal_)?mask$|^apply_mask$", (_CAUSAL,)),
         (r"^deterministic$", (_TRUE,)),

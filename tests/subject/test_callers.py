@@ -310,7 +310,11 @@ def about(self, history, target_item):
     return causal(self, history) + self.head(self.tokens(target_item))[:, None]
 
 
-FORWARDS = [lengths, length, positions, segments, flags, annotated, whose, about]
+def scored(self, user_ids, log_seqs, pos_seqs, neg_seqs):
+    return causal(self, log_seqs) * (pos_seqs + neg_seqs)[..., None]
+
+
+FORWARDS = [lengths, length, positions, segments, flags, annotated, whose, about, scored]
 
 
 @pytest.mark.parametrize("forward", FORWARDS)
