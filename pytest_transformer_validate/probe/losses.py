@@ -133,6 +133,26 @@ class Losses(Passes):
             )
 
     @remembered
+    def of_text(self) -> Answer:
+        """The loss that forward makes of its own text where it is asked for one, beside the
+        logits that it gives where it is not: both belong to the same ids."""
+        batch = self.batch()
+        logits = self._arranged(self.probe.forward(batch).logits)
+        with self.probe.running("loss", grad=True) as subject:
+            loss = _loss(subject.call(batch, {"return_loss": True}))
+        if loss is None:
+            raise NotApplicable("forward is asked for a loss and returns none")
+        return Answer(
+            labels=batch.main.cpu(),
+            loss=float(loss.detach()),
+            logits=logits,
+            gradient=None,
+            eps=self.probe.eps,
+            differentiable=loss.requires_grad,
+            named=False,
+        )
+
+    @remembered
     def plain(self) -> torch.Tensor | None:
         """The logits of the same inputs without labels, ``None`` where they need labels."""
         subject = self.probe.subject

@@ -375,3 +375,36 @@ def test_a_label_behind_the_last_one_is_an_end_or_one_that_is_not_ignored():
     assert "outputs without a label of their own" in ends.notes[0]
     with pytest.raises(CheckFailed, match="outputs whose label is -100 have a gradient"):
         judge(Continued(-100, ignores=False))
+
+
+class OfText(models.Decoder):
+    """The loss is asked for by a flag, and is that of the text itself."""
+
+    def __init__(self, cut=1):
+        super().__init__()
+        self.cut = cut
+
+    def forward(self, x, return_loss=False):
+        logits = super().forward(x)
+        if not return_loss:
+            return logits
+        return F.cross_entropy(logits[:, : x.shape[1] - self.cut].mT, x[:, self.cut :])
+
+
+class Behind(OfText):
+    """Outputs are made of the tokens before: each is the one for its own place."""
+
+    def __init__(self):
+        super().__init__(cut=0)
+
+    def hidden(self, ids):
+        return super().hidden(F.pad(ids, (1, -1)))
+
+
+def test_the_loss_of_a_text():
+    assert judge(OfText()).shift == 1
+    assert judge(Behind()).shift == 0
+    with pytest.raises(CheckFailed, match="the tokens 0 further on; expected is 1"):
+        judge(OfText(cut=0))
+    with pytest.raises(CheckFailed, match="the tokens 2 further on"):
+        judge(OfText(cut=2))

@@ -46,6 +46,9 @@ def loss_alignment(probe: Probe, *, factor: float = 64.0) -> LossAlignment:
     count in the mean, softmax applied once. By value where the logits are not on the path of the
     loss. Logits must not depend on the labels (``factor`` u, two paths).
     """
+    signature = probe.subject.signature
+    if signature.takes("return_loss") and not signature.takes("labels"):
+        return _of_text(probe)
     _require_labels(probe)
     full = _usable(probe, _answer(probe))
     notes: list[str] = []
@@ -120,6 +123,30 @@ def _judge_logits(probe: Probe, full: Answer, factor: float, notes: list[str]) -
             f"logits move by {moved:.2g} (limit {limit}) when labels are given",
             "labels enter the forward, or another path (mask, dropout) is taken with labels",
         )
+
+
+def _of_text(probe: Probe) -> LossAlignment:
+    """A loss that forward makes of its own text: each output is compared with the next token, or
+    with its own where it does not see that one."""
+    if probe.subject.task.task_type != "causal_lm":
+        raise NotApplicable("forward takes no labels")
+    answer = probe.losses.of_text()
+    if answer.logits is None or answer.logits.shape[:2] != answer.labels.shape:
+        raise NotApplicable("the loss of a text is no cross entropy of outputs one a token")
+    shifts = (1, 0, -1, 2)
+    shift = next((s for s in shifts if _is_mean(answer, answer.labels, s)), None)
+    if shift is None:
+        raise NotApplicable("the loss of a text is no mean cross entropy of the logits")
+    measured = LossAlignment(shift=shift, value=float(shift), by="value", factor=1.0)
+    own = probe.mixing.tokens("eval").diagonal()
+    if shift != 1 and (shift or bool(own.any())):
+        fail(
+            probe,
+            f"the loss of a text, {answer.loss:.4g}, is the mean cross entropy of the outputs and "
+            f"the tokens {shift} further on; expected is 1",
+            "logits[:, :-1] with text[:, 1:] is meant",
+        )
+    return measured
 
 
 def _by_gradient(probe: Probe, full: Answer, notes: list[str]) -> LossAlignment:
