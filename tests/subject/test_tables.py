@@ -30,6 +30,7 @@ TABLES = {
     "padded_to_a_block": lambda m: m.table(nn.functional.pad(IDS, (0, 27))),
     "shifted": lambda m: m.table(nn.functional.pad(IDS[:, :-1], (1, 0), value=7)),
     "last_id_folded": lambda m: m.table(IDS.clamp(max=8)),
+    "text_by_text": lambda m: [m.table(text) for text in IDS],
     "one_hot": lambda m: nn.functional.one_hot(IDS, 13),
 }
 
