@@ -128,6 +128,16 @@ def test_what_does_not_run_is_a_skip_with_the_text():
         PRECISION(probe_of(Wide()), "bfloat16")
 
 
+def test_what_torch_has_not_in_bfloat16_is_no_mixture_of_dtypes():
+    class Turns(models.Decoder):
+        def hidden(self, ids):
+            x = super().hidden(ids).to(self.head.weight.dtype)
+            return torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2)))).flatten(-2)
+
+    with pytest.raises(NotApplicable, match="does not run in bfloat16: RuntimeError"):
+        PRECISION(probe_of(Turns()), "bfloat16")
+
+
 def test_numbers_that_cancel_are_found_in_float64():
     class Cancels(nn.LayerNorm):
         def forward(self, x):
