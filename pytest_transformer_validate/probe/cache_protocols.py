@@ -1,7 +1,7 @@
 """How a cache travels, read from the signature and from what comes back.
 
-Handed in and returned (a tuple, a dict, an object that is changed in place), or kept inside the
-model, which is told how many tokens came before.
+Handed in and returned (a tuple, a dict, an object that is changed in place), handed in alone by
+the one who made it, or kept inside the model, which is told how many tokens came before.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pytest_transformer_validate.errors import NotApplicable, error_line
+from pytest_transformer_validate.probe.cache_makers import made_caches
 from pytest_transformer_validate.probe.cache_masks import FORMS
 from pytest_transformer_validate.probe.decoding import (
     Plan,
     Protocol,
+    begin,
     call_on,
     encoder_states,
     kept,
@@ -67,7 +69,41 @@ def handed_over(probe: Probe) -> Protocol:
     for field, value in possible:
         if _keys_and_values(value, length):
             return Protocol(name, field)
-    raise NotApplicable(f"forward takes {name} and returns no cache")
+    made = _made_by_the_caller(probe, name, text, length)
+    if made is None:
+        raise NotApplicable(f"forward takes {name} and returns no cache")
+    return made
+
+
+def _made_by_the_caller(probe: Probe, name: str, text: Batch, length: int) -> Protocol | None:
+    """The first cache that a caller may make into which forward puts something for every token:
+    another token makes it longer. With one of the model's own class that token may raise."""
+    reset = _reset_of(probe.subject)
+    for words, make, own in made_caches(probe.subject):
+        trial = Protocol(f"{name}, {words} made by the caller", None, reset, made=make)
+        if _fills(probe, text, length, trial, own=own):
+            return trial
+    return None
+
+
+def _fills(probe: Probe, text: Batch, length: int, trial: Protocol, *, own: bool) -> bool:
+    with probe.running("protocol") as running, kept(running.model):
+        try:
+            cache = begin(running, trial)
+            call_on(running, text, 0, length, trial, cache, None, positions=True)
+        except Exception:  # noqa: BLE001 - what a model cannot use is no cache of its
+            return False
+        filled = _keys_and_values(cache, length)
+        try:
+            call_on(running, text, length, 1, trial, cache, None, positions=True)
+        except Exception:  # noqa: BLE001 - that is for the check to say
+            return own and filled
+        return filled and _keys_and_values(cache, length + 1)
+
+
+def _reset_of(subject: Subject) -> str | None:
+    """The method that empties what the model keeps, where there is one."""
+    return next((m for m in dir(subject.model) if _RESET.match(m)), None)
 
 
 def _with_encoder(
@@ -104,7 +140,7 @@ def _kept_inside(probe: Probe, method: str | None) -> Protocol:
     signature = subject.signature
     role = next(r for r in ("start", "input_pos", "use_cache") if signature.takes(r))
     name = signature.names[role]
-    reset = next((m for m in dir(subject.model) if _RESET.match(m)), None)
+    reset = _reset_of(subject)
     length = max(2, subject.sizes[1] // 2)
     plan = Plan(2 if subject.most_rows > 1 else 1, (length,))
     text = text_of(probe, plan, "protocol")

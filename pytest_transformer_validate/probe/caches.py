@@ -11,14 +11,9 @@ from typing import Any
 import torch
 
 from pytest_transformer_validate.errors import NotApplicable, error_line
-from pytest_transformer_validate.probe.cache_calls import (
-    calls_of_piece,
-    differ,
-    first_other,
-    place_of,
-)
+from pytest_transformer_validate.probe.cache_calls import calls_of_piece, first_other, place_of
 from pytest_transformer_validate.probe.cache_protocols import handed_over, kept_inside, tensors_of
-from pytest_transformer_validate.probe.compare import difference, few_rows, noise, sequence
+from pytest_transformer_validate.probe.compare import difference, few_rows, noise
 from pytest_transformer_validate.probe.decoding import (
     Plan,
     Protocol,
@@ -28,7 +23,7 @@ from pytest_transformer_validate.probe.decoding import (
     text_of,
 )
 from pytest_transformer_validate.probe.passes import Passes, remembered
-from pytest_transformer_validate.probe.trace import ROOT, traced, where_raised
+from pytest_transformer_validate.probe.trace import traced, where_raised
 from pytest_transformer_validate.subject.batch import Batch
 from pytest_transformer_validate.subject.declared import declared_size
 from pytest_transformer_validate.subject.inputs import complete
@@ -190,29 +185,6 @@ class Caches(Passes):
         rows = text["attention_mask"].bool() if plan.padded else None
         return first_other(full, calls, plan.length, start, plan.pieces[index], rows)
 
-    def reads_past(self, plan: Plan, position: int) -> bool:
-        """Whether the piece that holds ``position`` goes on from a state: the logits are others
-        when other tokens came before. Where a cache holds keys, too, it is the output of the
-        module that ``locate`` names, for the same input. One that begins anew with every piece
-        of several tokens does not."""
-        where = self.locate(plan, position) if self.contents()[1] else ROOT
-        if where is None:
-            return False
-        probe, protocol = self.probe, self.protocol()
-        text, other = (text_of(probe, plan, word) for word in ("decoded", "before"))
-        start, index = place_of(plan, position)
-        size, role = plan.pieces[index], sequence(probe)
-        mixed = torch.cat([other[role][:, :start], text[role][:, start:]], 1)
-        with probe.under(plan.condition):
-            ways = [
-                calls_of_piece(probe, protocol, plan, given, index)
-                for given in (text, text.with_(**{role: mixed}))
-            ]
-        one, two = ([call for call in calls if call.name == where] for calls in ways)
-        if where == ROOT:
-            return differ(one[-1].outputs, two[-1].outputs, size, 0, size)
-        return first_other(one, two, size, 0, size) is not None
-
     def without(self, plan: Plan, position: int) -> float:
         """How far ``position`` moves without any cache when the text ends with its piece, and
         where rows are padded, when they are not."""
@@ -236,15 +208,9 @@ class Caches(Passes):
     def grows(self) -> bool:
         """Whether a cache that is handed over holds something for every token: what stands in it
         for earlier tokens is kept when a token is added. A recurrent state changes as a whole."""
-        return not self.contents()[0]
-
-    @remembered
-    def contents(self) -> tuple[bool, bool]:
-        """Whether a cache that is handed over holds a state, and whether it holds something for
-        every token."""
         protocol = self.protocol()
-        if protocol.field is None:
-            return False, True
+        if not protocol.handed_over:
+            return True
         probe = self.probe
         rows, length = probe.subject.sizes
         text = probe.batch(rows, length, "grows")
@@ -254,12 +220,10 @@ class Caches(Passes):
             for _ in feed(probe, subject, protocol, plan, text, caches=caches):
                 pass
         old, new = (tensors_of(cache) for cache in caches)
-        states = [
-            a.shape == b.shape and float((a != b).float().mean()) > 0.5
+        return not any(
+            a.shape == b.shape and a.numel() > 1 and float((a != b).float().mean()) > 0.5
             for a, b in zip(old, new, strict=False)
-            if a.numel() > 1
-        ]
-        return any(states), not all(states)
+        )
 
 
 def _compared(

@@ -36,7 +36,8 @@ class Protocol:
     ``field`` is the result that is handed back in (``None``: the model keeps it inside, and
     ``reset`` names the method that empties it, where there is one; ``setup`` the one that makes
     it, where forward runs without; ``mask`` the causal mask that goes with every call, where one
-    is asked for). ``encoded`` makes of what an encoder gave the form in which it is handed back.
+    is asked for). ``made`` makes one that a caller hands over with every call, and never gets
+    back. ``encoded`` makes of what an encoder gave the form in which it is handed back.
     """
 
     text: str
@@ -44,7 +45,13 @@ class Protocol:
     reset: str | None = None
     setup: str | None = None
     mask: CacheMask | None = None
+    made: Callable[[], Any] | None = None
     encoded: Callable[[torch.Tensor], Any] = lambda states: Encoded((states,))
+
+    @property
+    def handed_over(self) -> bool:
+        """Whether a cache goes in with every call."""
+        return self.field is not None or self.made is not None
 
 
 @dataclass(frozen=True)
@@ -121,18 +128,16 @@ def _feed(
     watched: int | None,
     caches: list[Any] | None,
 ) -> Iterator[Any]:
-    done, cache, encoded = 0, None, None
-    if protocol.reset is not None:
-        getattr(subject.model, protocol.reset)()
-    if plan.after == "another" or (protocol.field is None and plan.after == "nothing"):
+    done, cache, encoded = 0, begin(subject, protocol), None
+    if plan.after == "another" or (not protocol.handed_over and plan.after == "nothing"):
         other = text_of(probe, plan, "before")
-        if protocol.field is not None or protocol.reset is not None or _starts(subject):
-            call_on(subject, other, 0, plan.length, protocol, None, None, positions=plan.positions)
+        if protocol.handed_over or protocol.reset is not None or _starts(subject):
+            given = (subject, other, 0, plan.length, protocol, cache, None)
+            call_on(*given, positions=plan.positions)
             _decode_start(subject, other, protocol, plan)
-        if protocol.reset is not None:
-            getattr(subject.model, protocol.reset)()
+        cache = begin(subject, protocol)
     for index, size in enumerate(plan.pieces):
-        if plan.after == "prefix" and done and protocol.field is not None:
+        if plan.after == "prefix" and done and protocol.handed_over and protocol.reset is None:
             branch: Any = copy.deepcopy(cache)
             other = text_of(probe, plan, "before")
             call_on(
@@ -144,13 +149,20 @@ def _feed(
             raw, piece = call_on(*given, positions=plan.positions)
         if protocol.field is not None:
             cache = field_of(raw, protocol.field)
-            if caches is not None:
-                caches.append(copy.deepcopy(cache))
+        if caches is not None and protocol.handed_over:
+            caches.append(copy.deepcopy(cache))
         if encoded is None:
             states = encoder_states(subject, raw)
             encoded = None if states is None else protocol.encoded(states)
         yield calls if index == watched else subject.read(raw, piece).logits
         done += size
+
+
+def begin(subject: Subject, protocol: Protocol) -> Any:
+    """A new text: what the model keeps is emptied. The cache that its first call is given."""
+    if protocol.reset is not None:
+        getattr(subject.model, protocol.reset)()
+    return protocol.made() if protocol.made is not None else None
 
 
 def encoder_states(subject: Subject, raw: Any) -> torch.Tensor | None:
@@ -163,12 +175,13 @@ def encoder_states(subject: Subject, raw: Any) -> torch.Tensor | None:
 
 def _decode_start(subject: Subject, text: Batch, protocol: Protocol, plan: Plan) -> None:
     """Decode two pieces of a text: something may be kept of a past that is handed over, too."""
-    if protocol.field is None or not subject.small or len(plan.pieces) < 2:
+    if not protocol.handed_over or not subject.small or len(plan.pieces) < 2:
         return
-    done, cache = 0, None
+    done, cache = 0, begin(subject, protocol)
     for size in plan.pieces[:2]:
         given = (subject, text, done, size, protocol, cache, None)
-        cache = field_of(call_on(*given, positions=plan.positions)[0], protocol.field)
+        raw, _ = call_on(*given, positions=plan.positions)
+        cache = cache if protocol.field is None else field_of(raw, protocol.field)
         done += size
 
 
@@ -195,7 +208,7 @@ def call_on(
     extra: dict[str, Any] = {}
     if signature.takes("use_cache"):
         extra["use_cache"] = True
-    if protocol.field is not None and cache is not None:
+    if cache is not None:
         extra["past_key_values"] = cache
     if signature.takes("start"):
         extra["start"] = done

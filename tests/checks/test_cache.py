@@ -473,4 +473,122 @@ def test_several_tokens_behind_a_state_go_on_from_it(kind):
 @pytest.mark.parametrize("kind", [Averages, AveragesAndAttention])
 def test_a_state_that_several_tokens_begin_anew_is_noted(kind):
     (note,) = judged(kind("begin"))["chunks"].notes
-    assert note == "the cache is a state: several tokens after it at once begin a new text"
+    assert note == ("the cache is a state: several tokens after it at once do not go on from it")
+
+
+class KeptByTheCaller(Cached):
+    """Attention that fills a cache which it does not return; subclasses say what one is."""
+
+    slips = 0
+
+    def last(self, cache):
+        return cache.kept
+
+    def fill(self, cache, past):
+        cache.kept = past
+
+    def forward(self, ids, cache=None):
+        last = None if cache is None else self.last(cache)
+        start = 0 if last is None else last[0].shape[2] - self.slips
+        logits, past = self.run(ids, last, start)
+        if cache is not None:
+            self.fill(cache, past)
+        return logits
+
+
+class LayerCache:
+    def __init__(self):
+        self.kept = None
+
+
+class CacheOfLayers:
+    def __init__(self, n_layers):
+        self.places = [None] * n_layers
+
+
+class InAnObject(KeptByTheCaller):
+    """A LayerCache."""
+
+
+class InObjects(KeptByTheCaller):
+    """A LayerCache for each layer."""
+
+    def last(self, cache):
+        return cache[0].kept
+
+    def fill(self, cache, past):
+        cache[0].kept = past
+
+
+class InACountedObject(KeptByTheCaller):
+    """A CacheOfLayers."""
+
+    def last(self, cache):
+        return cache.places[0]
+
+    def fill(self, cache, past):
+        cache.places[0] = past
+
+
+class InADict(KeptByTheCaller):
+    """A dict for each layer, or one."""
+
+    def last(self, cache):
+        return cache.get("kept")
+
+    def fill(self, cache, past):
+        cache["kept"] = past
+
+
+class Counting(InAnObject):
+    """Positions are counted in the model, until it is told to begin anew."""
+
+    def __init__(self):
+        super().__init__()
+        self.current_pos = 0
+
+    def reset_kv_cache(self):
+        self.current_pos = 0
+
+    def forward(self, ids, cache=None):
+        start = self.current_pos if cache is not None else 0
+        logits, past = self.run(ids, None if cache is None else cache.kept, start)
+        if cache is not None:
+            cache.kept, self.current_pos = past, start + ids.shape[1]
+        return logits
+
+
+@pytest.mark.parametrize("kind", [InAnObject, InObjects, InACountedObject, InADict, Counting])
+def test_a_cache_that_the_caller_makes_is_found(kind):
+    found = judged(kind())
+    assert all(found[case].value < 1e-5 for case in ("steps", "chunks", "long"))
+    assert "made by the caller" in found["steps"].protocol
+
+
+@pytest.mark.parametrize("kind", [InAnObject, InObjects, InACountedObject, InADict])
+def test_a_mistake_with_a_cache_of_the_caller_is_found(kind):
+    model = kind()
+    model.slips = 1
+    with pytest.raises(CheckFailed, match="made by the caller"):
+        kv_cache(probe_of(model), "steps")
+
+
+def test_a_step_that_a_cache_of_the_caller_breaks_is_found():
+    class Breaks(InAnObject):
+        def last(self, cache):
+            if cache.kept is not None:
+                raise ValueError("once only")
+
+    with pytest.raises(CheckFailed, match="once only"):
+        kv_cache(probe_of(Breaks()), "steps")
+
+
+def test_what_is_noted_in_a_dict_is_no_cache():
+    class Notes(models.Decoder):
+        def forward(self, ids, cache=None):
+            hidden = self.hidden(ids)
+            if cache is not None:
+                cache["hidden"], cache["twice"] = hidden, hidden + hidden
+            return self.head(hidden)
+
+    assert judged(Notes())["steps"] == "forward takes cache and returns no cache"

@@ -84,8 +84,8 @@ def _judge(probe: Probe, plan: Plan, factor: float, notes: list[str]) -> KvCache
     _require_comparable(probe, plan, position, limit)
     cached, size = _piece(plan, position)
     several = size > 1 and cached and not probe.caches.grows()
-    if several and not probe.caches.reads_past(plan, position):
-        notes.append("the cache is a state: several tokens after it at once begin a new text")
+    if several and position == cached:
+        notes.append("the cache is a state: several tokens after it at once do not go on from it")
         return dataclasses.replace(measured, value=0.0)
     likely = _SEVERAL if several else _likely(probe, plan, limit, cached, size)
     if likely == _RESTARTS and probe.caches.self_positioned:
@@ -188,7 +188,7 @@ def _likely(probe: Probe, plan: Plan, limit: Limit, cached: int, size: int) -> s
         found = caches.decoded(dataclasses.replace(plan, **other))
         return found.raised is None and found.misshapen is None and found.worst <= limit.value
 
-    inside = caches.protocol().field is None
+    inside = not caches.protocol().handed_over
     if not cached:
         stale = (inside or plan.after == "another") and holds(after="clean")
         return _STALE if stale else _FIRST

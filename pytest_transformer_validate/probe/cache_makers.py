@@ -1,0 +1,76 @@
+"""Caches that a caller makes, hands over with every call and never gets back.
+
+They are objects of a class beside the model's, or plain dicts and lists; one for all layers, or
+one a layer.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from pytest_transformer_validate.subject.subject import Subject
+
+_CACHE = re.compile(r"cache", re.IGNORECASE)
+_COUNT = re.compile(r"^((n|num)_?)?(hidden_)?(layers?|blocks?)$|^depth$")
+_CONFIG = {"config", "cfg", "args"}
+
+
+def made_caches(subject: Subject) -> Iterator[tuple[str, Callable[[], Any], bool]]:
+    """What a caller may hand over: words for it, what makes a new one, and whether it is made of
+    a class of the model's own."""
+    lists = [m for m in subject.model.modules() if isinstance(m, torch.nn.ModuleList)]
+    count = max(map(len, lists), default=1)
+    for kind in _classes(subject.model):
+        make = _maker(kind, subject.model, count)
+        if make is not None:
+            yield f"a {kind.__name__}", make, True
+            yield f"a {kind.__name__} a layer", partial(_several, make, count), True
+    yield "a dict a layer", partial(_several, dict, count), False
+    yield "a dict", dict, False
+    yield "a list with a place for each layer", partial(_several, _nothing, count), False
+
+
+def _classes(model: torch.nn.Module) -> list[type]:
+    """The classes called cache that the files of the model know, those of torch apart."""
+    files = {id(f): f for m in model.modules() if (f := _globals(type(m))) is not None}
+    found = (value for names in files.values() for value in dict(names).values())
+    kinds = (v for v in found if isinstance(v, type) and _CACHE.search(v.__name__))
+    return [*dict.fromkeys(k for k in kinds if not issubclass(k, torch.nn.Module))]
+
+
+def _globals(kind: type) -> dict[str, Any] | None:
+    if kind.__module__.partition(".")[0] in {"torch", "transformers"}:
+        return None
+    return getattr(getattr(kind, "forward", None), "__globals__", None)
+
+
+def _maker(kind: type, model: torch.nn.Module, count: int) -> Callable[[], Any] | None:
+    """What makes one: without arguments, of the number of layers, or of the configuration."""
+    try:
+        parameters = inspect.signature(kind).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    needed = [p for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    if not needed:
+        return kind
+    name = needed[0].name
+    held = next((vars(model)[n] for n in ("config", "cfg", "args") if n in vars(model)), None)
+    if len(needed) == 1 and _COUNT.match(name):
+        return partial(kind, count)
+    return partial(kind, held) if len(needed) == 1 and name in _CONFIG and held else None
+
+
+def _several(make: Callable[[], Any], count: int) -> list[Any]:
+    return [make() for _ in range(count)]
+
+
+def _nothing() -> None:
+    return None
