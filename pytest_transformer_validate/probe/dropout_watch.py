@@ -103,6 +103,17 @@ def same_kind(a: Any, b: Any) -> bool:
     return isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) and a.shape == b.shape
 
 
+def is_rate(name: str, value: Any) -> bool:
+    """Whether a name and a value are those of a dropout's probability above zero."""
+    return "drop" in name and isinstance(value, float) and 0 < value <= 1
+
+
+def rates_of(module: nn.Module) -> dict[str, float]:
+    """The probabilities above zero that a module keeps, by attribute."""
+    dropping = isinstance(module, DROPOUT)
+    return {n: v for n, v in vars(module).items() if is_rate("drop" if dropping else n, v)}
+
+
 def drops_inside(module: nn.Module) -> bool:
     """Whether a module of torch's drops without a dropout module."""
     if isinstance(module, nn.MultiheadAttention):

@@ -11,7 +11,12 @@ from torch import nn
 from pytest_transformer_validate.probe.alike import undropped
 from pytest_transformer_validate.probe.compare import moved_by
 from pytest_transformer_validate.probe.draws import keeps_mode
-from pytest_transformer_validate.probe.dropout_watch import DROPOUT, DropoutWatch, drops_inside
+from pytest_transformer_validate.probe.dropout_watch import (
+    DROPOUT,
+    DropoutWatch,
+    drops_inside,
+    is_rate,
+)
 from pytest_transformer_validate.probe.passes import Passes, remembered
 from pytest_transformer_validate.probe.trace import ROOT
 from pytest_transformer_validate.probe.watch import drawing, generator_state, same
@@ -96,9 +101,9 @@ class Dropouts(Passes):
                 for name, module in modules
                 if not isinstance(module, DROPOUT) and not drops_inside(module)
                 for attribute, value in vars(module).items()
-                if _is_rate(attribute, value)
+                if is_rate(attribute, value)
             ),
-            keys=tuple(key for key, value in config if _is_rate(key, value)),
+            keys=tuple(key for key, value in config if is_rate(key, value)),
         )
 
     @remembered
@@ -298,10 +303,6 @@ class Dropouts(Passes):
             return None
         share = float(zeros.float().mean())
         return HandWritten(name, share, float(given.float().mean()), given.numel())
-
-
-def _is_rate(name: str, value: Any) -> bool:
-    return "drop" in name and isinstance(value, float) and 0 < value <= 1
 
 
 def _drops(subject: Subject, name: str) -> bool:

@@ -1,5 +1,5 @@
 """What a row of calls in evaluation leaves changed: weights, buffers, the caller's inputs, modes,
-settings of torch, results that were already returned."""
+rates of dropouts, settings of torch, results that were already returned."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from pytest_transformer_validate.probe.dropout_watch import rates_of
 from pytest_transformer_validate.probe.trace import ROOT
 from pytest_transformer_validate.probe.watch import same, settings_of_torch
 
@@ -25,7 +26,8 @@ class Left:
     ``parameters`` and ``buffers`` are names (buffers of the state dict that go on changing when
     the same input is given again), ``counters`` are such buffers that hold whole numbers, or one
     number; ``inputs`` are roles, ``modes`` modules whose mode a forward
-    flipped, ``settings`` what it changed in torch; ``overwritten`` says that a later call wrote
+    flipped, ``rates`` attributes with the probability of a dropout that it changed, ``settings``
+    what it changed in torch; ``overwritten`` says that a later call wrote
     into logits that were already returned, ``exchanged`` that a parameter is another object, or
     has another shape, than before.
     """
@@ -35,6 +37,7 @@ class Left:
     counters: tuple[str, ...]
     inputs: tuple[str, ...]
     modes: tuple[str, ...]
+    rates: tuple[str, ...]
     settings: tuple[str, ...]
     overwritten: bool
     exchanged: bool
@@ -51,17 +54,20 @@ class Before:
         }
         self._lawful = _renormalised(model)
         self._modes = [(n or ROOT, m, m.training) for n, m in model.named_modules()]
+        self._rates = rates_in(model)
         self._settings = settings_of_torch()
         self._buffers: list[dict[str, torch.Tensor]] = []
         self._returned: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.inputs: dict[str, None] = {}
         self.modes: dict[str, None] = {}
+        self.rates: dict[str, None] = {}
         self.settings: dict[str, None] = {}
 
     def note(self, batch: Batch, given: Batch, logits: torch.Tensor) -> None:
         """Look after a call; what goes on changing is seen after the first two."""
         self.inputs |= dict.fromkeys(written(batch, given))
         self.modes |= {n: None for n, module, mode in self._modes if module.training != mode}
+        self.rates |= {n: None for n, (m, a, v) in self._rates.items() if getattr(m, a, v) != v}
         now = settings_of_torch()
         self.settings |= dict.fromkeys(n for n, v in self._settings.items() if now[n] != v)
         if len(self._buffers) < 2:
@@ -89,6 +95,7 @@ class Before:
             counters=tuple(n for n, b in going_on.items() if _counts(b)),
             inputs=tuple(self.inputs),
             modes=tuple(self.modes),
+            rates=tuple(self.rates),
             settings=tuple(self.settings),
             exchanged=len(kept) < len(self._parameters) or len(now) > len(self._parameters),
             overwritten=any(not same(t, value) for t, value in self._returned),
@@ -101,6 +108,15 @@ def written(batch: Batch, given: Batch) -> tuple[str, ...]:
         for role, t in given.inputs.items()
         if t.requires_grad or not same(t.detach(), batch[role])
     )
+
+
+def rates_in(model: nn.Module) -> dict[str, tuple[nn.Module, str, float]]:
+    """The probabilities of dropouts by name: who keeps each, as which attribute, and its value."""
+    return {
+        f"{name}.{attribute}".removeprefix("."): (module, attribute, value)
+        for name, module in model.named_modules()
+        for attribute, value in rates_of(module).items()
+    }
 
 
 def _renormalised(model: nn.Module) -> set[str]:

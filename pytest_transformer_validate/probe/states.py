@@ -12,7 +12,7 @@ from torch import nn
 from pytest_transformer_validate.errors import error_line
 from pytest_transformer_validate.probe.compare import moved_by
 from pytest_transformer_validate.probe.passes import Passes, remembered
-from pytest_transformer_validate.probe.remains import Before, Left, written
+from pytest_transformer_validate.probe.remains import Before, Left, rates_in, written
 from pytest_transformer_validate.probe.trace import ROOT, Call, traced, where_raised
 from pytest_transformer_validate.probe.watch import (
     first_change,
@@ -355,6 +355,9 @@ def _watch(model: nn.Module, kind: str, name: str) -> Callable[[], bool]:
         module = dict(model.named_modules())["" if name == ROOT else name]
         mode = module.training
         return lambda: module.training != mode
+    if kind == "rates":
+        keeper, attribute, value = rates_in(model)[name]
+        return lambda: getattr(keeper, attribute, value) != value
     registry = model.named_parameters if kind == "parameters" else model.named_buffers
     value = dict(registry())[name].detach().clone()
     return lambda: not same(dict(registry())[name].detach(), value)

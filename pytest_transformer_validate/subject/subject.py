@@ -311,7 +311,8 @@ class Subject:
         many as there are outputs, if not more than the source has."""
         named = declared_size(self.config, TARGET_VOCABULARY)
         found = named or self.facts.vocabulary.get("decoder_input_ids")
-        return found or min(self.vocab_size, max(self.facts.width, 2))
+        most = max(self.facts.width, 2) if self.decodes else self.vocab_size
+        return found or min(self.vocab_size, most)
 
     @functools.cached_property
     def max_length(self) -> int | None:

@@ -500,3 +500,26 @@ def test_a_training_forward_that_raises_is_not_judged_here():
 
     with pytest.raises(NotApplicable, match="raises: ValueError: give a length of 64"):
         CHECKS["dropout"](probe_of(Needs()))
+
+
+class Forgets(models.Decoder):
+    """Sets a rate of dropout to zero in evaluation, and to nothing else ever again."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.drop = torch.nn.Dropout(0.2)
+        self.module, self.dropout_p = module, 0.1
+
+    def forward(self, input_ids):
+        if not self.training and self.module:
+            self.drop.p = 0.0
+        elif not self.training:
+            self.dropout_p = 0.0
+        x = torch.nn.functional.dropout(self.hidden(input_ids), self.dropout_p, self.training)
+        return self.head(self.drop(x))
+
+
+@pytest.mark.parametrize(("module", "name"), [(True, "drop.p"), (False, "dropout_p")])
+def test_a_rate_that_evaluation_sets_is_kept_for_training(module, name):
+    caught = failure("statelessness", Forgets(module))
+    assert f"a forward in evaluation changed {name}\n" in caught.message

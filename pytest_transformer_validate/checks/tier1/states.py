@@ -212,6 +212,10 @@ _LEFT = {
         "a forward in evaluation flipped the mode of {}",
         "self.train() or self.eval() inside of forward",
     ),
+    "rates": (
+        "a forward in evaluation changed {}",
+        "self.dropout = 0 if not self.training: training goes on without it; choose at each call",
+    ),
     "settings": (
         "a forward changed {} of torch",
         "torch.set_grad_enabled, set_default_dtype or the like as a call where a `with` is meant",
