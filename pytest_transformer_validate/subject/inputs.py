@@ -37,11 +37,15 @@ def random_batch(subject: Subject, rows: int, length: int, seed: int, source: in
 
 
 def with_special(subject: Subject, batch: Batch) -> Batch:
-    """The same batch with a special id at every other position, as far as there are any."""
+    """The same batch with a special id at every other position, as far as there are any; padding
+    stands behind all others, as it does in texts."""
     role = "decoder_input_ids" if subject.decodes else "input_ids"
     ids = batch[role].clone()
-    for place, special in zip(range(1, ids.shape[1] - 1, 2), subject.text_ids, strict=False):
+    inside = [i for i in subject.text_ids if i != subject.pad_id or i == subject.end_id]
+    for place, special in zip(range(1, ids.shape[1] - 1, 2), inside, strict=False):
         ids[:, place] = special
+    if len(inside) < len(subject.text_ids):
+        ids[:, -1] = subject.pad_id
     return batch.with_(**{role: ids})
 
 

@@ -483,6 +483,32 @@ def test_a_length_that_gives_nan_is_a_wrong_shape():
         CHECKS["shape_robustness"](probe_of(Spread()), "single_token")
 
 
+class PaddingAsksNothing(models.Decoder):
+    """Padding is hidden as what asks, not as what is looked at: its softmax is over nothing, and
+    sees all alike. Where it ``replaces`` the causal mask, the others see later tokens, too."""
+
+    replaces = False
+
+    def hidden(self, ids):
+        asks, t = (ids != 0)[:, None, :, None], ids.size(1)
+        causal = torch.ones(t, t, dtype=torch.bool).tril()
+        mask = asks.expand(-1, 1, t, t) if self.replaces and not asks.all() else asks & causal
+        bias = torch.zeros(mask.shape, dtype=self.head.weight.dtype).masked_fill(~mask, -1e4)
+        x = self.tokens(ids) + self.positions(torch.arange(t))
+        for block in self.blocks:
+            x = block(x, mask=bias)
+        return self.norm(x)
+
+
+def test_padding_that_asks_stands_behind_the_text():
+    config = {"pad_token_id": 0}
+    assert CHECKS["causality"](probe_of(PaddingAsksNothing(), config)).value == 0.0
+    model = PaddingAsksNothing()
+    model.replaces = True
+    with pytest.raises(CheckFailed, match="hides padding replaces the causal one"):
+        CHECKS["causality"](probe_of(model, config))
+
+
 def test_a_length_that_nobody_declared_is_asked_for():
     class Bounded(models.Decoder):
         def hidden(self, ids):
