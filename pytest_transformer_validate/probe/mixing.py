@@ -59,13 +59,17 @@ class Mixing(Passes):
         return difference(old, new).amax(-1).T.double().cpu()
 
     @remembered
-    def text(self, length: int, condition: str) -> torch.Tensor | None:
+    def text(self, length: int, condition: str, *, topped: bool = False) -> torch.Tensor | None:
         """(T,): gradient of a classifier's outputs at every token, the largest of several
         texts (a maximum over time reads few tokens of one text). ``None`` where no lookup by the
-        ids is seen."""
+        ids is seen. ``topped`` texts end with the largest id, where some models look."""
         probe = self.probe
         rows = min(8 if probe.subject.small else 2, probe.subject.most_rows)
         batch = probe.batch(rows, length, "mixing", length)
+        if topped:
+            ids = batch["input_ids"].clone()
+            ids[:, -1] = probe.subject.vocab_size - 1
+            batch = batch.with_(input_ids=ids)
         with probe.under(condition), probe.running("mixing", grad=True) as subject:
             with TokenLookup(batch["input_ids"]) as lookup:
                 logits = subject(batch).logits

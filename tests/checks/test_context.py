@@ -203,6 +203,26 @@ def test_a_maximum_over_time_reads_every_token_of_some_text():
     assert context_use(probe_of(Pooled(), config)).unseen == 0
 
 
+class ReadAtTheLargest(Masked):
+    """The output is read where the largest id stands, as CLIP reads its texts, or (``first``)
+    from the first token."""
+
+    first = False
+
+    def forward(self, input_ids):
+        place = input_ids.argmax(-1) * (not self.first)
+        return self.head(self.hidden(input_ids)[torch.arange(len(input_ids)), place])[:, :5]
+
+
+def test_an_output_that_is_read_at_the_largest_id():
+    config = {"task": "classification"}
+    assert context_use(probe_of(ReadAtTheLargest(), config)).unseen == 0
+    model = ReadAtTheLargest()
+    model.first = True
+    with pytest.raises(CheckFailed, match="tokens have no influence"):
+        context_use(probe_of(model, config))
+
+
 def test_a_text_that_is_cut_inside():
     with pytest.raises(CheckFailed, match="tokens have no influence"):
         context_use(probe_of(Pooled(16), {"task": "classification", "vocab_size": models.VOCAB}))

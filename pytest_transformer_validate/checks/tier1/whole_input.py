@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -54,7 +55,11 @@ def every_token(probe: Probe, floor: float) -> Context:
 def _text_dependencies(probe: Probe, length: int, floor: float) -> torch.Tensor:
     first = context.relative(_text(probe, length, "eval"))
     if bool((first < floor).any()):
-        return first.maximum(context.relative(_text(probe, length, "noised")))
+        first = first.maximum(context.relative(_text(probe, length, "noised")))
+    if bool((first < floor).any()):
+        with contextlib.suppress(Exception):  # a model may keep its largest id for itself
+            topped = probe.mixing.text(length, "eval", topped=True)
+            first = first if topped is None else first.maximum(context.relative(topped))
     return first
 
 
