@@ -351,6 +351,42 @@ def test_patches_that_are_cut_by_view():
     assert "a box of 3 x 16 pixels" in caught.value.message
 
 
+class Convolved(Cut):
+    """Patches are cut by a convolution; ``moved`` says how channels come behind them."""
+
+    def __init__(self, moved, norm=None):
+        super().__init__()
+        self.embed, self.moved = nn.Conv2d(3, 32, 4, 4), moved
+        self.patches, self.norm = nn.Identity(), norm or nn.Identity()
+
+    def forward(self, pixel_values):
+        x = self.norm(self.embed(pixel_values)).flatten(2)
+        x = x.mT if self.moved else x.reshape(len(x), 16, 32)
+        return self.head(self.block(self.patches(x) + self.positions, causal=False).mean(1))
+
+
+class AttendsFirst(Convolved):
+    """The first module behind the patches mixes them."""
+
+    def __init__(self):
+        super().__init__(moved=True)
+        self.encoder = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+
+    def forward(self, pixel_values):
+        x = self.embed(pixel_values).flatten(2).mT + self.positions
+        return self.head(self.encoder(x).mean(1))
+
+
+def test_channels_that_are_moved_by_reshape():
+    config = {"image_size": 16, "num_channels": 3}
+    position_sensitivity(probe_of(Convolved(moved=True), config))
+    position_sensitivity(probe_of(Convolved(True, nn.GroupNorm(1, 32)), config))
+    position_sensitivity(probe_of(AttendsFirst(), config))
+    with pytest.raises(CheckFailed, match="stand in a box of 16 x 16 pixels") as caught:
+        position_sensitivity(probe_of(Convolved(moved=False), config))
+    assert caught.value.where == "(model)"
+
+
 class Kinds(Cut):
     """Seven patches along a side, as it keeps, and one position for all of them."""
 

@@ -301,11 +301,12 @@ def _patches(probe: Probe, factor: float) -> PositionSensitivity:
     if odd is not None:
         raise CheckFailed(
             "a patch of an image is a square of it\n"
-            f"patches of {odd.patch} x {odd.patch} are declared, and the first tokens are made of "
-            f"as many numbers, which stand in a box of {odd.box[0]} x {odd.box[1]} pixels\n"
+            f"patches are {odd.patch} x {odd.patch}, and a first token is made of numbers that "
+            f"stand in a box of {odd.box[0]} x {odd.box[1]} pixels\n"
             f"module: {odd.module}\n"
             "likely: the image is cut by view or reshape alone: the axes of patches have to be "
-            "brought together by permute before they are flattened",
+            "brought together by permute before they are flattened, and the axis of channels to "
+            "be moved behind them",
             PositionSensitivity(limit=limit, known="patches"),
             where=odd.module,
         )
