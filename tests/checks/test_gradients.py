@@ -407,3 +407,20 @@ def test_a_layer_that_is_left_out_in_training_is_not_cut():
     model = InTraining()
     model.way = "drop the layer"
     assert CHECKS["gradient_flow"](probe_of(model)).value == 0
+
+
+class Distilled(models.Decoder):
+    """Gives what two heads say, and the mean of both where it is not trained."""
+
+    def __init__(self):
+        super().__init__()
+        self.other = nn.Linear(32, models.VOCAB)
+
+    def forward(self, input_ids):
+        x = self.hidden(input_ids)
+        one, other = self.head(x), self.other(x)
+        return (one, other) if self.training else (one + other) / 2
+
+
+def test_a_result_that_is_given_in_training_alone_is_reached():
+    assert CHECKS["gradient_flow"](probe_of(Distilled())).value == 0

@@ -59,10 +59,11 @@ def stuck_routers(probe: Probe) -> set[str]:
 
 
 def cut_in_training(probe: Probe, found: Gradients) -> set[str]:
-    """Parameters that take part in training and get no gradient there, although they do in
-    evaluation, as ``found`` says."""
+    """Parameters that take part in training and get no gradient there, from no result at all,
+    although they do in evaluation, as ``found`` says."""
     left = {name for name in probe.states.cut_in_training() if found.norms.get(name)}
     if not left:
         return left
     training = probe.experts.gradients_in_training()
-    return {n for n in left & training.used if training.norms.get(n) is None}
+    left &= training.used - training.beside - training.elsewhere
+    return {name for name in left if training.norms.get(name) is None}
