@@ -41,8 +41,14 @@ _FACTS = re.compile(
 _NAMESPACES = (types.SimpleNamespace, argparse.Namespace)
 # Arguments whose default says what may be given to a model, each under one of its names.
 _CHANNELS = ("num_channels", "in_channels", "in_chans", "channels")
-_BOUNDS = (("max_batch_size",), ("image_size", "img_size"), _CHANNELS)
-_MOST_CHANNELS = 4  # of an image; more may be the width of the model
+_LENGTHS = (
+    "max_position_embeddings", "n_positions", "max_seq_len", "max_seq_length",
+    "max_sequence_length", "block_size", "n_ctx", "context_length", "context_size", "ctx_len",
+    "max_len", "seq_length", "sequence_length", "seq_len", "max_target_positions",
+)  # fmt: skip
+_BOUNDS = (("max_batch_size",), _LENGTHS, ("image_size", "img_size"), _CHANNELS)
+# Channels of an image (more may be the width of the model); tokens of a text that is tried whole.
+_LARGEST = {_CHANNELS: 4, _LENGTHS: 1024}
 
 
 @dataclass
@@ -103,18 +109,19 @@ def arguments(target: Callable[..., Any], settings: Settings) -> Call:
 
 def bounds_in_force(target: Callable[..., Any], config: ModelConfig) -> dict[str, Any]:
     """Defaults of arguments that bound what the model of ``target`` may be given, where no key
-    does: the largest batch, and size and channels of images where there is no vocabulary."""
+    does: the largest batch, the longest text, and size and channels of images where there is no
+    vocabulary."""
     try:
         named = inspect.signature(target).parameters
     except (TypeError, ValueError):
         return {}
-    bounds = _BOUNDS[:1] if "vocab_size" in named else _BOUNDS
+    bounds = _BOUNDS[:2] if "vocab_size" in named else _BOUNDS
     found = {}
     for names in bounds:
         name = next((n for n in names if n in named), None)
         default = None if name is None else named[name].default
         whole = isinstance(default, int | tuple | list) and not isinstance(default, bool)
-        if names is _CHANNELS and default not in range(1, _MOST_CHANNELS + 1):
+        if names in _LARGEST and default not in range(1, _LARGEST[names] + 1):
             continue
         if name is not None and whole and config.first(*names) is None:
             found[name] = default
