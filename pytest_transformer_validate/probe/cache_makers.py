@@ -39,11 +39,14 @@ def made_caches(subject: Subject) -> Iterator[tuple[str, Callable[[], Any], bool
 
 
 def _classes(model: torch.nn.Module) -> list[type]:
-    """The classes called cache that the files of the model know, those of torch apart."""
+    """The classes called cache that the files of the model define, or take from transformers:
+    what another library calls a cache may be a store on a disk."""
     files = {id(f): f for m in model.modules() if (f := _globals(type(m))) is not None}
+    own = {names.get("__name__") for names in files.values()}
     found = (value for names in files.values() for value in dict(names).values())
     kinds = (v for v in found if isinstance(v, type) and _CACHE.search(v.__name__))
-    return [*dict.fromkeys(k for k in kinds if not issubclass(k, torch.nn.Module))]
+    known = (k for k in kinds if k.__module__ in own or k.__module__.startswith("transformers."))
+    return [*dict.fromkeys(k for k in known if not issubclass(k, torch.nn.Module))]
 
 
 def _globals(kind: type) -> dict[str, Any] | None:
@@ -65,7 +68,8 @@ def _maker(kind: type, model: torch.nn.Module, count: int) -> Callable[[], Any] 
     held = next((vars(model)[n] for n in ("config", "cfg", "args") if n in vars(model)), None)
     if len(needed) == 1 and _COUNT.match(name):
         return partial(kind, count)
-    return partial(kind, held) if len(needed) == 1 and name in _CONFIG and held else None
+    given = len(needed) == 1 and name in _CONFIG and held is not None
+    return partial(kind, held) if given else None
 
 
 def _several(make: Callable[[], Any], count: int) -> list[Any]:

@@ -501,6 +501,13 @@ class LayerCache:
         self.kept = None
 
 
+class SlottedCache:
+    __slots__ = ("kept",)
+
+    def __init__(self):
+        self.kept = None
+
+
 class CacheOfLayers:
     def __init__(self, n_layers):
         self.places = [None] * n_layers
@@ -508,6 +515,14 @@ class CacheOfLayers:
 
 class InAnObject(KeptByTheCaller):
     """A LayerCache."""
+
+
+class InSlots(KeptByTheCaller):
+    """A SlottedCache."""
+
+    def last(self, cache):
+        assert isinstance(cache, SlottedCache)
+        return cache.kept
 
 
 class InObjects(KeptByTheCaller):
@@ -528,6 +543,23 @@ class InACountedObject(KeptByTheCaller):
 
     def fill(self, cache, past):
         cache.places[0] = past
+
+
+class CacheOfAConfig:
+    def __init__(self, cfg):
+        self.places = [None] * cfg["layers"]
+
+
+class InAnObjectOfTheConfig(InACountedObject):
+    """What a CacheOfAConfig holds is found by its configuration."""
+
+    def __init__(self):
+        super().__init__()
+        self.cfg = {"layers": 1}
+
+    def last(self, cache):
+        assert isinstance(cache, CacheOfAConfig)
+        return super().last(cache)
 
 
 class InADict(KeptByTheCaller):
@@ -558,14 +590,17 @@ class Counting(InAnObject):
         return logits
 
 
-@pytest.mark.parametrize("kind", [InAnObject, InObjects, InACountedObject, InADict, Counting])
+_KEPT = [InAnObject, InSlots, InObjects, InACountedObject, InAnObjectOfTheConfig, InADict]
+
+
+@pytest.mark.parametrize("kind", [*_KEPT, Counting])
 def test_a_cache_that_the_caller_makes_is_found(kind):
     found = judged(kind())
     assert all(found[case].value < 1e-5 for case in ("steps", "chunks", "long"))
     assert "made by the caller" in found["steps"].protocol
 
 
-@pytest.mark.parametrize("kind", [InAnObject, InObjects, InACountedObject, InADict])
+@pytest.mark.parametrize("kind", _KEPT)
 def test_a_mistake_with_a_cache_of_the_caller_is_found(kind):
     model = kind()
     model.slips = 1
@@ -592,3 +627,33 @@ def test_what_is_noted_in_a_dict_is_no_cache():
             return self.head(hidden)
 
     assert judged(Notes())["steps"] == "forward takes cache and returns no cache"
+
+
+def test_a_cache_of_another_library_is_not_made(monkeypatch):
+    made = []
+
+    class DiskCache:
+        __module__ = "a_store"
+
+        def __init__(self):
+            made.append(self)
+
+    class Ignores(models.Decoder):
+        def forward(self, ids, cache=None):
+            return super().forward(ids)
+
+    monkeypatch.setitem(globals(), "DiskCache", DiskCache)
+    assert judged(Ignores())["steps"] == "forward takes cache and returns no cache"
+    assert not made
+    DiskCache.__module__ = __name__
+    assert judged(Ignores())["steps"] == "forward takes cache and returns no cache"
+    assert made
+
+
+@pytest.mark.parametrize(
+    ("after", "longer"), [((2, 6, 6, 8), True), ((2, 6, 5, 8), False), ((2, 7, 6, 8), False)]
+)
+def test_a_cache_that_grows_by_a_token_may_have_as_many_heads(after, longer):
+    before = [torch.Size((2, 6, 5, 8))] * 2
+    assert cache_protocols._longer(before, [torch.Size(after)] * 2) is longer
+    assert not cache_protocols._longer(before, before[:1])
