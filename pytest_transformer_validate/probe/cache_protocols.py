@@ -93,12 +93,22 @@ def _fills(probe: Probe, text: Batch, length: int, trial: Protocol, *, own: bool
             call_on(running, text, 0, length, trial, cache, None, positions=True)
         except Exception:  # noqa: BLE001 - what a model cannot use is no cache of its
             return False
-        filled = _keys_and_values(cache, length)
+        before = [t.shape for t in tensors_of(cache)]
+        filled = len(before) > 1 and all(length in shape for shape in before)
         try:
             call_on(running, text, length, 1, trial, cache, None, positions=True)
         except Exception:  # noqa: BLE001 - that is for the check to say
             return own and filled
-        return filled and _keys_and_values(cache, length + 1)
+        return filled and _longer(before, [t.shape for t in tensors_of(cache)])
+
+
+def _longer(before: list[torch.Size], after: list[torch.Size]) -> bool:
+    """Whether every tensor of a cache has one token more along one axis, and is else the same."""
+    pairs = [(tuple(old), tuple(new)) for old, new in zip(before, after, strict=False)]
+    return len(before) == len(after) and all(
+        sorted(n - o for o, n in zip(old, new, strict=False)) == [*[0] * (len(new) - 1), 1]
+        for old, new in pairs
+    )
 
 
 def _reset_of(subject: Subject) -> str | None:
@@ -253,11 +263,19 @@ def tensors_of(value: Any) -> list[torch.Tensor]:
         elif isinstance(item, list | tuple | set):
             for inner in item:
                 visit(inner, depth + 1)
-        elif hasattr(item, "__dict__") and not isinstance(item, type):
-            visit(vars(item), depth + 1)
+        elif not isinstance(item, type):
+            visit(_attributes(item), depth + 1)
 
     visit(value, 0)
     return found
+
+
+def _attributes(item: Any) -> dict[str, Any]:
+    """What an object holds, in ``__slots__``, too."""
+    slots = (vars(kind).get("__slots__", ()) for kind in type(item).__mro__)
+    names = [n for each in slots for n in ([each] if isinstance(each, str) else each)]
+    held = {n: getattr(item, n) for n in names if n != "__dict__" and hasattr(item, n)}
+    return {**held, **getattr(item, "__dict__", {})}
 
 
 def _contents(model: torch.nn.Module) -> list[tuple[int, int, tuple[int, ...]]]:

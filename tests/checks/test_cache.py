@@ -10,6 +10,7 @@ from torch import nn
 from pytest_transformer_validate.checks.tier1.cache import CASES, kv_cache
 from pytest_transformer_validate.errors import CheckFailed, NotApplicable
 from pytest_transformer_validate.evidence.zoo.cached_seq2seq import CachedSeq2Seq
+from pytest_transformer_validate.probe import cache_protocols
 from tests import models
 from tests.models import probe_of
 
