@@ -321,12 +321,14 @@ def _patches(probe: Probe, factor: float) -> PositionSensitivity:
     if promise is None:
         note = "no position information: the order of patches is not known"
         return replace(measured, notes=(note,))
+    where = probe.order.promised_module(promise)
     raise CheckFailed(
         "the output of an image classifier must depend on where its patches are\n"
         f"the model has positions ({promise}), and when patches of {size} x {size} pixels change "
         f"places the logits move by {measured.value:.2g} of the largest (limit {limit}), with "
         "moved parameters too\n"
+        f"first module to differ: {where or 'none stands out'}\n"
         "likely: positions are prepared and never added",
         measured,
-        where=probe.order.promised_module(promise),
+        where=where,
     )
