@@ -41,11 +41,13 @@ def with_special(subject: Subject, batch: Batch) -> Batch:
     stands behind all others, as it does in texts."""
     role = "decoder_input_ids" if subject.decodes else "input_ids"
     ids = batch[role].clone()
-    inside = [i for i in subject.text_ids if i != subject.pad_id or i == subject.end_id]
+    pad = subject.pad_id if subject.pad_id in subject.text_ids else None
+    behind = pad is not None and pad != subject.end_id
+    inside = [i for i in subject.text_ids if not (behind and i == pad)]
     for place, special in zip(range(1, ids.shape[1] - 1, 2), inside, strict=False):
         ids[:, place] = special
-    if len(inside) < len(subject.text_ids):
-        ids[:, -1] = subject.pad_id
+    if pad is not None and behind:
+        ids[:, -1] = pad
     return batch.with_(**{role: ids})
 
 
