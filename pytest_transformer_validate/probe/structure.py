@@ -40,6 +40,12 @@ class Structure(Passes):
         """Whether a module computes statistics over the rows in training mode."""
         return bool(batch_norms(self.probe.subject.model))
 
+    @property
+    def steps(self) -> bool:
+        """Whether a recurrent cell is there, which a forward steps from position to position."""
+        cells = torch.nn.modules.rnn.RNNCellBase
+        return any(isinstance(m, cells) for m in self.probe.subject.model.modules())
+
     def dimensions(self, parameter: str) -> int:
         """Number of axes of a parameter."""
         return dict(self.probe.subject.model.named_parameters())[parameter].dim()

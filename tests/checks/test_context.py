@@ -380,3 +380,26 @@ def test_causal_patterns(seen, name, reach):
 )
 def test_patterns_of_encoders(seen, name):
     assert full_pattern(seen).name == name
+
+
+class Steps(nn.Module):
+    """A cell that is stepped over a text; ``carried`` says whether its state goes along."""
+
+    def __init__(self, carried):
+        super().__init__()
+        self.tokens, self.head = nn.Embedding(models.VOCAB, 32), nn.Linear(32, models.VOCAB)
+        self.cell, self.carried = nn.GRUCell(32, 32), carried
+
+    def forward(self, input_ids):
+        state, states = None, []
+        for x in self.tokens(input_ids).unbind(1):
+            after = self.cell(x, state)
+            state = after if self.carried else state
+            states.append(after)
+        return self.head(torch.stack(states, 1))
+
+
+def test_a_state_that_is_not_carried():
+    context_use(probe_of(Steps(carried=True)))
+    with pytest.raises(CheckFailed, match="no output depends on any token but its own"):
+        context_use(probe_of(Steps(carried=False)))

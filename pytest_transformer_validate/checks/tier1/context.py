@@ -116,8 +116,8 @@ def _judge_past(probe: Probe, measured: Context, pattern: Pattern) -> Context:
         "holes": f"the output at position {position} does not depend on token {token}",
     }[pattern.name]
     likely = {
-        "alone": "the mask leaves only the diagonal, attention is never added, or its output "
-        "is detached from other positions",
+        "alone": "the mask leaves only the diagonal, attention is never added, its output is "
+        "detached from other positions, or a state is not handed on from step to step",
         "holes": "a mask with holes, a slice with a step, or tokens that are dropped",
     }[pattern.name]
     raise CheckFailed(

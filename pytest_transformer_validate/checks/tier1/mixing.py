@@ -47,8 +47,9 @@ def measured_from(values: torch.Tensor, floor: float, unseen: int) -> Context:
 
 
 def require_mixing(probe: Probe, pattern: Pattern) -> None:
-    """A model in which nothing even compares positions is one for single tokens."""
-    if pattern.name == "alone" and not probe.order.compares("text"):
+    """A model in which nothing even compares positions, or goes from one to the next, is one for
+    single tokens."""
+    if pattern.name == "alone" and not (probe.order.compares("text") or probe.structure.steps):
         raise NotApplicable("nothing in the model mixes positions: outputs are for single tokens")
 
 
