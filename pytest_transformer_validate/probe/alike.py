@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import re
+
 from torch import nn
 
 _TOLD = (float, bool, str, type(None))
+_RATE = re.compile(r"^p$|drop|rate|prob", re.IGNORECASE)
 
 Built = dict[str, tuple[type, tuple[tuple[str, object], ...]]]
 
 
-def like_layers(model: nn.Module) -> list[list[str]]:
+def like_layers(model: nn.Module, *, rates: bool = True) -> list[list[str]]:
     """Groups of at least two elements of a list or sequence that are built alike.
 
     Alike are the same submodules of the same classes (or one derived from the other) with the
-    same settings. Whole numbers are no settings: a layer's number is one.
+    same settings. Whole numbers are no settings: a layer's number is one. Without ``rates`` those
+    of dropout are none either: they may rise with the depth.
     """
     groups: list[list[str]] = []
     for name, holder in model.named_modules():
@@ -22,7 +26,7 @@ def like_layers(model: nn.Module) -> list[list[str]]:
         prefix = f"{name}." if name else ""
         kinds: list[tuple[Built, list[str]]] = []
         for own, layer in holder.named_children():
-            built = _built(layer)
+            built = _built(layer, rates)
             alike = next((names for other, names in kinds if _alike(built, other)), None)
             if alike is None:
                 kinds.append((built, [prefix + own]))
@@ -32,13 +36,15 @@ def like_layers(model: nn.Module) -> list[list[str]]:
     return groups
 
 
-def _built(layer: nn.Module) -> Built:
-    return {name: (type(module), _settings(module)) for name, module in layer.named_modules()}
+def _built(layer: nn.Module, rates: bool) -> Built:
+    return {name: (type(m), _settings(m, rates)) for name, m in layer.named_modules()}
 
 
-def _settings(module: nn.Module) -> tuple[tuple[str, object], ...]:
-    named = sorted(vars(module).items())
-    return tuple((n, v) for n, v in named if type(v) in _TOLD and n != "training")
+def _settings(module: nn.Module, rates: bool) -> tuple[tuple[str, object], ...]:
+    named = sorted((n, v) for n, v in vars(module).items() if type(v) in _TOLD and n != "training")
+    if not rates and next(module.parameters(), None) is None:
+        named = [(n, v) for n, v in named if type(v) is not float or not _RATE.search(n)]
+    return tuple(named)
 
 
 def _alike(a: Built, b: Built) -> bool:

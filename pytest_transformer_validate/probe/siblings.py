@@ -54,7 +54,8 @@ class Siblings(Passes):
         back to that of row 0, so that every layer is looked at by itself.
         """
         probe = self.probe
-        groups = [g for g in self.alike() if self._large(g[0])]
+        alike = like_layers(probe.subject.model, rates=False)
+        groups = [g for g in alike if self._large(g[0])]
         batch = self._same_rows()
         if batch is None or not groups:
             return []

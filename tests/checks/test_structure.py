@@ -293,6 +293,18 @@ def test_the_layer_without_a_residual_is_named(count):
     assert caught.value.where == "blocks.1"
 
 
+def test_the_layer_without_a_residual_among_rates_that_rise():
+    model = models.Decoder()
+    model.blocks = nn.ModuleList(NoResidual() for _ in range(4))
+    for number, block in enumerate(model.blocks):
+        block.mlp.append(nn.Dropout(0.1 * number))
+    layers(model)
+    model.blocks[2].number = 1
+    with pytest.raises(CheckFailed, match="the residual connection is missing") as caught:
+        layers(model)
+    assert caught.value.where == "blocks.2"
+
+
 class FilledUp(models.Decoder):
     """Texts are filled up inside with vectors of nothing, which a norm behind the sum blows up."""
 

@@ -119,6 +119,11 @@ def test_layers_are_alike_by_class_and_settings():
         [Layer(0), Late(1), Layer(2, rate=0.2), nn.Linear(2, 2), Layer(4)]
     )
     assert like_layers(model) == [["layers.0", "layers.1", "layers.4"]]
+    assert like_layers(model, rates=False) == [["layers.0", "layers.1", "layers.2", "layers.4"]]
+    model.layers[2].kept = 0.3
+    model.layers[0].weight = nn.Parameter(torch.ones(1))
+    model.layers[0].drop_rate = 0.2
+    assert like_layers(model, rates=False) == [["layers.1", "layers.4"]], "of other modules"
 
 
 def stack(*rates: float | None) -> nn.Module:
