@@ -14,7 +14,12 @@ from pytest_transformer_validate.errors import SubjectError
 from pytest_transformer_validate.subject.batch import Batch
 from pytest_transformer_validate.subject.callers import find
 from pytest_transformer_validate.subject.choices import as_choices
-from pytest_transformer_validate.subject.declared import LENGTH, declared_size
+from pytest_transformer_validate.subject.declared import (
+    LENGTH,
+    declared_size,
+    declared_task,
+    named_like_an_encoder,
+)
 from pytest_transformer_validate.subject.guard import derive_seed
 from pytest_transformer_validate.subject.ids import few_ids
 from pytest_transformer_validate.subject.inputs import complete, random_images
@@ -227,6 +232,9 @@ def _look(subject: Subject, rows: int, length: int) -> Facts:
         subject.time_major = True
         reader, raw = _read(subject, batch, length)
         output = read_output(raw)
+    if _fills_in_masked(subject, reader, output, rows, length):
+        subject.per_token = True
+        output = read_output(raw, per_token=True)
     facts = replace(_facts(reader, output), time_major=subject.time_major)
     if _last_only(subject, output, length):
         batch = batch.with_(labels=batch.inputs.get("decoder_input_ids", batch.main))
@@ -282,6 +290,17 @@ def _read(subject: Subject, batch: Batch, length: int) -> tuple[TableReader, obj
     with TableReader(subject.model, roles, length) as reader:
         raw = subject.call(batch, {})
     return reader, raw
+
+
+def _fills_in_masked(
+    subject: Subject, reader: TableReader, output: Output, rows: int, length: int
+) -> bool:
+    """Whether an encoder by its name gives numbers for each id of the vocabulary behind those for
+    a text: what it says of two sentences stands in front of what fills in masked tokens."""
+    size = (rows, length, reader.vocabulary.get("input_ids"))
+    beside = output.logits.dim() == 2 and any(t.shape == size for t in output.others)
+    undeclared = declared_task(subject.model, subject.config, subject._task) is None
+    return beside and undeclared and named_like_an_encoder(subject.model)
 
 
 def _last_only(subject: Subject, output: Output, length: int) -> bool:

@@ -68,6 +68,24 @@ def test_a_class_that_is_called_like_an_encoder_is_one_where_nothing_else_speaks
     assert Subject(type("Bert", (models.Patches,), {})()).vision
 
 
+class PretrainedBert(models.Decoder):
+    """Says whether two sentences belong together, and what is masked."""
+
+    def forward(self, input_ids):
+        x = self.hidden(input_ids)
+        return x[:, 0, :2], self.head(x)
+
+
+def test_what_fills_in_masked_tokens_stands_behind_another_head():
+    subject = Subject(PretrainedBert())
+    assert str(subject.task) == "masked_lm (found: class PretrainedBert)"
+    assert subject(subject.batch(3, 5)).logits.shape == (3, 5, VOCAB)
+    named = Subject(PretrainedBert(), {"task": "classification"})
+    assert named(named.batch(3, 5)).logits.shape == (3, 2)
+    other = Subject(type("Tagger", (PretrainedBert,), {})())
+    assert other.task.task_type == "classification"
+
+
 def test_a_vision_model_without_a_configuration():
     subject = Subject(models.Patches())
     assert subject.task.task_type == "vision_classification"
