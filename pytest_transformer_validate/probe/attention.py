@@ -16,6 +16,7 @@ import torch
 
 from pytest_transformer_validate.probe.attention_calls import AttentionCalls, WrongAxis
 from pytest_transformer_validate.probe.compare import some_rows
+from pytest_transformer_validate.probe.heads import note_crossed, note_twins
 from pytest_transformer_validate.probe.hooked import hooked
 from pytest_transformer_validate.probe.passes import Passes, remembered
 from pytest_transformer_validate.probe.trace import ROOT
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 _ROWS = 5
 _MOVED = 1e-4  # of the largest number: a change of a whole vector moves far more
-_MASKED = 1e4  # scores beyond this are masked ones
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,8 @@ class Footprints:
 
     ``mixed`` are changes that reach some heads and not others, at positions that were not
     changed; ``scattered`` results of two heads at one position that arrive at different ones;
-    ``twins`` modules in which two heads give the same numbers, with their numbers.
+    ``twins`` modules in which two heads give the same numbers, with their numbers; ``crossed``
+    those in which heads that share keys do not share values, with the heads that share them.
     """
 
     sites: int = 0
@@ -69,6 +70,7 @@ class Footprints:
     mixed: list[Footprint] = field(default_factory=list)
     scattered: list[Merge] = field(default_factory=list)
     twins: list[tuple[str, int, int]] = field(default_factory=list)
+    crossed: list[tuple[str, list[int], list[int]]] = field(default_factory=list)
 
 
 class Attention(Passes):
@@ -159,7 +161,8 @@ class Attention(Passes):
                     odd = _uneven(name, what, moved)
                     if odd is not None:
                         found.mixed.append(odd)
-            _note_twins(name, kind, tensors, found)
+            note_twins(name, kind, tensors, found)
+            note_crossed(name, tensors, found)
 
         with self.probe.running("footprints") as subject:
             sites = AttentionCalls(site, self._place(stack), found.wrong_axis)
@@ -300,33 +303,3 @@ def _scattered(module: str, output: torch.Tensor, heads: int, length: int) -> Me
             position = _places(heads, length)[first][1]
             return Merge(module, position, (0, heads - 1), (here, there))
     return None
-
-
-def _alike(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Equal but for rounding; infinities where the other has them."""
-    both = a.isfinite() & b.isfinite()
-    if not torch.equal(a[~both], b[~both]):
-        return False
-    limit = 16 * torch.finfo(a.dtype).eps * float(a[both].abs().max()) if bool(both.any()) else 0.0
-    return bool(((a - b)[both].abs() <= limit).all())
-
-
-def _note_twins(
-    module: str, kind: str, tensors: dict[str, torch.Tensor], found: Footprints
-) -> None:
-    """Note two heads that look for the same and give the same numbers."""
-    result = tensors["result"]
-    looks = tensors["query" if kind == "sdpa" else "scores"]
-    if result.dim() != 4 or looks.dim() != 4 or looks.shape[:2] != result.shape[:2]:
-        return
-    apart = (result[0] - result[0, :1]).abs().flatten(1).amax(1)
-    near = ~(apart > 1e-3 * result[0, 0].abs().max())  # no number counts as near
-    for head in near.nonzero().flatten().tolist()[1:]:
-        a, b = result[0, 0], result[0, head]
-        same = _alike(a, b) and _alike(looks[0, 0], looks[0, head])
-        shown = looks[0, 0][looks[0, 0].isfinite() & (looks[0, 0].abs() < _MASKED)]
-        varied = bool(shown.numel()) and float(shown.std(correction=0)) > 0
-        if same and varied and float(a.std(correction=0)) > 0:
-            if all(module != other for other, _, _ in found.twins):
-                found.twins.append((module, 0, head))
-            return

@@ -231,6 +231,38 @@ class OneKey(ByHand):
         return self.out(self.merge(F.scaled_dot_product_attention(q, k, v)))
 
 
+class Shared(ByHand):
+    """Four heads of queries over two of keys and values."""
+
+    tiled = ""
+
+    def forward(self, x, causal=True, mask=None):
+        q, k, v = (self.split(part) for part in self.qkv(x).chunk(3, -1))
+        shared = {"k": k[:, :2], "v": v[:, :2]}
+        k, v = (
+            t.repeat(1, 2, 1, 1) if name in self.tiled else t.repeat_interleave(2, 1)
+            for name, t in shared.items()
+        )
+        return self.out(self.merge(F.scaled_dot_product_attention(q, k, v)))
+
+
+class SharedInBlocks(Shared):
+    tiled = "kv"
+
+
+class ValuesTiled(Shared):
+    tiled = "v"
+
+
+def test_heads_that_share_keys_share_values():
+    model = models.Decoder()
+    for block in model.blocks:
+        block.attention = ValuesTiled(32, 4)
+    with pytest.raises(CheckFailed, match="heads 0, 1 share their keys, and heads 0, 2") as caught:
+        attention_structure(Probe(Subject(model)))
+    assert caught.value.where == "blocks.0.attention"
+
+
 class Reversed(ByHand):
     def forward(self, x, causal=True, mask=None):
         return super().forward(x.flip(1)).flip(1)
@@ -238,7 +270,7 @@ class Reversed(ByHand):
 
 _OTHERS = [
     ByHand, Folded, FoldedHeadsFirst, Sink, Convolved, Talking, Linear, Einsum, OneKey,
-    ByLetters, OneHead, Grouped, Pooled, Reversed,
+    ByLetters, OneHead, Grouped, Pooled, Reversed, Shared, SharedInBlocks,
 ]  # fmt: skip
 
 

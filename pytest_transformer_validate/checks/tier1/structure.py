@@ -31,8 +31,8 @@ def attention_structure(probe: Probe) -> Structure:
     softmax before a product is seen: weights that sum to one along another axis than the one over
     which values are summed; a vector of one position that lands in some heads only, at other
     positions (a view where a transpose is missing); results of two heads at one position that
-    arrive at different ones; two heads that do the same. Convolutions and shifts, which reach
-    neighbours in all heads alike, are none of these.
+    arrive at different ones; two heads that do the same; heads that share keys and not values.
+    Convolutions and shifts, which reach neighbours in all heads alike, are none of these.
     """
     found = probe.attention.footprints()
     measured = Structure(value=float(found.sites), sites=found.sites)
@@ -61,6 +61,15 @@ def _judge(found: Footprints, measured: Structure) -> None:
         raise _fail(measured, found.mixed[0].module, _mixed(found.mixed[0]), _VIEW)
     if found.scattered:
         raise _fail(measured, found.scattered[0].module, _merged(found.scattered[0]), _MERGE)
+    if found.crossed:
+        module, keys, values = found.crossed[0]
+        raise _fail(
+            measured,
+            module,
+            f"heads {_listed(keys)} share their keys, and heads {_listed(values)} their values",
+            "keys are repeated by repeat_interleave and values by repeat (or expand in another "
+            "order): a head of keys goes with the head of values of the same number",
+        )
     if found.twins:
         module, first, second = found.twins[0]
         raise _fail(
@@ -69,6 +78,10 @@ def _judge(found: Footprints, measured: Structure) -> None:
             f"heads {first} and {second} have the same scores and the same result",
             "all heads are given the same slice of the projection",
         )
+
+
+def _listed(heads: list[int]) -> str:
+    return ", ".join(map(str, heads[:8])) + (", ..." if heads[8:] else "")
 
 
 _VIEW = (

@@ -39,6 +39,19 @@ MUTANTS = (
         ),
     ),
     _mix(
+        name="values_tiled_for_the_heads",
+        family="heads_mixed_up",
+        parent="llama",
+        where=("layers.*.self_attn",),
+        why="repeat for repeat_interleave, for the values only",
+        edits=(
+            (
+                "out = weights @ v.repeat_interleave(groups, 1)",
+                "out = weights @ v.repeat(1, groups, 1, 1)",
+            ),
+        ),
+    ),
+    _mix(
         name="heads_by_view",
         family="heads_mixed_up",
         parent="bert",
