@@ -1,4 +1,4 @@
-"""What modules do with a piece of a text behind a cache, and with the whole text."""
+"""What modules do with a piece of a text behind a cache, and what becomes of the cache."""
 
 from __future__ import annotations
 
@@ -6,13 +6,30 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pytest_transformer_validate.probe.compare import axis_of, difference
-from pytest_transformer_validate.probe.decoding import Plan, Protocol, feed, kept
+from pytest_transformer_validate.probe.compare import axis_of, difference, sequence
+from pytest_transformer_validate.probe.decoding import Plan, Protocol, feed, kept, text_of
 
 if TYPE_CHECKING:
     from pytest_transformer_validate.probe.probe import Probe
     from pytest_transformer_validate.probe.trace import Call
     from pytest_transformer_validate.subject.batch import Batch
+
+KEPT, MOVED, STATE = "kept", "moved", "state"
+
+
+def becomes(tensor: torch.Tensor, new: list[torch.Tensor]) -> str:
+    """What has become of a tensor of a cache behind another token: it is kept (as it was, or it
+    grew), a window that moved by one, or a state, most of whose numbers are others."""
+    alike = [other for other in new if other.shape == tensor.shape]
+    if not alike or any(float((tensor != o).float().mean()) <= 0.5 for o in alike):
+        return KEPT
+    axes = [axis for axis, size in enumerate(tensor.shape) if size > 2]
+    moved = any(
+        torch.equal(tensor.narrow(a, 1, tensor.shape[a] - 1), o.narrow(a, 0, o.shape[a] - 1))
+        for o in alike
+        for a in axes
+    )
+    return MOVED if moved else STATE
 
 
 def calls_of_piece(
@@ -25,6 +42,24 @@ def calls_of_piece(
         for _ in range(index + 1):
             calls = next(pieces)
     return list(calls)
+
+
+def sees_the_first_alone(probe: Probe, protocol: Protocol, plan: Plan, position: int) -> bool:
+    """Whether the logits of the piece that holds ``position`` stay when every token before it,
+    the very first one apart, is another one."""
+    text, other = (text_of(probe, plan, word) for word in ("decoded", "before"))
+    start, index = place_of(plan, position)
+    role = sequence(probe)
+    ids, others = text[role], other[role]
+    mixed = torch.cat([ids[:, :1], others[:, 1:start], ids[:, start:]], 1)
+    found = []
+    with probe.under(plan.condition):
+        for given in (text, text.with_(**{role: mixed})):
+            with probe.running("decoded") as subject, kept(subject.model):
+                pieces = feed(probe, subject, protocol, plan, given)
+                found.append([next(pieces) for _ in range(index + 1)][-1])
+    allowed = 64 * torch.finfo(found[0].dtype).eps * float(found[0].abs().max())
+    return float(difference(*found).nan_to_num(float("inf")).max()) <= allowed
 
 
 def place_of(plan: Plan, position: int) -> tuple[int, int]:

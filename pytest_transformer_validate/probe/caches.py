@@ -11,7 +11,15 @@ from typing import Any
 import torch
 
 from pytest_transformer_validate.errors import NotApplicable, error_line
-from pytest_transformer_validate.probe.cache_calls import calls_of_piece, first_other, place_of
+from pytest_transformer_validate.probe.cache_calls import (
+    KEPT,
+    STATE,
+    becomes,
+    calls_of_piece,
+    first_other,
+    place_of,
+    sees_the_first_alone,
+)
 from pytest_transformer_validate.probe.cache_protocols import handed_over, kept_inside, tensors_of
 from pytest_transformer_validate.probe.compare import difference, few_rows, noise
 from pytest_transformer_validate.probe.decoding import (
@@ -70,6 +78,8 @@ class Caches(Passes):
         probe = self.probe
         signature = probe.subject.signature
         _ = probe.subject.facts
+        if not any(map(signature.takes, ("past_key_values", "start", "input_pos", "use_cache"))):
+            raise NotApplicable("forward takes no cache and no position to go on from")
         asked = probe.subject.given.of_length
         if asked:
             raise NotApplicable(
@@ -77,9 +87,7 @@ class Caches(Passes):
             )
         if signature.takes("past_key_values"):
             return handed_over(probe)
-        if any(map(signature.takes, ("start", "input_pos", "use_cache"))):
-            return kept_inside(probe)
-        raise NotApplicable("forward takes no cache and no position to go on from")
+        return kept_inside(probe)
 
     @property
     def window(self) -> int | None:
@@ -185,6 +193,11 @@ class Caches(Passes):
         rows = text["attention_mask"].bool() if plan.padded else None
         return first_other(full, calls, plan.length, start, plan.pieces[index], rows)
 
+    def first_alone(self, plan: Plan, position: int) -> bool:
+        """Whether the piece that holds ``position`` sees the first token and no other one before
+        itself."""
+        return sees_the_first_alone(self.probe, self.protocol(), plan, position)
+
     def without(self, plan: Plan, position: int) -> float:
         """How far ``position`` moves without any cache when the text ends with its piece, and
         where rows are padded, when they are not."""
@@ -207,10 +220,20 @@ class Caches(Passes):
 
     def grows(self) -> bool:
         """Whether a cache that is handed over holds something for every token: what stands in it
-        for earlier tokens is kept when a token is added. A recurrent state changes as a whole."""
+        for earlier tokens is kept when a token is added. A recurrent state changes as a whole,
+        a window moves."""
+        return self._contents() <= {KEPT}
+
+    def recurrent(self) -> bool:
+        """Whether it holds a state, and nothing for every token."""
+        return STATE in self._contents() and KEPT not in self._contents()
+
+    @remembered
+    def _contents(self) -> set[str]:
+        """What becomes of what is held when a token is added."""
         protocol = self.protocol()
         if not protocol.handed_over:
-            return True
+            return {KEPT}
         probe = self.probe
         rows, length = probe.subject.sizes
         text = probe.batch(rows, length, "grows")
@@ -220,10 +243,7 @@ class Caches(Passes):
             for _ in feed(probe, subject, protocol, plan, text, caches=caches):
                 pass
         old, new = (tensors_of(cache) for cache in caches)
-        return not any(
-            a.shape == b.shape and a.numel() > 1 and float((a != b).float().mean()) > 0.5
-            for a, b in zip(old, new, strict=False)
-        )
+        return {becomes(tensor, new) for tensor in old if tensor.numel() > 1}
 
 
 def _compared(

@@ -563,6 +563,32 @@ class InAnObjectOfTheConfig(InACountedObject):
         return super().last(cache)
 
 
+class TopLeft(InATuple):
+    def attend(self, x, past):
+        b, t, _ = x.shape
+        q, k, v = (s.view(b, t, 4, 8).transpose(1, 2) for s in self.qkv(x).chunk(3, -1))
+        if past is not None:
+            k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return x + self.out(y.transpose(1, 2).reshape(b, t, 32)), (k, v)
+
+
+@pytest.mark.parametrize("case", ["steps", "long"])
+def test_a_step_that_sees_the_first_key_alone_is_named(case):
+    with pytest.raises(CheckFailed, match="likely: a step sees the first token alone"):
+        kv_cache(probe_of(TopLeft()), case)
+
+
+def test_a_state_that_is_not_kept_is_named():
+    class Forgets(Averages):
+        def forward(self, ids, state=None):
+            logits, new = super().forward(ids, state)
+            return logits, new * 0.5
+
+    with pytest.raises(CheckFailed, match="likely: a state that a step does not write back"):
+        kv_cache(probe_of(Forgets("goes_on")), "steps")
+
+
 class InADict(KeptByTheCaller):
     """A dict for each layer, or one."""
 
@@ -649,6 +675,15 @@ def test_a_cache_of_another_library_is_not_made(monkeypatch):
     DiskCache.__module__ = __name__
     assert judged(Ignores())["steps"] == "forward takes cache and returns no cache"
     assert made
+
+
+def test_what_is_required_beside_no_cache_is_not_asked_for():
+    class Masked(models.Decoder):
+        def forward(self, ids, mask):
+            return self.head(self.blocks[0](self.tokens(ids), mask=mask))
+
+    with pytest.raises(NotApplicable, match="forward takes no cache"):
+        kv_cache(probe_of(Masked()), "steps")
 
 
 @pytest.mark.parametrize(

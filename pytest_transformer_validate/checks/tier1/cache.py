@@ -87,7 +87,7 @@ def _judge(probe: Probe, plan: Plan, factor: float, notes: list[str]) -> KvCache
     if several and position == cached:
         notes.append("the cache is a state: several tokens after it at once do not go on from it")
         return dataclasses.replace(measured, value=0.0)
-    likely = _SEVERAL if several else _likely(probe, plan, limit, cached, size)
+    likely = _SEVERAL if several else _likely(probe, plan, limit, position)
     if likely == _RESTARTS and probe.caches.self_positioned:
         notes.append(f"{likely}, which prepare_inputs_for_generation does")
         return dataclasses.replace(measured, value=0.0)
@@ -180,9 +180,10 @@ def _takes_a_shorter_text(probe: Probe, plan: Plan) -> bool:
     return plan.length > short.length and probe.caches.decoded(short).raised is None
 
 
-def _likely(probe: Probe, plan: Plan, limit: Limit, cached: int, size: int) -> str:
+def _likely(probe: Probe, plan: Plan, limit: Limit, position: int) -> str:
     """The usual mistake behind what is off, found out by decoding a little otherwise."""
     caches = probe.caches
+    cached, size = _piece(plan, position)
 
     def holds(**other: Any) -> bool:
         found = caches.decoded(dataclasses.replace(plan, **other))
@@ -204,7 +205,12 @@ def _likely(probe: Probe, plan: Plan, limit: Limit, cached: int, size: int) -> s
         (_TRIMMED, beyond, {"pieces": (2, 1)}),
         (_TOP_LEFT, size > 1, {"pieces": singles}),
     )
-    return next((text for text, fits, other in guesses if fits and holds(**other)), _POSITIONS)
+    found = next((text for text, fits, other in guesses if fits and holds(**other)), None)
+    if found is None and caches.recurrent():
+        return _STATE
+    later = plan.length - 1 if plan.pieces[-1] == 1 else position
+    asks = found is None and not plan.padded and cached and _piece(plan, later)[0] > 1
+    return found or (_TOP_LEFT_OF_ONE if asks and caches.first_alone(plan, later) else _POSITIONS)
 
 
 _RESTARTS = "positions start at 0 again after cached tokens unless position_ids are given"
@@ -221,6 +227,14 @@ _TOP_LEFT = (
 _SEVERAL = (
     "a step for one token is taken for several after a state: its decay, its convolution or its "
     "shift has to go on from token to token"
+)
+_TOP_LEFT_OF_ONE = (
+    "a step sees the first token alone: is_causal=True, or a causal mask without the offset, lets "
+    "the first row see the first key; one new token needs no mask"
+)
+_STATE = (
+    "a state that a step does not write back, that is kept before what the forward does to it (a "
+    "convolution, a norm), or that is of another token than the last"
 )
 _POSITIONS = (
     "positions of cached tokens (restarted, or off by one), keys cached before or after what the "
