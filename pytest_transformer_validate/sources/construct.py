@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 CONFIG_NAMES = frozenset(
     {"args", "cfg", "conf", "config", "configuration", "hparams", "hps", "params"}
 )
-_CONFIG_CLASS = re.compile(
+CONFIG_CLASS = re.compile(
     r"(config|configuration|cfg|args|arguments|hparams|params|settings)$", re.I
 )
 _MISTYPED = 0.8
@@ -38,7 +38,7 @@ _FACTS = re.compile(
     r"^is_|^(batch_first|seed)$|^(vocab|image|patch|max_batch)_size$"
     r"|(_id|_ids|_index|_idx|_len|length|channels|labels|classes|version|_at)$"
 )
-_NAMESPACES = (types.SimpleNamespace, argparse.Namespace)
+NAMESPACES = (types.SimpleNamespace, argparse.Namespace)
 # Arguments whose default says what may be given to a model, each under one of its names.
 _CHANNELS = ("num_channels", "in_channels", "in_chans", "channels")
 _LENGTHS = (
@@ -242,7 +242,7 @@ def _make_config(wanted: type, settings: Settings, made: Call) -> Any:
         return settings.whole
     if issubclass(wanted, dict):
         return wanted(settings.config)
-    if issubclass(wanted, _NAMESPACES):
+    if issubclass(wanted, NAMESPACES):
         return wanted(**settings.config)
     from_dict = getattr(wanted, "from_dict", None)
     if callable(from_dict):
@@ -271,7 +271,7 @@ def _config_class(
         default = type(parameter.default)
         return default if annotated is None and _is_config_class(default) else None
     if annotated is not None:
-        plain = (dict, *_NAMESPACES)
+        plain = (dict, *NAMESPACES)
         return annotated if annotated in plain else dict if annotated is Mapping else None
     if _is_config_class(type(parameter.default)):
         return type(parameter.default)
@@ -290,7 +290,7 @@ def _only_class(hint: Any) -> type | None:
 def _is_config_class(cls: type) -> bool:
     if cls.__module__ == "builtins" or is_module_class(cls):
         return False
-    return dataclasses.is_dataclass(cls) or bool(_CONFIG_CLASS.search(cls.__name__))
+    return dataclasses.is_dataclass(cls) or bool(CONFIG_CLASS.search(cls.__name__))
 
 
 def _file_config_class(target: Callable[..., Any]) -> type | None:
@@ -302,7 +302,7 @@ def _file_config_class(target: Callable[..., Any]) -> type | None:
         if isinstance(value, type)
         and value.__module__ == namespace.get("__name__")
         and _is_config_class(value)
-        and _CONFIG_CLASS.search(value.__name__)
+        and CONFIG_CLASS.search(value.__name__)
     }
     return found.pop() if len(found) == 1 else None
 

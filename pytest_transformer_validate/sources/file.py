@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pytest_transformer_validate.sources.assemble import assemble
+from pytest_transformer_validate.sources.at_hand import at_hand
 from pytest_transformer_validate.sources.base import Loaded, LoadOptions, Source
 from pytest_transformer_validate.sources.code import read_code
-from pytest_transformer_validate.sources.construct import arguments
-from pytest_transformer_validate.sources.entrypoint import find_entry, made_itself
+from pytest_transformer_validate.sources.entrypoint import find_entry
 from pytest_transformer_validate.sources.modulefile import module_name, run_file
 from pytest_transformer_validate.sources.scope import ModuleScope
 from pytest_transformer_validate.sources.seeding import seeded
@@ -57,7 +57,6 @@ def load_file(path: Path, name: str | None, settings: Settings, options: LoadOpt
         entry = find_entry(
             module, code.tree, path, name=name, model_name=settings.config.get("model_name")
         )
-        if name is None and entry.is_class and arguments(entry.target, settings).missing:
-            entry = made_itself(module) or entry
+        entry, settings = at_hand(entry, settings, module, path, named=name is not None)
         origin = f"file {shown(path)}, {entry.words}"
         return assemble(entry, settings, options, origin=origin, scope=scope)
