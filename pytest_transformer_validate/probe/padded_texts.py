@@ -121,10 +121,10 @@ class PaddedTexts(Passes):
         )
 
     @remembered
-    def pads_left(self) -> bool:
-        """Whether a text padded on the left gives what the text alone gives: then a classifier
-        may read its last column."""
-        found = self.lengths(SOURCE, "mixed", "left", "plain")
+    def pads_left(self, plan: str) -> bool:
+        """Whether texts padded on the left give what the texts alone give: then a classifier may
+        read its last column."""
+        found = self.lengths(SOURCE, plan, "left", "plain")
         u = torch.finfo(found.reference.dtype).eps * float(found.reference.abs().max())
         return max(found.moved, key=nan_first) <= 64 * u
 

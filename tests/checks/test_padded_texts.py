@@ -80,3 +80,32 @@ def test_the_rounding_of_half_precision_is_no_padding_that_leaks(model):
 def test_padding_that_leaks_in_half_precision_is_found(model):
     with pytest.raises(CheckFailed, match="still"):
         padding(probe_of(model(leaks=True)), "right")
+
+
+class Relative(models.Decoder):
+    """An encoder that knows distances; without the mask in texts that are too long for it."""
+
+    masked = 64
+
+    def __init__(self):
+        super().__init__()
+        del self.positions
+        self.decay = nn.Parameter(torch.ones(4))
+
+    def forward(self, input_ids, attention_mask=None):
+        x, length = self.tokens(input_ids), input_ids.size(1)
+        places = torch.arange(length)
+        bias = -(places[:, None] - places).abs() * self.decay[:, None, None]
+        if attention_mask is not None and length <= self.masked:
+            bias = bias.masked_fill(attention_mask[:, None, None] == 0, -1e4)
+        for block in self.blocks:
+            x = block(x, mask=bias.expand(len(x), -1, -1, -1))
+        return self.head(self.norm(x))
+
+
+def test_where_padding_in_front_is_seen_too_it_is_no_place_for_it():
+    config, model = {"task": "masked_lm", "max_seq_len": 64}, Relative()
+    padding(probe_of(model, config), "right")
+    model.masked = 16
+    with pytest.raises(CheckFailed, match="a text of 32 tokens was padded to 64"):
+        padding(probe_of(model, config), "right")

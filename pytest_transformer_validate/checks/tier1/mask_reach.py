@@ -77,9 +77,9 @@ def _hides(probe: Probe, found: Content, layout: str, limit: Limit) -> bool:
     return blanked.moved <= limit.value < passes.effect(found)
 
 
-def pads_left(probe: Probe) -> bool:
+def pads_left(probe: Probe, plan: str = "mixed") -> bool:
     """Whether padding in front changes nothing: then that is where it belongs."""
-    return not probe.subject.decodes and probe.padded_texts.pads_left()
+    return not probe.subject.decodes and probe.padded_texts.pads_left(plan)
 
 
 def require_repeatable(probe: Probe, batch: Batch, condition: str, limit: Limit) -> None:

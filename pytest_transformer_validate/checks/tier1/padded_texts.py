@@ -190,7 +190,7 @@ def _settle_lengths(
         return moved
     place = probe.leaks.locate_lengths(found)
     where = place.where
-    excuse = _excuse_lengths(probe, found) or REACHED_BY_NONE.get(place.kind)
+    excuse = _excuse_lengths(probe, found, plan) or REACHED_BY_NONE.get(place.kind)
     if excuse is not None:
         raise NotApplicable(excuse)
     told = f"with {measured.argument}" if measured.argument else "with its padding id"
@@ -212,8 +212,8 @@ def _settle_lengths(
     )
 
 
-def _excuse_lengths(probe: Probe, found: Lengths) -> str | None:
+def _excuse_lengths(probe: Probe, found: Lengths, plan: str) -> str | None:
     """Like ``excuse``, for texts of several lengths."""
-    if found.side == "right" and pads_left(probe):
+    if found.side == "right" and pads_left(probe, plan):
         return PAD_LEFT
     return POOLS if probe.shortens() else None

@@ -39,6 +39,20 @@ MUTANTS = (
         ),
     ),
     _pad(
+        name="padding_seen_in_long_texts",
+        family="padding_seen_in_one_part",
+        parent="local_encoder",
+        where=("(model)",),
+        why="a way for long texts takes no mask, and relative positions hide on which side it is",
+        edits=(
+            (
+                "keep = torch.ones_like(input_ids) if attention_mask is None else attention_mask",
+                "plain = attention_mask is None or input_ids.size(1) > 24\n"
+                "        keep = torch.ones_like(input_ids) if plain else attention_mask",
+            ),
+        ),
+    ),
+    _pad(
         name="padding_seen_by_one_head",
         family="padding_seen_in_one_part",
         parent="text_classifier",
