@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from pytest_transformer_validate.subject.packed import Packing
     from pytest_transformer_validate.subject.setup import Setup
 
+_OFFSET = 8  # by so much a table is too short by mistake; more is one for another sequence
 _BYTES, _FAR_ID = 256, 10_000_000  # no table has that many rows
 _TEXT = ("bos", "sep", "cls", "unk", "mask", "decoder_start")
 
@@ -325,7 +326,8 @@ class Subject:
         tables = min(self.facts.limits, default=None)
         found = named or tables
         if named is not None and tables is not None and tables < named:
-            found = tables if self._pads_positions(named) else named
+            another = self.decodes and named in self.facts.limits and named - tables > _OFFSET
+            found = tables if another or self._pads_positions(named) else named
         return found if found is None else max(found - found % self.multiple, 1)
 
     def _pads_positions(self, rows: int) -> bool:

@@ -205,6 +205,20 @@ def test_positions_behind_a_padding_row_shorten_the_maximum():
     assert Subject(Offset(), {"max_position_embeddings": 48}).max_length == 46
 
 
+@pytest.mark.parametrize(("rows", "longest"), [(20, 20), (47, 50)])
+def test_a_length_that_is_declared_may_be_the_sources_alone(rows, longest):
+    class Short(models.Translator):
+        def __init__(self):
+            super().__init__()
+            self.places = nn.Embedding(rows, 32)
+
+        def forward(self, src, tgt):
+            place = self.places(torch.arange(tgt.shape[1]))
+            return super().forward(src, tgt) + 0 * place.sum()
+
+    assert Subject(Short(), {"max_len": 50}).max_length == longest
+
+
 def test_positions_from_one_by_mistake_do_not():
     class Mistake(models.Decoder):
         def hidden(self, ids):
