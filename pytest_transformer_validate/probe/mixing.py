@@ -112,6 +112,13 @@ class Mixing(Passes):
         pixels[:, :, high, wide] = pixels[:, :, high, wide].flip(0)
         return self.first_losing(batch, batch.with_(pixel_values=pixels))
 
+    def losing_channel(self, channel: int) -> str | None:
+        """The first module that loses a channel of an image."""
+        batch = self.probe.batch(2, 1, "mixing")
+        pixels = batch["pixel_values"].clone()
+        pixels[:, channel] = pixels[:, channel].flip(0)
+        return self.first_losing(batch, batch.with_(pixel_values=pixels))
+
     def first_losing(self, before: Batch, after: Batch) -> str | None:
         """The first module that is given something that differs between two batches and gives
         what does not; ``(model)`` where nothing that a module gives ever differs."""
@@ -173,7 +180,7 @@ class Mixing(Passes):
 
     @remembered
     def pixels(self, condition: str) -> torch.Tensor:
-        """(H, W): gradient of a few images' outputs at every pixel, the largest."""
+        """(C, H, W): gradient of a few images' outputs at every pixel, the largest."""
         probe = self.probe
         batch = probe.batch(min(4, probe.subject.most_rows), 1, "mixing")
         with probe.under(condition), probe.running("mixing", grad=True) as subject:
@@ -181,7 +188,7 @@ class Mixing(Passes):
             logits = subject(batch).logits.flatten(1)
             loss = finite(logits).mul(projection(probe, logits.shape[-1]).to(logits)).sum()
             torch.autograd.backward(loss, inputs=[pixels])
-            return cast("torch.Tensor", pixels.grad).abs().amax((0, 1)).double().cpu()
+            return cast("torch.Tensor", pixels.grad).abs().amax(0).double().cpu()
 
     def footprints(self, length: int, condition: str) -> list[Footprint]:
         """The footprint of every call of every module, in the order in which calls end; empty

@@ -403,3 +403,24 @@ def test_a_state_that_is_not_carried():
     context_use(probe_of(Steps(carried=True)))
     with pytest.raises(CheckFailed, match="no output depends on any token but its own"):
         context_use(probe_of(Steps(carried=False)))
+
+
+class Channels(models.Patches):
+    """Reads some channels of an image, in grey where it is told to."""
+
+    def __init__(self, *read):
+        super().__init__()
+        self.read = list(read)
+
+    def forward(self, x):
+        grey = x.mean(1, keepdim=True).expand_as(x)
+        return super().forward(x[:, self.read] if self.read else grey)
+
+
+def test_every_channel_of_an_image_counts():
+    for read in [(0, 1, 2), (2, 1, 0), ()]:
+        context_use(probe_of(Channels(*read)))
+    words = r"1 of 3 channels have no influence \(number 2\)"
+    with pytest.raises(CheckFailed, match=words) as caught:
+        context_use(probe_of(Channels(0, 1, 1)))
+    assert caught.value.where in ("(model)", "patch")

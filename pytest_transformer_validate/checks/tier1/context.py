@@ -35,7 +35,7 @@ _TEXTS = 4  # in one of which every token is seen, where a router chooses those 
 @check(tier=1, tasks=("causal_lm", "seq2seq", "classification", "vision_classification"))
 def context_use(probe: Probe, *, floor: float = 1e-7) -> Context:
     """Every output depends on what it is given: the token itself and those before it, or, for a
-    classifier, every token of the text or every patch of the image.
+    classifier, every token of the text or every patch and channel of the image.
 
     The gradient of every output is read at every token vector, and through every module from
     position to position. A dependency counts above ``floor`` of the largest at its output, as

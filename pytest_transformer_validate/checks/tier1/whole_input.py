@@ -80,14 +80,16 @@ def _first_losing(probe: Probe, length: int, token: int) -> str | None:
 
 
 def every_patch(probe: Probe, floor: float) -> Context:
-    """Every patch of an image moves the output."""
+    """Every patch and every channel of an image moves the output."""
     size = probe.mixing.patch
-    values = _patches(probe, size, "eval")
-    if bool((values < floor).any()):
-        values = values.maximum(_patches(probe, size, "noised"))
+    values, channels = _patches(probe, size, "eval")
+    if bool((values < floor).any() or (channels < floor).any()):
+        again = _patches(probe, size, "noised")
+        values, channels = values.maximum(again[0]), channels.maximum(again[1])
     unseen = (values < floor).nonzero().tolist()
     measured = replace(measured_from(values, floor, len(unseen)), length=values.numel())
     if not unseen:
+        _every_channel(probe, channels, floor, measured)
         return measured
     where = probe.mixing.losing_patch(*unseen[0])
     raise CheckFailed(
@@ -102,10 +104,28 @@ def every_patch(probe: Probe, floor: float) -> Context:
     )
 
 
-def _patches(probe: Probe, size: int, condition: str) -> torch.Tensor:
+def _every_channel(probe: Probe, channels: torch.Tensor, floor: float, measured: Context) -> None:
+    unseen = (channels < floor).nonzero().flatten().tolist()
+    if unseen:
+        where = probe.mixing.losing_channel(unseen[0])
+        raise CheckFailed(
+            "the output of an image classifier must depend on every channel of the image\n"
+            f"{len(unseen)} of {len(channels)} channels have no influence (number "
+            f"{', '.join(map(str, unseen[:8]))}), with moved parameters too\n"
+            f"first module to differ: {where or 'none stands out'}\n"
+            "likely: a slice of the channels, one channel that stands for all, or one that is "
+            "multiplied by zero",
+            measured,
+            where=where,
+        )
+
+
+def _patches(probe: Probe, size: int, condition: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """What each patch, and each channel, moves, relative to the largest."""
     try:
         pixels = probe.mixing.pixels(condition)
     except Exception as error:
         raise NotApplicable(f"no gradient could be read: {first_line(error)}") from error
-    tiles = pixels.unfold(0, size, size).unfold(1, size, size).amax((2, 3))
-    return context.relative(tiles.flatten()).reshape(tiles.shape)
+    tiles = pixels.amax(0).unfold(0, size, size).unfold(1, size, size).amax((2, 3))
+    patches = context.relative(tiles.flatten()).reshape(tiles.shape)
+    return patches, context.relative(pixels.amax((1, 2)))

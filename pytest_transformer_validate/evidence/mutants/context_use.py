@@ -145,6 +145,20 @@ MUTANTS = (
         ),
     ),
     _short(
+        name="channel_dropped",
+        family="input_dropped",
+        parent="vit",
+        where=("(model)", "patches"),
+        why="the last channel is taken for one of transparency",
+        edits=(
+            (
+                "x = self.dropout(self.patches(pixel_values))",
+                "pixel_values = torch.cat([pixel_values[:, :2], pixel_values[:, :1]], dim=1)\n"
+                "        x = self.dropout(self.patches(pixel_values))",
+            ),
+        ),
+    ),
+    _short(
         name="patch_dropped",
         family="input_dropped",
         parent="vit",
