@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _CACHE = re.compile(r"cache", re.IGNORECASE)
 _COUNT = re.compile(r"^((n|num)_?)?(hidden_)?(layers?|blocks?)$|^depth$")
 _CONFIG = {"config", "cfg", "args"}
+_COUNTS = re.compile(r"^(advance|step|increment|increase|next|move)(_|$)")
 
 
 def made_caches(subject: Subject) -> Iterator[tuple[str, Callable[[], Any], bool]]:
@@ -36,6 +37,15 @@ def made_caches(subject: Subject) -> Iterator[tuple[str, Callable[[], Any], bool
     yield "a dict a layer", partial(_several, dict, count), False
     yield "a dict", dict, False
     yield "a list with a place for each layer", partial(_several, _nothing, count), False
+
+
+def counted(cache: Any) -> list[dict[str, int]] | None:
+    """The whole numbers that a cache, or each one of a list, holds; ``None`` where it has no
+    method that counts tokens."""
+    each = cache if isinstance(cache, list) else [cache]
+    if not any(_COUNTS.match(name) for one in each for name in dir(one)):
+        return None
+    return [{n: v for n, v in held_by(one).items() if type(v) is int} for one in each]
 
 
 def _classes(model: torch.nn.Module) -> list[type]:
@@ -78,3 +88,11 @@ def _several(make: Callable[[], Any], count: int) -> list[Any]:
 
 def _nothing() -> None:
     return None
+
+
+def held_by(item: Any) -> dict[str, Any]:
+    """What an object holds, in ``__slots__``, too."""
+    slots = (vars(kind).get("__slots__", ()) for kind in type(item).__mro__)
+    names = [n for each in slots for n in ([each] if isinstance(each, str) else each)]
+    held = {n: getattr(item, n) for n in names if n != "__dict__" and hasattr(item, n)}
+    return {**held, **getattr(item, "__dict__", {})}

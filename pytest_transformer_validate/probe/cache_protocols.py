@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pytest_transformer_validate.errors import NotApplicable, error_line
-from pytest_transformer_validate.probe.cache_makers import made_caches
+from pytest_transformer_validate.probe.cache_makers import counted, held_by, made_caches
 from pytest_transformer_validate.probe.cache_masks import FORMS
 from pytest_transformer_validate.probe.decoding import (
     Plan,
@@ -90,11 +90,14 @@ def _fills(probe: Probe, text: Batch, length: int, trial: Protocol, *, own: bool
     with probe.running("protocol") as running, kept(running.model):
         try:
             cache = begin(running, trial)
+            count = counted(cache)
             call_on(running, text, 0, length, trial, cache, None, positions=True)
         except Exception:  # noqa: BLE001 - what a model cannot use is no cache of its
             return False
         before = [t.shape for t in tensors_of(cache)]
         filled = len(before) > 1 and all(length in shape for shape in before)
+        if own and count is not None and count == counted(cache):
+            return False  # the caller counts, and nobody knows how
         try:
             call_on(running, text, length, 1, trial, cache, None, positions=True)
         except Exception:  # noqa: BLE001 - that is for the check to say
@@ -264,18 +267,10 @@ def tensors_of(value: Any) -> list[torch.Tensor]:
             for inner in item:
                 visit(inner, depth + 1)
         elif not isinstance(item, type):
-            visit(_attributes(item), depth + 1)
+            visit(held_by(item), depth + 1)
 
     visit(value, 0)
     return found
-
-
-def _attributes(item: Any) -> dict[str, Any]:
-    """What an object holds, in ``__slots__``, too."""
-    slots = (vars(kind).get("__slots__", ()) for kind in type(item).__mro__)
-    names = [n for each in slots for n in ([each] if isinstance(each, str) else each)]
-    held = {n: getattr(item, n) for n in names if n != "__dict__" and hasattr(item, n)}
-    return {**held, **getattr(item, "__dict__", {})}
 
 
 def _contents(model: torch.nn.Module) -> list[tuple[int, int, tuple[int, ...]]]:

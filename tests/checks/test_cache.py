@@ -589,6 +589,37 @@ def test_a_state_that_is_not_kept_is_named():
         kv_cache(probe_of(Forgets("goes_on")), "steps")
 
 
+class CountedCache(LayerCache):
+    def __init__(self):
+        super().__init__()
+        self.seen, self.most = 0, 48
+
+    def advance(self, n):
+        self.seen += n
+
+
+class CountedByTheCaller(InAnObject):
+    """Goes on where a CountedCache says; ``counts`` says who counts."""
+
+    def __init__(self, counts):
+        super().__init__()
+        self.counts = counts
+
+    def forward(self, ids, cache=None):
+        if cache is None:
+            return self.run(ids, None)[0]
+        logits, cache.kept = self.run(ids, cache.kept, cache.seen)
+        if self.counts:
+            cache.advance(ids.shape[1])
+        return logits
+
+
+def test_a_cache_that_the_caller_counts_is_not_judged():
+    assert judged(CountedByTheCaller(True))["steps"].value < 1e-5
+    reason = judged(CountedByTheCaller(False))["steps"]
+    assert reason == "forward takes cache and returns no cache"
+
+
 class InADict(KeptByTheCaller):
     """A dict for each layer, or one."""
 
