@@ -48,6 +48,9 @@ _TIME_FIRST = re.compile(
 )
 
 
+_BLOCK, _ANY = 64, 1 << 20  # tokens of a block; of a text that nothing bounds
+
+
 @dataclass(frozen=True)
 class Facts:
     """What one forward showed: see ``Subject.facts``.
@@ -58,7 +61,8 @@ class Facts:
     read as (B, T, V) or (B, K), ``rest`` its axes behind T; ``layout`` is how it stands (see
     layout); ``needs_labels`` says that all logits come only with labels; ``fixed_length`` is the
     declared maximum where the output always has that many positions; ``multiple`` is what the
-    model says that lengths have to be multiples of.
+    model says that lengths have to be multiples of, and ``in_blocks`` that the declared
+    ``block_size`` is that and no limit.
     """
 
     vocabulary: dict[str, int]
@@ -74,6 +78,7 @@ class Facts:
     needs_labels: bool = False
     fixed_length: int | None = None
     multiple: int = 1
+    in_blocks: bool = False
 
 
 def look(subject: Subject) -> Facts:
@@ -98,9 +103,10 @@ def look(subject: Subject) -> Facts:
             first = first or error
             if multiple == 1:
                 continue
-            return replace(_look(subject, min(5, subject.most_rows), multiple), multiple=multiple)
+            facts = _look(subject, min(5, subject.most_rows), multiple)
+            return _blocked(subject, replace(facts, multiple=multiple))
         alone = first is not None and not typed_length(first)
-        return _bounded(subject, facts, rows, length) if alone else facts
+        return _bounded(subject, facts, rows, length) if alone else _blocked(subject, facts)
     assert first is not None
     return _otherwise(subject, first)
 
@@ -124,6 +130,22 @@ def _multiple(subject: Subject, error: Exception) -> int:
         return 1
     longest = declared_size(subject.config, LENGTH)
     return find_multiple(longest, functools.partial(_runs, subject))
+
+
+def _blocked(subject: Subject, facts: Facts) -> Facts:
+    """The facts, with lengths as multiples of a declared ``block_size`` where the model refuses
+    another one for its remainder, takes twice as many, and has tables for more."""
+    size = declared_size(subject.config, ("block_size",))
+    longest = declared_size(subject.config, tuple(name for name in LENGTH if name != "block_size"))
+    longer = min(facts.limits, default=_ANY if size is not None and size <= _BLOCK else 0)
+    if size is None or longest is not None or not 1 < size < longer:
+        return facts
+    try:
+        subject.call(_first_batch(subject, 3, size + 1), {})
+    except Exception as error:  # noqa: BLE001 - what it says is asked about
+        if says_multiple(error) and _runs(subject, 2 * size):
+            return replace(facts, multiple=size, in_blocks=True)
+    return facts
 
 
 def _bounded(subject: Subject, facts: Facts, rows: int, length: int) -> Facts:

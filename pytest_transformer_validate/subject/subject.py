@@ -320,7 +320,7 @@ class Subject:
         """The longest input: declared, less what an offset of its table takes; else what the
         tables read by position allow, or what the model refuses to go beyond; ``None`` where
         nothing bounds it."""
-        named = declared_size(self.config, LENGTH)
+        named = None if self.facts.in_blocks else declared_size(self.config, LENGTH)
         if named is None and self.config.get("model_type") is None:
             named = declared_size(self.config, ("max_length",))
         tables = min(self.facts.limits, default=None)

@@ -140,6 +140,17 @@ def test_a_single_length_is_no_multiple():
     assert find_multiple(None, lambda length: length == 16) == 1
 
 
+@pytest.mark.parametrize("named", [{}, {"max_seq_len": 40}])
+def test_a_block_size_may_be_what_lengths_are_multiples_of(named):
+    subject = Subject(Asserts(), {"block_size": 8, **named})
+    assert (subject.max_length, subject.multiple) == (named.get("max_seq_len", 48), 8)
+
+
+def test_a_block_size_that_the_model_does_not_speak_of_is_the_longest_text():
+    subject = Subject(models.Decoder(), {"block_size": 8})
+    assert (subject.max_length, subject.multiple) == (8, 1)
+
+
 def test_healthy_at_one_length():
     result = validate(Columns(), task="masked_lm")
     assert {record.check for record in result.failures} == {"bidirectionality"}, str(result)
