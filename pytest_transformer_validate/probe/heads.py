@@ -53,8 +53,8 @@ def note_crossed(module: str, tensors: dict[str, torch.Tensor], found: Footprint
     of_keys, of_values = (_shared_heads(t[0, :, -1]) for t in (keys, values))
     groups = len(set(of_keys))
     if 1 < groups < len(of_keys) and groups == len(set(of_values)) and of_keys != of_values:
-        first = [[h for h, one in enumerate(of) if one == 0] for of in (of_keys, of_values)]
-        found.crossed.append((module, *first))
+        keyed, valued = ([h for h, one in enumerate(of) if not one] for of in (of_keys, of_values))
+        found.crossed.append((module, keyed, valued))
 
 
 def _shared_heads(vectors: torch.Tensor) -> list[int]:
