@@ -29,6 +29,7 @@ from pytest_transformer_validate.subject.multiples import (
     named_lengths,
     says_multiple,
     typed_length,
+    uncut_mask,
     whole_lengths,
 )
 from pytest_transformer_validate.subject.outputs import Output, read_output
@@ -105,8 +106,9 @@ def look(subject: Subject) -> Facts:
                 continue
             facts = _look(subject, min(5, subject.most_rows), multiple)
             return _blocked(subject, replace(facts, multiple=multiple))
-        alone = first is not None and not typed_length(first)
-        return _bounded(subject, facts, rows, length) if alone else _blocked(subject, facts)
+        if first is None or typed_length(first):
+            return _blocked(subject, facts)
+        return _bounded(subject, facts, rows, length, first)
     assert first is not None
     return _otherwise(subject, first)
 
@@ -148,10 +150,12 @@ def _blocked(subject: Subject, facts: Facts) -> Facts:
     return facts
 
 
-def _bounded(subject: Subject, facts: Facts, rows: int, length: int) -> Facts:
+def _bounded(subject: Subject, facts: Facts, rows: int, length: int, first: Exception) -> Facts:
     """The facts of a shape that was not the first: the declared length may be the only one, and
     tables are read from a shorter text, too."""
     declared = length == declared_size(subject.config, LENGTH)
+    if uncut_mask(first, subject.model, length):
+        return facts
     if declared and length > 1 and not any(_runs(subject, n) for n in (length - 1, length // 2)):
         return replace(facts, multiple=length)
     for only in whole_lengths(subject.model):  # a single token runs wherever it is broadcast

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _SAYS = re.compile(r"%|multiples?\b|divisible|divides", re.IGNORECASE)
 _RESHAPED = re.compile(r"is invalid for input of size|expanded size of the tensor")
+_ACROSS = re.compile(r"size of tensor a \(\d+\) must match .* at non-singleton dimension [23]")
 _MOST = 512  # ids that a single length may have
 _CANDIDATES = (*range(2, 65), 96, 128, 256)
 
@@ -53,6 +54,13 @@ def typed_length(error: Exception) -> bool:
     """Whether a length failed at a view or an expand: the one that works stands in the code, where
     a mixer's stands in its weights."""
     return bool(_RESHAPED.search(str(error)))
+
+
+def uncut_mask(error: Exception, model: nn.Module, length: int) -> bool:
+    """Whether a length failed at scores, queries by keys, and nothing that is learned has as many
+    of both as the one length that works: a mask of that size was not cut to the text."""
+    learned = any(p.shape[-2:] == (length, length) for p in model.parameters())
+    return bool(_ACROSS.search(str(error))) and not learned
 
 
 def find_multiple(longest: int | None, runs: Callable[[int], bool]) -> int:

@@ -53,6 +53,20 @@ class Typed(models.Decoder):
         return hidden.reshape(len(ids), 12, hidden.shape[-1])
 
 
+class Uncut(models.Decoder):
+    """A causal mask of the maximum length, as it is; ``learned`` makes it a table of weights."""
+
+    def __init__(self, learned=False):
+        super().__init__(length=12)
+        scores = torch.zeros(12, 12).masked_fill(torch.ones(12, 12).triu(1) > 0, float("-inf"))
+        self.scores = torch.nn.Parameter(scores) if learned else scores
+        self.out = torch.nn.Linear(32, 32)
+
+    def hidden(self, ids):
+        x = super().hidden(ids)
+        return x + self.out((x @ x.mT + self.scores).softmax(-1) @ x)
+
+
 class Whole(models.Decoder):
     """A classifier that reads all vectors of a text side by side, and adds a table as it is."""
 
@@ -100,6 +114,8 @@ class Mistaken(models.Decoder):
         (Columns, None, 6, 6),
         (SaysColumns, None, 9, 9),
         (Typed, {"max_seq_len": 12}, 1, 11),
+        (Uncut, {"max_seq_len": 12}, 1, 11),
+        (lambda: Uncut(learned=True), {"max_seq_len": 12}, 12, 12),
         (Alone, {"max_seq_len": 12}, 12, 12),
         (models.Decoder, {"max_seq_len": 12}, 1, 11),
         (Asserts, None, 8, 16),
