@@ -141,7 +141,7 @@ class AttentionCalls(TorchFunctionMode):
             return self._weighted(named, inner, result)
         if len(first) != 4:
             return result
-        rows, heads, steps, others = out
+        rows, heads, steps, others = list(out)
         if {rows, heads, steps, inner} == set(first) and others in second:
             query = a.permute([first.index(x) for x in (rows, heads, steps, inner)])
             key = _spread(b, second, (rows, heads, others, inner), query)
