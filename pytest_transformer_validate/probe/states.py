@@ -356,8 +356,8 @@ def _watch(model: nn.Module, kind: str, name: str) -> Callable[[], bool]:
         mode = module.training
         return lambda: module.training != mode
     if kind == "rates":
-        keeper, attribute, value = rates_in(model)[name]
-        return lambda: getattr(keeper, attribute, value) != value
+        keeper, attribute, rate = rates_in(model)[name]
+        return lambda: getattr(keeper, attribute, rate) != rate
     registry = model.named_parameters if kind == "parameters" else model.named_buffers
     value = dict(registry())[name].detach().clone()
     return lambda: not same(dict(registry())[name].detach(), value)
