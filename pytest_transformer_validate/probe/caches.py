@@ -193,6 +193,23 @@ class Caches(Passes):
         rows = text["attention_mask"].bool() if plan.padded else None
         return first_other(full, calls, plan.length, start, plan.pieces[index], rows)
 
+    def plain_after(self) -> tuple[float, torch.Tensor, str | None]:
+        """How far the logits of a forward without a cache move once a text was decoded with one,
+        these logits, and the first module that differs."""
+        probe = self.probe
+        rows, length = few_rows(probe)
+        plan = Plan(rows, (length - 1, 1))
+        text = text_of(probe, plan, "decoded")
+        with probe.running("decoded") as subject, kept(subject.model):
+            with traced(subject.model) as before:
+                reference = subject(text).logits
+            for _ in feed(probe, subject, self.protocol(), plan, text):
+                pass
+            with traced(subject.model) as after:
+                moved = difference(reference, subject(text).logits)
+        worst = float(moved.nan_to_num(float("inf")).max())
+        return worst, reference, first_other(before, after, length, 0, length)
+
     def first_alone(self, plan: Plan, position: int) -> bool:
         """Whether the piece that holds ``position`` sees the first token and no other one before
         itself."""

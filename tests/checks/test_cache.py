@@ -651,6 +651,19 @@ class Counting(InAnObject):
 _KEPT = [InAnObject, InSlots, InObjects, InACountedObject, InAnObjectOfTheConfig, InADict]
 
 
+class CountingOn(Counting):
+    def forward(self, ids, cache=None):
+        if cache is not None:
+            return super().forward(ids, cache)
+        return self.run(ids, None, self.current_pos)[0]
+
+
+def test_a_forward_without_a_cache_begins_at_the_start():
+    with pytest.raises(CheckFailed, match="without a cache, the logits of a text move") as caught:
+        kv_cache(probe_of(CountingOn()), "steps")
+    assert caught.value.where == "positions"
+
+
 @pytest.mark.parametrize("kind", [*_KEPT, Counting])
 def test_a_cache_that_the_caller_makes_is_found(kind):
     found = judged(kind())

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pytest_transformer_validate.checks.registry import check
+from pytest_transformer_validate.checks.tier1.cache_mistakes import (
+    RESTARTS,
+    SEVERAL,
+    likely_mistake,
+    piece_at,
+)
 from pytest_transformer_validate.errors import Blocked, CheckFailed, NotApplicable
 from pytest_transformer_validate.measures.caches import KvCache
 from pytest_transformer_validate.measures.dependency import worst_leak
@@ -47,6 +53,8 @@ def kv_cache(probe: Probe, case: str, *, factor: float = 64.0) -> KvCache:
         raise NotApplicable(f"no text of {probe.subject.max_length} tokens is long enough for it")
     notes: list[str] = []
     results = [_judge(probe, plan, factor, notes) for plan in plans]
+    if case == "steps" and protocol.made is not None:
+        _judge_without(probe, results[0])
     worst = max(results, key=lambda r: (r.value or 0.0) / (r.limit.value or 1.0) if r.limit else 0)
     return dataclasses.replace(worst, protocol=protocol.text, notes=tuple(notes))
 
@@ -82,18 +90,37 @@ def _judge(probe: Probe, plan: Plan, factor: float, notes: list[str]) -> KvCache
         return _judge(probe, dataclasses.replace(plan, positions=False), factor, notes)
     position = found.first_over(limit.value)
     _require_comparable(probe, plan, position, limit)
-    cached, size = _piece(plan, position)
+    cached, size = piece_at(plan, position)
     several = size > 1 and cached and not probe.caches.grows()
     if several and position == cached:
         notes.append("the cache is a state: several tokens after it at once do not go on from it")
         return dataclasses.replace(measured, value=0.0)
-    likely = _SEVERAL if several else _likely(probe, plan, limit, position)
-    if likely == _RESTARTS and probe.caches.self_positioned:
+    likely = SEVERAL if several else likely_mistake(probe, plan, limit, position)
+    if likely == RESTARTS and probe.caches.self_positioned:
         notes.append(f"{likely}, which prepare_inputs_for_generation does")
         return dataclasses.replace(measured, value=0.0)
     where = probe.caches.locate(plan, position)
     measured = dataclasses.replace(measured, position=position, cached=cached)
     raise CheckFailed(_text(plan, measured, where, likely, verdict.notes), measured, where=where)
+
+
+def _judge_without(probe: Probe, measured: KvCache) -> None:
+    """Fail where a forward without a cache goes on from a text that was decoded with one."""
+    if probe.subject.sizes[1] < 2:
+        return
+    moved, reference, where = probe.caches.plain_after()
+    limit = same_shape_limit(reference)
+    if moved > limit.value:
+        measured = dataclasses.replace(measured, value=moved, limit=limit)
+        raise CheckFailed(
+            f"{RULE}\n"
+            f"without a cache, the logits of a text move by up to {moved:.2g} (limit {limit}) "
+            f"once a text was decoded with one; cache: {measured.protocol}\n"
+            f"first module to differ: {where or 'none stands out'}\n"
+            "likely: a position that is counted for the cache is used without one, too",
+            measured,
+            where=where,
+        )
 
 
 def _limit(probe: Probe, plan: Plan, found: Decoded, factor: float) -> Limit:
@@ -180,78 +207,6 @@ def _takes_a_shorter_text(probe: Probe, plan: Plan) -> bool:
     return plan.length > short.length and probe.caches.decoded(short).raised is None
 
 
-def _likely(probe: Probe, plan: Plan, limit: Limit, position: int) -> str:
-    """The usual mistake behind what is off, found out by decoding a little otherwise."""
-    caches = probe.caches
-    cached, size = _piece(plan, position)
-
-    def holds(**other: Any) -> bool:
-        found = caches.decoded(dataclasses.replace(plan, **other))
-        return found.raised is None and found.misshapen is None and found.worst <= limit.value
-
-    inside = not caches.protocol().handed_over
-    if not cached:
-        stale = (inside or plan.after == "another") and holds(after="clean")
-        return _STALE if stale else _FIRST
-    takes_positions = probe.subject.signature.takes("position_ids") and not probe.subject.decodes
-    beyond = plan.length > (caches.window or plan.length) and cached + size >= plan.pieces[0] + 1
-    singles = (1,) * min(plan.length, 12)
-    guesses = (
-        (_RESTARTS, not plan.positions and takes_positions, {"positions": True}),
-        (_STALE, inside or plan.after == "another", {"after": "clean"}),
-        (_OUTSIDE, plan.after == "prefix", {"after": "clean"}),
-        (_ONE_ROW, plan.rows > 1 and not plan.padded, {"rows": 1}),
-        (_NO_PAST_MASK, plan.padded, {"padded": False}),
-        (_TRIMMED, beyond, {"pieces": (2, 1)}),
-        (_TOP_LEFT, size > 1, {"pieces": singles}),
-    )
-    found = next((text for text, fits, other in guesses if fits and holds(**other)), None)
-    if found is None and caches.recurrent():
-        return _STATE
-    later = plan.length - 1 if plan.pieces[-1] == 1 else position
-    asks = found is None and not plan.padded and cached and _piece(plan, later)[0] > 1
-    return found or (_TOP_LEFT_OF_ONE if asks and caches.first_alone(plan, later) else _POSITIONS)
-
-
-_RESTARTS = "positions start at 0 again after cached tokens unless position_ids are given"
-_FIRST = "with use_cache (or a position) the forward has another mask, or other positions"
-_STALE = "something of the text before is kept (a cache that is not emptied or overwritten)"
-_OUTSIDE = "something is kept outside of the cache that is handed over"
-_ONE_ROW = "one row's cache is used for all, or the cache is laid out for one row"
-_NO_PAST_MASK = "the mask is cut to the new tokens, or not moved with the cache"
-_TRIMMED = "the window is cut too short or too long in the cache"
-_TOP_LEFT = (
-    "the mask of several tokens after cached ones: it has to be aligned at the bottom right "
-    "(tril(diagonal=cached)), not at the top left; or new and old keys in the wrong order"
-)
-_SEVERAL = (
-    "a step for one token is taken for several after a state: its decay, its convolution or its "
-    "shift has to go on from token to token"
-)
-_TOP_LEFT_OF_ONE = (
-    "a step sees the first token alone: is_causal=True, or a causal mask without the offset, lets "
-    "the first row see the first key; one new token needs no mask"
-)
-_STATE = (
-    "a state that a step does not write back, that is kept before what the forward does to it (a "
-    "convolution, a norm), or that is of another token than the last"
-)
-_POSITIONS = (
-    "positions of cached tokens (restarted, or off by one), keys cached before or after what the "
-    "forward does to them (rotation, norm), new and old in the wrong order, or a layer that does "
-    "not cache"
-)
-
-
-def _piece(plan: Plan, position: int) -> tuple[int, int]:
-    start = 0
-    for size in plan.pieces:
-        if position < start + size:
-            return start, size
-        start += size
-    raise IndexError(position)
-
-
 def _pieces(size: int) -> str:
     return "1 token" if size == 1 else f"{size} tokens"
 
@@ -260,7 +215,7 @@ def _text(
     plan: Plan, measured: KvCache, where: str | None, likely: str, notes: tuple[str, ...]
 ) -> str:
     assert measured.position is not None
-    _, size = _piece(plan, measured.position)
+    _, size = piece_at(plan, measured.position)
     how = {"another": ", after another text", "prefix": ", after the prefix went on otherwise"}
     extra = how.get(plan.after, "") + (", rows padded on the left" if plan.padded else "")
     if plan.condition == "noised":
