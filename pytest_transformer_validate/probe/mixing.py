@@ -7,7 +7,8 @@ input, V outputs, K positions looked at.
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, cast
+from itertools import product
+from typing import cast
 
 import torch
 
@@ -27,11 +28,9 @@ from pytest_transformer_validate.probe.lookup import TokenLookup
 from pytest_transformer_validate.probe.passes import Passes, remembered
 from pytest_transformer_validate.probe.positions import copies, single_gradient
 from pytest_transformer_validate.probe.trace import ROOT
+from pytest_transformer_validate.subject.batch import Batch
 from pytest_transformer_validate.subject.images import patch_side
 from pytest_transformer_validate.subject.sizes import longer_than
-
-if TYPE_CHECKING:
-    from pytest_transformer_validate.subject.batch import Batch
 
 
 class Mixing(Passes):
@@ -189,6 +188,30 @@ class Mixing(Passes):
             loss = finite(logits).mul(projection(probe, logits.shape[-1]).to(logits)).sum()
             torch.autograd.backward(loss, inputs=[pixels])
             return cast("torch.Tensor", pixels.grad).abs().amax(0).double().cpu()
+
+    def swaps_of_pixels(self, size: int) -> int:
+        """How many forwards ``pixel_swaps`` takes."""
+        channels, high, wide = self.probe.batch(2, 1, "mixing")["pixel_values"].shape[1:]
+        return int(channels * (high // size) * (wide // size))
+
+    @remembered
+    def pixel_swaps(self, size: int, condition: str) -> torch.Tensor:
+        """(C, H, W): how far the outputs move when a channel of the patch around a pixel is
+        replaced."""
+        probe = self.probe
+        image, other = probe.batch(2, 1, "mixing")["pixel_values"]
+        found = torch.zeros(image.shape, dtype=torch.float64)
+        with probe.under(condition):
+            old = finite_logits(probe, Batch({"pixel_values": image[None]}))
+            corners = (range(0, length - size + 1, size) for length in image.shape[1:])
+            for y, x in product(*corners):
+                patch = (slice(y, y + size), slice(x, x + size))
+                for channel in range(len(image)):
+                    changed = image.clone()
+                    changed[channel, *patch] = other[channel, *patch]
+                    new = finite_logits(probe, Batch({"pixel_values": changed[None]}))
+                    found[channel, *patch] = float(difference(old, new).max())
+        return found
 
     def footprints(self, length: int, condition: str) -> list[Footprint]:
         """The footprint of every call of every module, in the order in which calls end; empty

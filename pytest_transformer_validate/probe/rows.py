@@ -6,7 +6,7 @@ Axes: B batch, T positions, V outputs.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -207,6 +207,8 @@ def _row_matrix(
         if lookup is not None:
             matrix.append(lookup.gradient().amax(1))
         else:
-            grad = cast("torch.Tensor", leaves[0].grad)
+            grad = leaves[0].grad
+            if grad is None:  # what reads the image is frozen and runs under no_grad
+                return None
             matrix.append(grad.abs().flatten(1).amax(1).to("cpu", torch.float64))
     return torch.stack(matrix)

@@ -424,3 +424,25 @@ def test_every_channel_of_an_image_counts():
     with pytest.raises(CheckFailed, match=words) as caught:
         context_use(probe_of(Channels(0, 1, 1)))
     assert caught.value.where in ("(model)", "patch")
+
+
+class FrozenPatches(models.Patches):
+    """What reads the image runs under ``no_grad``; ``cut``: half of it is lost before."""
+
+    cut = False
+
+    def forward(self, x):
+        if self.cut:
+            x = x * (torch.arange(x.shape[-1]) < x.shape[-1] // 2)
+        with torch.no_grad():
+            features = super().forward(x)
+        return features * 2
+
+
+def test_an_image_that_frozen_features_read_is_seen():
+    config = {"task": "vision_classification", "image_size": 32, "num_channels": 3}
+    assert context_use(probe_of(FrozenPatches(), config)).unseen == 0
+    model = FrozenPatches()
+    model.cut = True
+    with pytest.raises(CheckFailed, match="patches of .* pixels have no influence"):
+        context_use(probe_of(model, config))

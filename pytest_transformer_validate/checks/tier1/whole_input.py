@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pytest_transformer_validate.checks.tier1.mixing import first_short, measured_from
-from pytest_transformer_validate.errors import CheckFailed, NotApplicable, first_line
+from pytest_transformer_validate.errors import CheckFailed, NotApplicable
 from pytest_transformer_validate.measures import context
 from pytest_transformer_validate.measures.context import Context
 
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     import torch
 
     from pytest_transformer_validate.probe.probe import Probe
+
+
+_AFFORDABLE = 256  # forwards of one image
 
 
 def every_token(probe: Probe, floor: float) -> Context:
@@ -121,11 +124,16 @@ def _every_channel(probe: Probe, channels: torch.Tensor, floor: float, measured:
 
 
 def _patches(probe: Probe, size: int, condition: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """What each patch, and each channel, moves, relative to the largest."""
+    """What each patch, and each channel, moves, relative to the largest: by gradient, or by
+    replacing them where none can be read, or none arrives."""
     try:
         pixels = probe.mixing.pixels(condition)
-    except Exception as error:
-        raise NotApplicable(f"no gradient could be read: {first_line(error)}") from error
+    except Exception:  # noqa: BLE001 - a frozen part may run under no_grad
+        pixels = None
+    if pixels is None or not bool(pixels.any()):
+        if not probe.subject.small or probe.mixing.swaps_of_pixels(size) > _AFFORDABLE:
+            raise NotApplicable("no gradient reaches the image: what reads it raises or is frozen")
+        pixels = probe.mixing.pixel_swaps(size, condition)
     tiles = pixels.amax(0).unfold(0, size, size).unfold(1, size, size).amax((2, 3))
     patches = context.relative(tiles.flatten()).reshape(tiles.shape)
     return patches, context.relative(pixels.amax((1, 2)))
