@@ -100,8 +100,9 @@ def _size_by_table(
     if side is None:
         return None
     counted = None if convolution else declared_size(config, _COUNTS)
-    tables = [p.shape[1] for p in model.parameters() if p.dim() == 3 and p.shape[0] == 1]
-    for rows in [counted] if counted else tables:
+    named = [(n, p.shape[1]) for n, p in model.named_parameters() if p.dim() == 3 and len(p) == 1]
+    named.sort(key=lambda table: "pos" not in table[0])  # registers are no patches
+    for rows in [counted] if counted else [rows for _, rows in named]:
         along = math.isqrt(rows)
         if along > 1 and rows - along * along in _EXTRA:
             return along * side, along * side

@@ -339,6 +339,20 @@ def test_a_loss_a_text_is_no_output():
         _ = Subject(LossOnly().eval()).facts
 
 
+class Registers(torch.nn.Module):
+    """Tokens of its own stand in front of the table of positions."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 8, 4, 4)
+        self.register_tokens = torch.nn.Parameter(torch.zeros(1, 4, 8))
+        self.pos_embed = torch.nn.Parameter(torch.zeros(1, 17, 8))
+
+
+def test_registers_are_no_table_of_patches():
+    assert image_shape(Registers(), ModelConfig()) == (3, 16, 16)
+
+
 class Targets(models.Decoder):
     """Labels are required; nothing but a loss reads them."""
 
