@@ -267,7 +267,8 @@ class Dropouts(Passes):
         subject = self.probe.subject
         width = logits.shape[-1]
         if subject.task.task_type == "classification":
-            headed = declared_size(subject.config, _CLASSES) == width
+            known = declared_size(subject.config, _CLASSES)
+            headed = known == width if known else subject.signature.takes("labels")
         else:
             headed = not subject.vision and width >= subject.target_vocab_size
         if not headed or not (watch.gives_logits or watch.drew(logits)):

@@ -523,3 +523,27 @@ class Forgets(models.Decoder):
 def test_a_rate_that_evaluation_sets_is_kept_for_training(module, name):
     caught = failure("statelessness", Forgets(module))
     assert f"a forward in evaluation changed {name}\n" in caught.message
+
+
+class Sorted(models.Decoder):
+    """A classifier, or, without labels to be told of, what makes a vector of a text."""
+
+    def __init__(self):
+        super().__init__()
+        self.classes, self.drop = nn.Linear(32, 5), nn.Dropout(0.1)
+
+    def forward(self, input_ids):
+        return self.drop(self.classes(self.hidden(input_ids).mean(1)))
+
+
+class SortedByLabels(Sorted):
+    def forward(self, input_ids, labels=None):
+        logits = super().forward(input_ids)
+        return logits if labels is None else (F.cross_entropy(logits, labels), logits)
+
+
+def test_classes_are_known_by_their_number_or_by_labels():
+    CHECKS["dropout"](probe_of(Sorted(), task="classification"))
+    for model, config in ((Sorted(), {"num_labels": 5}), (SortedByLabels(), None)):
+        found = failure("dropout", model, config, "classification")
+        assert "the logits themselves are dropped out" in str(found)
