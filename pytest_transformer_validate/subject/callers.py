@@ -24,6 +24,7 @@ from pytest_transformer_validate.subject.asked import (
     Form,
     Mask,
     MaskName,
+    is_bias,
     mask_name,
     says_real,
     values,
@@ -257,6 +258,8 @@ class _Search:
             [value for value in each if value not in unsaid]
             for each in _MEANINGS.get(habit, _MEANINGS[""])
         )
+        if all(is_bias(self.names[role]) for role in self.masks):
+            structures = paddings = ["add"]
         kinds = {mask.padding for mask in self.masks.values()}
         pairs = itertools.product(enumerate(structures), enumerate(paddings))
         ranked = sorted(pairs, key=lambda pair: pair[0][0] + pair[1][0])

@@ -235,6 +235,18 @@ def test_a_required_bias_hides_where_it_is_added():
     assert not later_moves_earlier(subject)
 
 
+class BiasedDecoder(Language):
+    def forward(self, tokens: Tensor, attn_bias: Tensor) -> Tensor:
+        seen = torch.ones(tokens.size(1), tokens.size(1)).tril()
+        return self.head(self.hidden(tokens, attn_bias + torch.log(seen)))
+
+
+def test_a_bias_is_added_whatever_else_hides():
+    subject = Subject(BiasedDecoder("added").eval())
+    assert subject.task.task_type == "causal_lm"
+    assert subject.given.text == "attn_bias (T, T), -inf hides, 0 keeps"
+
+
 def test_an_optional_mask_is_never_given():
     subject = Subject(Forgets().eval())
     assert subject.facts.rank == 3
