@@ -45,7 +45,7 @@ def narrowed(
 ) -> torch.Tensor:
     """The part of a tensor that belongs to some rows and to ``length`` positions."""
     axis = next((i for i, n in enumerate(tensor.shape) if n == rows), None)
-    folded = axis is None and tensor.dim() > 0 and tensor.shape[0] > 0
+    folded = axis is None and tensor.dim() > 0 and tensor.shape[0] not in (0, size)
     if folded and tensor.shape[0] % rows == 0:
         parts = tensor.unflatten(0, (rows, -1))
         return narrowed(parts, rows, chosen, size, start, length).flatten(0, 1)

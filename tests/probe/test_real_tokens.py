@@ -47,3 +47,10 @@ def test_a_convolution_reads_zeros_at_padding():
     assert torch.equal(found, torch.nn.functional.conv1d(blank, weight, padding=1))
     with blanked(None):
         assert torch.equal(torch.relu(x), x.relu())
+
+
+def test_a_table_of_positions_has_no_rows_folded_in():
+    table = torch.arange(64.0)[:, None].expand(64, 8)
+    assert torch.equal(narrowed(table, 2, [1], 64, 0, 32), table[:32])
+    folded = torch.arange(128.0)[:, None].expand(128, 8)
+    assert torch.equal(narrowed(folded, 2, [1], 64, 0, 32), folded[64:96])

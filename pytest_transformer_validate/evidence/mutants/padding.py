@@ -42,7 +42,7 @@ MUTANTS = (
         name="padding_seen_in_long_texts",
         family="padding_seen_in_one_part",
         parent="local_encoder",
-        where=("(model)",),
+        where=("(model)", "layers.*.attention"),
         why="a way for long texts takes no mask, and relative positions hide on which side it is",
         edits=(
             (
