@@ -5,9 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pytest_transformer_validate.checks.registry import check
+from pytest_transformer_validate.checks.tier1.lost_gradient import (
+    module_around,
+    owner_of,
+    was_run,
+    where_lost,
+)
 from pytest_transformer_validate.checks.tier1.no_gradient import (
+    DOUBT,
+    ROUNDING,
     cut_in_training,
-    moves_logits,
+    reason,
     rounding,
     stuck_routers,
 )
@@ -27,13 +35,10 @@ if TYPE_CHECKING:
 RULE = "every parameter that takes part must get a gradient that training can use"
 _MODIFIED = "modified by an inplace operation"  # what torch says of it
 _SHOWN = 6
-_BESIDE = "only a result that nothing reads here depends on it"
-_ROUNDING = "a normalisation or a softmax takes it out again: the logits do not move with it"
 _ALWAYS_ONE = (
     "the weights of the chosen experts are normalised to 1 (a softmax over one, a division by its "
     "own sum), and the router learns nothing from its choice"
 )
-_DOUBT = {_BESIDE, _ROUNDING}  # no excuse for what chooses among experts
 
 
 @check(tier=1)
@@ -65,7 +70,7 @@ def gradient_flow(probe: Probe, *, floor: float = 1e-7, ceiling: float = 1e6) ->
             f"first: {name}\n"
             "likely: sqrt, log, division or norm at zero, whose derivative is infinite",
             _measure(probe, found, {}, set()),
-            where=_where(probe, found, set(found.not_finite), last=True),
+            where=where_lost(probe, found, set(found.not_finite), last=True),
         )
     if found.unregistered:
         raise _unregistered(probe, found)
@@ -81,14 +86,14 @@ def gradient_flow(probe: Probe, *, floor: float = 1e-7, ceiling: float = 1e6) ->
             f"{', '.join(names[:_SHOWN])}\n"
             "likely: what they make is cut off or detached, or the wrong parameters are frozen",
             _measure(probe, found, {}, set(names)),
-            where=_where(probe, found, set(names)),
+            where=where_lost(probe, found, set(names)),
         )
     rounds = rounding(probe, alive, suspects)
     reasons = {
-        name: _ROUNDING if name in rounds else _reason(probe, found, alive, name)
+        name: ROUNDING if name in rounds else reason(probe, found, alive, name)
         for name in sorted(suspects)
     }
-    stuck = stuck_routers(probe) - {n for n, why in reasons.items() if why and why not in _DOUBT}
+    stuck = stuck_routers(probe) - {n for n, why in reasons.items() if why and why not in DOUBT}
     explained = {name: why for name, why in reasons.items() if why and name not in stuck}
     failing = (suspects | stuck) - set(explained)
     late = _late(probe, failing - stuck, floor)
@@ -96,7 +101,7 @@ def gradient_flow(probe: Probe, *, floor: float = 1e-7, ceiling: float = 1e6) ->
     failing -= late
     measured = _measure(probe, found, explained, failing)
     if failing:
-        where = _where(probe, found, failing)
+        where = where_lost(probe, found, failing)
         likely = _ALWAYS_ONE if stuck else _likely(found, failing)
         raise CheckFailed(_text(found, measured, failing, where, likely), measured, where=where)
     _judge_training(probe, found, measured)
@@ -113,7 +118,7 @@ def gradient_flow(probe: Probe, *, floor: float = 1e-7, ceiling: float = 1e6) ->
             f"(limit {ceiling:g})\n"
             "likely: a missing normalisation or scale, or a far too large initial weight",
             measured,
-            where=_owner(name),
+            where=owner_of(name),
         )
     return measured
 
@@ -164,7 +169,7 @@ def _judge_training(probe: Probe, found: Gradients, measured: GradientFlow) -> N
     if cut:
         names = sorted(cut)
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-        where = _where(probe, found, cut)
+        where = where_lost(probe, found, cut)
         raise CheckFailed(
             f"{RULE}\n"
             f"{len(names)} parameters take part in training mode and get no gradient there, "
@@ -254,128 +259,17 @@ def _judge_blocks(probe: Probe, found: Gradients, measured: GradientFlow) -> Non
                 "likely: one part of a fused projection (query, key, value), or one head, is "
                 "detached, overwritten or not used",
                 measured,
-                where=_around(probe, _owner(name)) or probe.root,
+                where=module_around(probe, owner_of(name)) or probe.root,
             )
 
 
 def _at_output(found: Gradients) -> float:
     """The largest gradient norm in the last module that has parameters of its own."""
     for module in reversed(found.tokens):
-        norms = [norm for n, norm in found.norms.items() if norm and _owner(n) == module]
+        norms = [norm for n, norm in found.norms.items() if norm and owner_of(n) == module]
         if norms and module:
             return max(norms)
     return 0.0
-
-
-def _reason(probe: Probe, found: Gradients, alive: Gradients, name: str) -> str | None:
-    """Why a healthy model may give this parameter no gradient, else ``None``.
-
-    ``alive`` holds the gradients after every parameter was moved. A parameter whose value moves
-    the logits has no excuse but a choice of indices.
-    """
-    owner = _owner(name)
-    if name in found.beside | alive.beside:
-        return _BESIDE
-    if found.only_padding.get(owner):
-        return "it was given nothing but its padding row"
-    if alive.norms[name]:
-        return None
-    if not _ran(found, owner) and name not in found.used:
-        return _why_idle(probe, found, owner)
-    if probe.structure.holds_waves(name):
-        return "a table of sines and cosines is not learned"
-    if any(_inside(owner, chosen) for chosen in found.selects):
-        return "it feeds a choice of indices, which has no gradient"
-    if _routed(found, owner):
-        return "its expert was given no token"
-    if name not in found.used:
-        unread = "the forward of these inputs does not read it"
-        return unread if probe.structure.reads_parameter(name) else None
-    if probe.structure.dimensions(name) == 1 and not moves_logits(probe, name):
-        siblings = [n for n in alive.norms if _owner(n) == owner and n != name]
-        return _ROUNDING if any(alive.norms[n] for n in siblings) else None
-    return None
-
-
-def _why_idle(probe: Probe, found: Gradients, owner: str) -> str | None:
-    """The module did not run: fine, unless others of its kind in the same list did (experts are
-    given some of the tokens that come in, others all of them), or no code reads it."""
-    module = owner
-    while module:
-        siblings = probe.structure.list_siblings(module)
-        ran = [s for s in siblings if _ran(found, s)]
-        if ran and not _ran(found, module):
-            sizes = {tuple(found.tokens.get(s, ())) for s in ran}
-            whole = set(found.tokens.get(_owner(_owner(module)), ()))
-            some = any(size not in whole for each in sizes for size in each)
-            return "its expert was given no token" if len(sizes) > 1 and some else None
-        if not _ran(found, module) and not probe.structure.reads_module(module):
-            return None
-        module = module.rpartition(".")[0]
-    return "its module did not run for these inputs"
-
-
-def _routed(found: Gradients, owner: str) -> bool:
-    return any(0 in sizes for module, sizes in found.tokens.items() if _inside(owner, module))
-
-
-def _ran(found: Gradients, module: str) -> bool:
-    """Whether the module, or anything in it, was called."""
-    if module == "":
-        return True
-    return module in found.tokens or any(_inside(name, module) for name in found.tokens)
-
-
-def _inside(name: str, module: str) -> bool:
-    return name == module or name.startswith(f"{module}.")
-
-
-def _owner(parameter: str) -> str:
-    return parameter.rpartition(".")[0]
-
-
-def _where(probe: Probe, found: Gradients, failing: set[str], *, last: bool = False) -> str:
-    """The first module, in execution order, that loses the gradient on the way.
-
-    A part of the model in which everything fails stands next to the break, and the break is in
-    the module around it: named is that module, unless it is the whole model or has one such part
-    only. ``last`` takes the last such module: trouble that starts late spoils everything before.
-    """
-    order = {name: index for index, name in enumerate(found.tokens)}
-    owners = sorted({_owner(n) for n in failing}, key=lambda o: (order.get(o, -1), o))
-    idle = [n for n in failing if n not in found.used and not _ran(found, _owner(n))]
-    if idle:
-        return _dead_part(probe, found, failing, _owner(min(idle)))
-    parts: dict[str, list[str]] = {}
-    for owner in owners:
-        part = _dead_part(probe, found, failing, owner)
-        around = parts.setdefault(_around(probe, part), [])
-        if part not in around:
-            around.append(part)
-    inner = [module for module in parts if module] or [""]
-    module = inner[-1] if last else inner[0]
-    only = parts[module][0]
-    whole = len(parts[module]) == 1 and (not module or probe.structure.holds_modules(only))
-    return (only if whole else module) or probe.root
-
-
-def _dead_part(probe: Probe, found: Gradients, failing: set[str], owner: str) -> str:
-    """The outermost module around ``owner`` all of whose parameters fail."""
-    module, best = owner, owner
-    while module:
-        inside = [n for n in found.norms if _inside(_owner(n), module)]
-        if all(n in failing for n in inside) and not probe.structure.is_list(module):
-            best = module
-        module = module.rpartition(".")[0]
-    return best
-
-
-def _around(probe: Probe, module: str) -> str:
-    """The nearest module around it that has a forward."""
-    above = module.rpartition(".")[0]
-    while above and probe.structure.is_list(above):
-        above = above.rpartition(".")[0]
-    return above
 
 
 def _measure(
@@ -425,7 +319,7 @@ def _kind(found: Gradients, name: str, median: float) -> str:
 
 
 def _likely(found: Gradients, failing: set[str]) -> str:
-    if any(not _ran(found, _owner(name)) and name not in found.used for name in failing):
+    if any(not was_run(found, owner_of(name)) and name not in found.used for name in failing):
         return "a layer that the forward skips (range(n - 1), a wrong index) or forgets to call"
     if all(found.norms[name] is None for name in failing):
         return "detach(), .data, no_grad, a rounding or argmax in the path, or a result not used"
