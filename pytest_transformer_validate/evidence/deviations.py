@@ -63,6 +63,10 @@ DEVIATIONS: dict[str, dict[str, str]] = {
         "to see become NaN",
     },
     "seq2seq:prophetnet": {"causality": _PROPHETNET, "padding[right]": _PROPHETNET},
+    "classification:doge": {
+        "padding[right]": "exp(A * softplus(dt)) is 1 for all keys while A is zeros, and behind "
+        "keep_window_size topk chooses among equals otherwise for another length",
+    },
     "classification:gpt_neo": {"attention_scale": _GPT_NEO},
     "classification:layoutlmv3": {
         "gradient_flow": "the tables of relative positions are read under no_grad",
