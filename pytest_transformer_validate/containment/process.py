@@ -99,7 +99,7 @@ class Modules(MetaPathFinder, Loader):
 
     def __init__(self) -> None:
         self._known = sys.modules
-        self._modules = dict(sys.modules)
+        self._modules = sys.modules.copy()
         self._there = list(self._modules.values())
         self._writes = Writes([sys.modules])
 

@@ -156,6 +156,7 @@ class Resizing(Passes):
                 moved[size], place[size] = float(apart.max()), int(apart.argmax())
         return Resized(condition, moved, place, full)
 
+    @remembered
     def _plain(self, rows: int, condition: str) -> torch.Tensor:
         """The logits of short texts, where the probe is under the condition."""
         noised = condition == "noised"

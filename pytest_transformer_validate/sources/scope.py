@@ -87,7 +87,7 @@ class ModuleScope(PathScope):
         if self._is_new:  # what is written into a folder later shows in its time
             importlib.invalidate_caches()
             self._is_new = False
-        self._before = dict(sys.modules)
+        self._before = sys.modules.copy()
         own = {_top(name) for name in self._own}
         self._aside = _take_out(
             {

@@ -14,7 +14,7 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    Places = tuple[torch.Tensor, tuple[int, ...], tuple[int, ...]]
+    Places = tuple[torch.Tensor, torch.Tensor]  # a parameter, and a view of what is looked at
 
 _EACH = 16
 
@@ -25,10 +25,10 @@ class Samples:
     def __init__(self, parameters: Iterable[torch.Tensor]) -> None:
         groups: dict[tuple[torch.dtype, torch.device], list[Places]] = {}
         for parameter in filter(_readable, parameters):
-            seen = _some(parameter)
-            places = parameter, tuple(seen.shape), seen.stride()
+            places = parameter, _some(parameter)
             groups.setdefault((parameter.dtype, parameter.device), []).append(places)
         self._groups = list(groups.values())
+        self._at = self._addresses()
         self._read = self._look()
 
     def same(self) -> bool:
@@ -40,13 +40,22 @@ class Samples:
 
     def _look(self) -> list[torch.Tensor]:
         """One tensor of bytes for each dtype and device."""
+        there = self._addresses() == self._at
         with torch.no_grad():
             return [
-                torch.cat([torch.as_strided(p, size, steps) for p, size, steps in group]).view(
+                torch.cat([seen if there else _again(p, seen) for p, seen in group]).view(
                     torch.uint8
                 )
                 for group in self._groups
             ]
+
+    def _addresses(self) -> list[int]:
+        return [parameter.data_ptr() for group in self._groups for parameter, _ in group]
+
+
+def _again(parameter: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    """The same places of a parameter that lies elsewhere by now."""
+    return torch.as_strided(parameter, seen.shape, seen.stride())
 
 
 def _readable(parameter: torch.Tensor) -> bool:
