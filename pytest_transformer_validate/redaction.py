@@ -42,6 +42,8 @@ PATTERNS: Mapping[str, str] = {
 }
 _PATTERNS = tuple(re.compile(pattern) for pattern in PATTERNS.values())
 
+_CURRENT_TEST = os.environ.encodekey("PYTEST_CURRENT_TEST")
+
 _remembered: set[str] = set()
 
 
@@ -92,8 +94,11 @@ class _Environment:
         """Values of 8 characters or more of the variables that hold credentials."""
         # Compared as Python keeps it: reading a variable decodes it, and there are many texts.
         now = vars(os.environ).get("_data")
+        if now is not None:
+            now = now.copy()
+            now.pop(_CURRENT_TEST, None)  # which pytest writes three times for every test
         if now is None or now != self._read:
-            self._read = None if now is None else dict(now)
+            self._read = now
             values = secret_variables().values()
             self._secrets = frozenset(value for value in values if len(value) >= SHORTEST)
         return self._secrets
