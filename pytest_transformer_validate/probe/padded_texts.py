@@ -46,6 +46,11 @@ class PaddedTexts(Passes):
     """Passes with padded texts, for the ids called ``covers``."""
 
     @property
+    def filler(self) -> int | None:
+        """The id that fills up texts, if one is known."""
+        return padding_id(self.probe.subject)
+
+    @property
     def padding(self) -> Padding:
         """How the model is told about padding."""
         return self.probe.padding
@@ -165,8 +170,7 @@ class PaddedTexts(Passes):
         source = steps if side == "right" else steps - (size - count)
         texts = self._cut(ids, lengths).gather(1, source.clamp(min=0))
         if filler is None:
-            pad = padding_id(self.probe.subject)
-            filler = int(ids[0, 0]) if pad is None else pad
+            filler = int(ids[0, 0]) if self.filler is None else self.filler
         told = self._with_ids(given, covers, texts.masked_fill(~keep, filler))
         return self._told(told, keep, covers, side, way), keep
 

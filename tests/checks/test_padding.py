@@ -457,6 +457,18 @@ def test_padding_that_is_found_by_its_id():
         padding(ByIdForgetful(), "right", ENCODER)
 
 
+class ByLength(models.Decoder):
+    """Divides by the length of the text, and knows no padding."""
+
+    def hidden(self, ids):
+        return super().hidden(ids) / ids.size(1)
+
+
+def test_what_fills_up_a_text_where_no_id_is_for_padding():
+    with pytest.raises(CheckFailed, match="padded to 11 with one id .none is known"):
+        padding(ByLength(), "right")
+
+
 class ByOtherId(ById):
     """Hides the id that is called ``hidden``, and knows another one."""
 

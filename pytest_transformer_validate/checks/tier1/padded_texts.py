@@ -193,7 +193,9 @@ def _settle_lengths(
     excuse = _excuse_lengths(probe, found, plan) or REACHED_BY_NONE.get(place.kind)
     if excuse is not None:
         raise NotApplicable(excuse)
-    told = f"with {measured.argument}" if measured.argument else "with its padding id"
+    known = probe.padded_texts.filler is not None
+    filler = "its padding id" if known else "one id (none is known to be for padding)"
+    told = f"with {measured.argument or filler}"
     raise CheckFailed(
         "\n".join(
             [
