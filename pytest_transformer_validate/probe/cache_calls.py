@@ -48,7 +48,7 @@ def sees_the_first_alone(probe: Probe, protocol: Protocol, plan: Plan, position:
     """Whether the logits of the piece that holds ``position`` stay when every token before it,
     the very first one apart, is another one."""
     text, other = (text_of(probe, plan, word) for word in ("decoded", "before"))
-    start, index = place_of(plan, position)
+    start, index = plan.piece_at(position)
     role = sequence(probe)
     ids, others = text[role], other[role]
     mixed = torch.cat([ids[:, :1], others[:, 1:start], ids[:, start:]], 1)
@@ -60,16 +60,6 @@ def sees_the_first_alone(probe: Probe, protocol: Protocol, plan: Plan, position:
                 found.append([next(pieces) for _ in range(index + 1)][-1])
     allowed = 64 * torch.finfo(found[0].dtype).eps * float(found[0].abs().max())
     return float(difference(*found).nan_to_num(float("inf")).max()) <= allowed
-
-
-def place_of(plan: Plan, position: int) -> tuple[int, int]:
-    """First position and index of the piece that holds ``position``."""
-    start = 0
-    for index, size in enumerate(plan.pieces):
-        if position < start + size:
-            return start, index
-        start += size
-    raise IndexError(position)
 
 
 def first_other(

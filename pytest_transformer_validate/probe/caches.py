@@ -17,7 +17,6 @@ from pytest_transformer_validate.probe.cache_calls import (
     becomes,
     calls_of_piece,
     first_other,
-    place_of,
     sees_the_first_alone,
 )
 from pytest_transformer_validate.probe.cache_protocols import handed_over, kept_inside, tensors_of
@@ -185,7 +184,7 @@ class Caches(Passes):
         at once, although its inputs are the same."""
         probe, protocol = self.probe, self.protocol()
         text = text_of(probe, plan, "decoded")
-        start, index = place_of(plan, position)
+        start, index = plan.piece_at(position)
         with probe.under(plan.condition):
             calls = calls_of_piece(probe, protocol, plan, text, index)
             with probe.running("forward") as subject, traced(subject.model) as full:
@@ -220,7 +219,7 @@ class Caches(Passes):
         where rows are padded, when they are not."""
         probe = self.probe
         text = text_of(probe, plan, "decoded")
-        start, index = place_of(plan, position)
+        start, index = plan.piece_at(position)
         end = start + plan.pieces[index]
         with probe.under(plan.condition):
             reference = probe.forward(text).logits[:, position]

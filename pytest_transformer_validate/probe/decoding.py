@@ -77,6 +77,16 @@ class Plan:
         """Number of tokens T."""
         return sum(self.pieces)
 
+    def piece_at(self, position: int) -> tuple[int, int]:
+        """First position, which is the number of tokens before it, and index of the piece that
+        holds ``position``. Raises IndexError behind the text."""
+        start = 0
+        for index, size in enumerate(self.pieces):
+            if position < start + size:
+                return start, index
+            start += size
+        raise IndexError(position)
+
 
 class Encoded(tuple[Any, ...]):
     """What an encoder gave, in every form in which it is asked for: first item, or attribute."""

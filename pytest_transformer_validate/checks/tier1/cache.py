@@ -10,7 +10,6 @@ from pytest_transformer_validate.checks.tier1.cache_mistakes import (
     RESTARTS,
     SEVERAL,
     likely_mistake,
-    piece_at,
 )
 from pytest_transformer_validate.errors import Blocked, CheckFailed, NotApplicable
 from pytest_transformer_validate.measures.caches import KvCache
@@ -90,7 +89,8 @@ def _judge(probe: Probe, plan: Plan, factor: float, notes: list[str]) -> KvCache
         return _judge(probe, dataclasses.replace(plan, positions=False), factor, notes)
     position = found.first_over(limit.value)
     _require_comparable(probe, plan, position, limit)
-    cached, size = piece_at(plan, position)
+    cached, index = plan.piece_at(position)
+    size = plan.pieces[index]
     several = size > 1 and cached and not probe.caches.grows()
     if several and position == cached:
         notes.append("the cache is a state: several tokens after it at once do not go on from it")
@@ -215,7 +215,8 @@ def _text(
     plan: Plan, measured: KvCache, where: str | None, likely: str, notes: tuple[str, ...]
 ) -> str:
     assert measured.position is not None
-    _, size = piece_at(plan, measured.position)
+    _, index = plan.piece_at(measured.position)
+    size = plan.pieces[index]
     how = {"another": ", after another text", "prefix": ", after the prefix went on otherwise"}
     extra = how.get(plan.after, "") + (", rows padded on the left" if plan.padded else "")
     if plan.condition == "noised":

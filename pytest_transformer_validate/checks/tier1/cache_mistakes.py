@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 def likely_mistake(probe: Probe, plan: Plan, limit: Limit, position: int) -> str:
     """The usual mistake behind what is off, found out by decoding a little otherwise."""
     caches = probe.caches
-    cached, size = piece_at(plan, position)
+    cached, index = plan.piece_at(position)
+    size = plan.pieces[index]
 
     def holds(**other: Any) -> bool:
         found = caches.decoded(dataclasses.replace(plan, **other))
@@ -40,7 +41,7 @@ def likely_mistake(probe: Probe, plan: Plan, limit: Limit, position: int) -> str
     if found is None and caches.recurrent():
         return _STATE
     later = plan.length - 1 if plan.pieces[-1] == 1 else position
-    asks = found is None and not plan.padded and cached and piece_at(plan, later)[0] > 1
+    asks = found is None and not plan.padded and cached and plan.piece_at(later)[0] > 1
     return found or (_TOP_LEFT_OF_ONE if asks and caches.first_alone(plan, later) else _POSITIONS)
 
 
@@ -72,13 +73,3 @@ _POSITIONS = (
     "forward does to them (rotation, norm), new and old in the wrong order, or a layer that does "
     "not cache"
 )
-
-
-def piece_at(plan: Plan, position: int) -> tuple[int, int]:
-    """How many tokens are cached before the piece that holds ``position``, and its size."""
-    start = 0
-    for size in plan.pieces:
-        if position < start + size:
-            return start, size
-        start += size
-    raise IndexError(position)
