@@ -22,6 +22,8 @@ from pytest_transformer_validate.measures.measurement import Limit
 if TYPE_CHECKING:
     import torch
 
+    from pytest_transformer_validate.probe.probe import Probe
+
 SAME_SHAPE = 16
 TWO_SHAPES = 64
 NOISE = 16
@@ -99,3 +101,12 @@ def settle(value: float, limit: Limit, repeat: Repeat, *, sure: float = ARBITRAT
         return Verdict(exceeded=True, notes=(note,))
     note = f"{value:.2g} was over its limit {limit}; repeated {how} it is {again:.2g}: rounding"
     return Verdict(exceeded=False, notes=(note,))
+
+
+def settle_in_doubt(
+    probe: Probe, value: float, limit: Limit, measure: Callable[[Probe], float]
+) -> Verdict:
+    """``settle`` by ``measure`` of a probe in float64, or with another seed: in doubt for as long
+    as the dtype that the model computes in lets it be (see ``doubtful``)."""
+    sure = doubtful(probe.computes_in)
+    return settle(value, limit, lambda: probe.repeated(measure), sure=sure)

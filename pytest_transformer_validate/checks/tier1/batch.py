@@ -13,9 +13,8 @@ from pytest_transformer_validate.measures.dependency import (
     worst_row,
 )
 from pytest_transformer_validate.measures.tolerance import (
-    doubtful,
     same_shape_limit,
-    settle,
+    settle_in_doubt,
 )
 
 if TYPE_CHECKING:
@@ -51,12 +50,7 @@ def _judge_swaps(probe: Probe, plan: str, factor: float, notes: list[str]) -> Ba
     )
     if not value <= limit.value:
         require_repeatable(probe, swaps, limit.value)
-        verdict = settle(
-            value,
-            limit,
-            lambda: probe.repeated(lambda p: worst_row(p.row_swaps(plan))[0]),
-            sure=doubtful(probe.computes_in),
-        )
+        verdict = settle_in_doubt(probe, value, limit, lambda p: worst_row(p.row_swaps(plan))[0])
         notes.extend(verdict.notes)
         if verdict.exceeded:
             where = probe.locate_row(swaps, index)

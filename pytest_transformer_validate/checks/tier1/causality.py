@@ -16,9 +16,8 @@ from pytest_transformer_validate.measures.dependency import (
     worst_leak,
 )
 from pytest_transformer_validate.measures.tolerance import (
-    doubtful,
     same_shape_limit,
-    settle,
+    settle_in_doubt,
 )
 
 if TYPE_CHECKING:
@@ -100,8 +99,7 @@ def _judge_swaps(probe: Probe, plan: Plan, factor: float, notes: list[str]) -> C
     def again(other: Probe) -> float:
         return worst_leak(other.position_swaps(plan), 0).value
 
-    sure = doubtful(probe.computes_in)
-    verdict = settle(alone, limit, lambda: probe.repeated(again), sure=sure)
+    verdict = settle_in_doubt(probe, alone, limit, again)
     notes.extend(verdict.notes)
     if verdict.exceeded:
         where, ahead = probe.locate_position(swaps, _telling(swaps, leak, limit))

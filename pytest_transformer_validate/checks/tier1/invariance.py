@@ -10,13 +10,15 @@ from pytest_transformer_validate.errors import Blocked, CheckFailed, NotApplicab
 from pytest_transformer_validate.measures.dependency import upper_leak, worst_leak
 from pytest_transformer_validate.measures.invariance import Invariance, worse
 from pytest_transformer_validate.measures.tolerance import (
-    doubtful,
     same_shape_limit,
     settle,
+    settle_in_doubt,
     two_shapes_limit,
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pytest_transformer_validate.measures.measurement import Limit
     from pytest_transformer_validate.measures.tolerance import Repeat
     from pytest_transformer_validate.probe.probe import Probe
@@ -54,8 +56,7 @@ def prefix_consistency(probe: Probe, *, factor: float = 64.0) -> Invariance:
             measured = worse(measured, found)
             continue
         value, size = runs.worst
-        sure = doubtful(probe.computes_in)
-        verdict = settle(value, limit, _prefixes_again(probe, condition), sure=sure)
+        verdict = settle_in_doubt(probe, value, limit, _worst_prefix(condition))
         if not verdict.exceeded:
             measured = worse(measured, found.noting(verdict.notes))
             continue
@@ -112,8 +113,8 @@ def _judge_long(probe: Probe, measured: Invariance, factor: float) -> Invariance
     )
 
 
-def _prefixes_again(probe: Probe, condition: str) -> Repeat:
-    return lambda: probe.repeated(lambda p: p.resizing.prefixes(condition).worst[0])
+def _worst_prefix(condition: str) -> Callable[[Probe], float]:
+    return lambda probe: probe.resizing.prefixes(condition).worst[0]
 
 
 def _leaks(probe: Probe) -> bool:

@@ -27,7 +27,7 @@ from pytest_transformer_validate.measures.padding import (
     worst_case,
     worst_length,
 )
-from pytest_transformer_validate.measures.tolerance import doubtful, settle
+from pytest_transformer_validate.measures.tolerance import settle_in_doubt
 
 if TYPE_CHECKING:
     from pytest_transformer_validate.measures.measurement import Limit
@@ -116,11 +116,7 @@ def judge_left(probe: Probe, factor: float) -> PaddingInvariance:
     def again(other: Probe) -> float:
         return worst_length(other.padded_texts.lengths(covers, "mixed", "left", "plain"))[0]
 
-    def close() -> bool:
-        sure = doubtful(probe.computes_in)
-        return not settle(value, limit, lambda: probe.repeated(again), sure=sure).exceeded
-
-    if not value <= limit.value and not close():
+    if not value <= limit.value and settle_in_doubt(probe, value, limit, again).exceeded:
         if probe.position_promise() is None:
             raise NotApplicable("pad on the right: a mask leaves a trace of what stands in front")
         raise NotApplicable(
@@ -178,8 +174,7 @@ def _settle_lengths(
         return worst_length(lengths)[0]
 
     value = found.moved[row]
-    sure = doubtful(probe.computes_in)
-    verdict = settle(value, limit, lambda: probe.repeated(again), sure=sure)
+    verdict = settle_in_doubt(probe, value, limit, again)
     notes.extend(verdict.notes)
     if not verdict.exceeded:
         return value

@@ -26,7 +26,7 @@ from pytest_transformer_validate.measures.padding import (
     content_limit,
     worst_case,
 )
-from pytest_transformer_validate.measures.tolerance import doubtful, settle
+from pytest_transformer_validate.measures.tolerance import settle_in_doubt
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -119,11 +119,8 @@ def _settle_content(
     """How far outputs move, structure aside; raises where they should not."""
     way, passes = found.way, probe.padding
     require_repeatable(probe, found.before, found.condition, limit)
-    verdict = settle(
-        found.moved,
-        limit,
-        lambda: probe.repeated(lambda p: p.padding.content(way, layout, found.condition).moved),
-        sure=doubtful(probe.computes_in),
+    verdict = settle_in_doubt(
+        probe, found.moved, limit, lambda p: p.padding.content(way, layout, found.condition).moved
     )
     notes.extend(verdict.notes)
     if not verdict.exceeded:
