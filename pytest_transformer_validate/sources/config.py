@@ -5,6 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+# What keys, and arguments of constructors, are called that bound what a model may be given.
+LENGTH = (
+    "max_position_embeddings", "n_positions", "max_seq_len", "max_seq_length",
+    "max_sequence_length", "seq_length", "sequence_length", "seq_len", "block_size", "n_ctx",
+    "context_length", "context_size", "ctx_len", "max_len", "max_target_positions",
+)  # fmt: skip
+CHANNELS = ("num_channels", "in_channels", "in_chans", "channels")
+
 
 class ModelConfig(Mapping[str, Any]):
     """Read access to a configuration by key and by attribute.

@@ -17,7 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_transformer_validate.errors import SourceError
 from pytest_transformer_validate.sources.base import SourceWarning
-from pytest_transformer_validate.sources.config import ModelConfig, WholeConfig
+from pytest_transformer_validate.sources.config import (
+    CHANNELS,
+    LENGTH,
+    ModelConfig,
+    WholeConfig,
+)
 from pytest_transformer_validate.sources.entrypoint import is_module_class
 from pytest_transformer_validate.sources.wording import clipped, listed
 
@@ -40,15 +45,9 @@ _FACTS = re.compile(
 )
 NAMESPACES = (types.SimpleNamespace, argparse.Namespace)
 # Arguments whose default says what may be given to a model, each under one of its names.
-_CHANNELS = ("num_channels", "in_channels", "in_chans", "channels")
-_LENGTHS = (
-    "max_position_embeddings", "n_positions", "max_seq_len", "max_seq_length",
-    "max_sequence_length", "block_size", "n_ctx", "context_length", "context_size", "ctx_len",
-    "max_len", "seq_length", "sequence_length", "seq_len", "max_target_positions",
-)  # fmt: skip
-_BOUNDS = (("max_batch_size",), _LENGTHS, ("image_size", "img_size"), _CHANNELS)
+_BOUNDS = (("max_batch_size",), LENGTH, ("image_size", "img_size"), CHANNELS)
 # Channels of an image (more may be the width of the model); tokens of a text that is tried whole.
-_LARGEST = {_CHANNELS: 4, _LENGTHS: 1024}
+_LARGEST = {CHANNELS: 4, LENGTH: 1024}
 
 
 @dataclass

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from pytest_transformer_validate.errors import SubjectError, error_line
+from pytest_transformer_validate.sources.config import LENGTH
 from pytest_transformer_validate.subject.asked import (
     CROSS,
     NOTHING,
@@ -31,7 +32,6 @@ from pytest_transformer_validate.subject.asked import (
 )
 from pytest_transformer_validate.subject.batch import Batch
 from pytest_transformer_validate.subject.declared import (
-    LENGTH,
     declared_size,
     declared_task,
     named_like_an_encoder,

@@ -29,12 +29,6 @@ PADDING = (
     "pad_token_id", "pad_id", "pad_idx", "padding_idx", "pad_index", "pad_token",
     "src_pad_idx", "src_pad_id", "source_pad_idx",
 )  # fmt: skip
-LENGTH = (
-    "max_position_embeddings", "n_positions", "max_seq_len", "max_seq_length",
-    "max_sequence_length", "seq_length", "sequence_length", "seq_len", "block_size", "n_ctx",
-    "context_length", "context_size", "ctx_len", "max_len", "max_target_positions",
-)  # fmt: skip
-CHANNELS = ("num_channels", "in_channels", "in_chans", "channels")
 IMAGE = ("image_size", "img_size", "input_size")
 _IDS = {
     "input_ids", "tokens", "token_ids", "idx", "ids", "input_tokens", "src_tokens", "src_ids",

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from pytest_transformer_validate.errors import TaskError
-from pytest_transformer_validate.subject.declared import CHANNELS, IMAGE, declared, declared_size
+from pytest_transformer_validate.sources.config import CHANNELS
+from pytest_transformer_validate.subject.declared import IMAGE, declared, declared_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

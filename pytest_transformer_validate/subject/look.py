@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from pytest_transformer_validate.errors import SubjectError
+from pytest_transformer_validate.sources.config import LENGTH
 from pytest_transformer_validate.subject.batch import Batch
 from pytest_transformer_validate.subject.callers import find
 from pytest_transformer_validate.subject.choices import as_choices
 from pytest_transformer_validate.subject.declared import (
-    LENGTH,
     declared_size,
     declared_task,
     named_like_an_encoder,

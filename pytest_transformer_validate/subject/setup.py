@@ -6,7 +6,8 @@ import contextlib
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from pytest_transformer_validate.subject.declared import LENGTH, declared_size
+from pytest_transformer_validate.sources.config import LENGTH
+from pytest_transformer_validate.subject.declared import declared_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pytest_transformer_validate.errors import Blocked, NotApplicable, TaskError, error_line
-from pytest_transformer_validate.sources.config import ModelConfig
+from pytest_transformer_validate.sources.config import LENGTH, ModelConfig
 from pytest_transformer_validate.subject.batch import Batch
 from pytest_transformer_validate.subject.calling import call
 from pytest_transformer_validate.subject.conversion import convert
 from pytest_transformer_validate.subject.declared import (
     BY_TYPE,
-    LENGTH,
     PADDING,
     TARGET_VOCABULARY,
     VOCABULARY,
