@@ -86,10 +86,12 @@ def arguments(target: Callable[..., Any], settings: Settings) -> Call:
         return made
     named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     hints = _hints(target)
-    lone = _lone_required(target, named)
+    lone = _lone_required(named)
     for parameter in named:
-        wanted = _config_class(parameter, hints.get(parameter.name), target)
-        whole = wanted is not None or parameter.name in CONFIG_NAMES or parameter is lone
+        called = parameter.name in CONFIG_NAMES or parameter is lone
+        wanted = _config_class(parameter, hints.get(parameter.name), target, called)
+        whole = wanted is not None or parameter.name in CONFIG_NAMES
+        whole = whole or (parameter is lone and not isinstance(target, type))
         if parameter.name in settings.config:
             made.by_name = True
             value = _given(settings.config[parameter.name], wanted, settings, made)
@@ -154,12 +156,11 @@ def _is_switch(key: object, value: object) -> bool:
     return isinstance(value, int | float) and not _FACTS.search(str(key))
 
 
-def _lone_required(
-    target: Callable[..., Any], named: list[inspect.Parameter]
-) -> inspect.Parameter | None:
-    """A factory's only required parameter takes the configuration whatever it is called."""
+def _lone_required(named: list[inspect.Parameter]) -> inspect.Parameter | None:
+    """The only required parameter: it takes the configuration of a factory, or one of the class
+    in its file, whatever it is called."""
     required = [p for p in named if p.default is p.empty]
-    return required[0] if len(required) == 1 and not isinstance(target, type) else None
+    return required[0] if len(required) == 1 else None
 
 
 def _absent(parameter: inspect.Parameter, made: Call) -> Any:
@@ -259,14 +260,14 @@ def _make_config(wanted: type, settings: Settings, made: Call) -> Any:
 
 
 def _config_class(
-    parameter: inspect.Parameter, hint: Any, target: Callable[..., Any]
+    parameter: inspect.Parameter, hint: Any, target: Callable[..., Any], called: bool
 ) -> type | None:
     """The class of the configuration that a parameter takes, if it takes one: annotated, or of
-    its default, or the only such class in the file."""
+    its default, or the only such class in the file where it is ``called`` a configuration."""
     annotated = _only_class(hint)
     if annotated is not None and _is_config_class(annotated):
         return annotated
-    if parameter.name not in CONFIG_NAMES:
+    if not called:
         default = type(parameter.default)
         return default if annotated is None and _is_config_class(default) else None
     if annotated is not None:
@@ -274,7 +275,7 @@ def _config_class(
         return annotated if annotated in plain else dict if annotated is Mapping else None
     if _is_config_class(type(parameter.default)):
         return type(parameter.default)
-    return _file_config_class(target) if isinstance(target, type) else None
+    return _file_config_class(target) if is_module_class(target) else None
 
 
 def _only_class(hint: Any) -> type | None:

@@ -36,7 +36,7 @@ def few_ids(
     lengths = {"input_ids": source, "decoder_input_ids": target}
     inputs = {}
     for role in ("input_ids", "decoder_input_ids")[: 1 + subject.decodes]:
-        most = min(tops[role], _MOST)
+        most = min(tops[role], subject.fewer_ids.get(role, _MOST))
         allowed = torch.tensor([i for i in range(most) if i not in special] or [0])
         picks = torch.randint(len(allowed), (rows, lengths[role]), generator=generator)
         inputs[role] = allowed[picks]

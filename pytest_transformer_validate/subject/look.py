@@ -16,6 +16,8 @@ from pytest_transformer_validate.subject.batch import Batch
 from pytest_transformer_validate.subject.callers import find
 from pytest_transformer_validate.subject.choices import as_choices
 from pytest_transformer_validate.subject.declared import (
+    TARGET_VOCABULARY,
+    VOCABULARY,
     declared_size,
     declared_task,
     named_like_an_encoder,
@@ -243,8 +245,7 @@ def _shapes(subject: Subject) -> list[tuple[int, int]]:
 
 
 def _look(subject: Subject, rows: int, length: int) -> Facts:
-    batch = _first_batch(subject, rows, length)
-    reader, raw = _read(subject, batch, length)
+    batch, reader, raw = _first_read(subject, rows, length)
     unread = subject.signature.ambiguous and "decoder_input_ids" not in reader.vocabulary
     if unread and not _gives_its_length(subject, rows, length):
         subject.take_as_labels(str(subject.signature.ambiguous))
@@ -309,13 +310,35 @@ def _gives_its_length(subject: Subject, rows: int, length: int) -> bool:
     return len(shape) == 3 and shape[:2] in {(rows, target), (target, rows)}
 
 
+def _first_read(subject: Subject, rows: int, length: int) -> tuple[Batch, TableReader, object]:
+    """A first batch and what is read for it; one of fewer ids where nothing says how many there
+    are, and their table turns out to have fewer rows than another one."""
+    batch = _first_batch(subject, rows, length)
+    reader = _reader(subject, batch, length)
+    try:
+        with reader:
+            return batch, reader, subject.call(batch, {})
+    except IndexError:
+        read = {role: max(rows) for role, rows in reader.rows.items()}
+        fewer = {role: n for role, n in read.items() if 1 < n <= int(reader.ids[role].max())}
+        named = declared_size(subject.config, (*VOCABULARY, *TARGET_VOCABULARY))
+        if named is not None or not fewer:
+            raise
+        subject.fewer_ids |= fewer
+    return _first_read(subject, rows, length)
+
+
 def _read(subject: Subject, batch: Batch, length: int) -> tuple[TableReader, object]:
+    with _reader(subject, batch, length) as reader:
+        raw = subject.call(batch, {})
+    return reader, raw
+
+
+def _reader(subject: Subject, batch: Batch, length: int) -> TableReader:
     roles = {role: t for role, t in batch.inputs.items() if role.endswith("input_ids")}
     if subject.choices:
         roles = {role: as_choices(role, t).flatten(0, 1) for role, t in roles.items()}
-    with TableReader(subject.model, roles, length) as reader:
-        raw = subject.call(batch, {})
-    return reader, raw
+    return TableReader(subject.model, roles, length)
 
 
 def _fills_in_masked(

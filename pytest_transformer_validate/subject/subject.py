@@ -85,6 +85,7 @@ class Subject:
         self.setup: Setup | None = None
         self.packing: Packing | None = None
         self.choices = False
+        self.fewer_ids: dict[str, int] = {}
         self.plain_ids: tuple[object, torch.Tensor] | None = None
 
     def twin(self, model: torch.nn.Module) -> Subject:

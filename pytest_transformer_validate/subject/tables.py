@@ -36,7 +36,7 @@ _READ_AS_OTHERS, _MOST = 3, 0.9
 class TableReader(Operations):
     """Records lookups by ids, (B, T) for each role, and by positions while a model runs.
 
-    ``vocabulary`` is, by role, the number of rows of the smallest table that the ids index;
+    ``rows`` are, by role, the numbers of rows of the tables that the ids index;
     ``limits`` are the lengths that the model's tables read by consecutive positions allow;
     ``compared`` the numbers that ids are compared with.
     """
@@ -47,10 +47,15 @@ class TableReader(Operations):
         super().__init__()
         self.ids = ids
         self.length = length
-        self.vocabulary: dict[str, int] = {}
+        self.rows: dict[str, list[int]] = {}
         self.limits: list[int] = []
         self.compared: set[int] = set()
         self._own = _storages(model)
+
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """By role, the number of rows of the smallest table that the ids index."""
+        return {role: min(rows) for role, rows in self.rows.items()}
 
     def __torch_dispatch__(
         self,
@@ -88,7 +93,7 @@ class TableReader(Operations):
         role = self._role(index)
         if role is None:
             return False
-        self.vocabulary[role] = min(rows, self.vocabulary.get(role, rows))
+        self.rows.setdefault(role, []).append(rows)
         return True
 
     def _role(self, index: torch.Tensor) -> str | None:

@@ -98,17 +98,33 @@ def test_the_whole_config_has_the_type_that_is_asked_for(write, load, annotation
 
 @pytest.mark.parametrize(
     "signature",
-    ["config", "config: NetConfig", "c: NetConfig", "config: NetConfig | None", "x: 'NetConfig'"],
+    [
+        *("config", "config: NetConfig", "c: NetConfig", "config: NetConfig | None"),
+        *("x: 'NetConfig'", "c", "c, depth=3"),
+    ],
 )
 def test_a_config_class_of_the_file_is_built(write, load, signature):
     write("m.py", net(signature, DATACLASS))
-    [config] = got(load).values()
+    config, *_ = got(load).values()
     assert (type(config).__name__, config.vocab_size) == ("NetConfig", 5)
     assert load("m.py").config["vocab_size"] == 5
     write("config.json", {"width": 9, "other": 1})
-    [config] = got(load).values()
+    config, *_ = got(load).values()
     assert (config.vocab_size, config.width) == (5, 9)
     assert dict(load("m.py").config) == {"vocab_size": 5, "width": 9, "other": 1}
+
+
+def test_a_number_is_no_config(write, load):
+    write("m.py", net("width: int", DATACLASS))
+    with pytest.raises(SourceError, match="requires an argument .*: width"):
+        load("m.py")
+
+
+def test_a_config_class_is_not_made_of_itself(write, load):
+    own = "class NetConfig:\n    def __init__(self, n):\n        self.n = n\n"
+    write("m.py", net("config", own))
+    with pytest.raises(SourceError, match=r"requires an argument .*: NetConfig\.n"):
+        load("m.py")
 
 
 def test_a_default_config_is_used_and_known(write, load):

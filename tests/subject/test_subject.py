@@ -242,6 +242,34 @@ def test_two_ids_are_needed_for_two_texts(vocabulary, ids):
     assert set(subject.batch(8, 16)["input_ids"].flatten().tolist()) == ids
 
 
+class _Few(nn.Module):
+    """Few ids, and a longer table of positions."""
+
+    def __init__(self, ids: int, *, plain: bool = False) -> None:
+        super().__init__()
+        table = torch.randn(ids, 8)
+        self.table = nn.Parameter(table) if plain else nn.Embedding.from_pretrained(table)
+        self.positions = nn.Embedding(40, 8)
+        self.head = nn.Linear(8, ids)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        tokens = self.table[ids] if isinstance(self.table, nn.Parameter) else self.table(ids)
+        return self.head(tokens + self.positions(torch.arange(ids.shape[1])))
+
+
+@pytest.mark.parametrize(("ids", "plain"), [(2, False), (2, True), (11, True)])
+def test_a_vocabulary_smaller_than_the_other_tables(ids, plain):
+    subject = Subject(_Few(ids, plain=plain))
+    assert (subject.vocab_size, subject.max_length) == (ids, 40)
+    assert set(subject.batch(40, 40)["input_ids"].flatten().tolist()) == set(range(ids))
+
+
+def test_a_table_with_fewer_rows_than_declared_ids_is_not_spared():
+    subject = Subject(_Few(11), {"vocab_size": 40})
+    with pytest.raises(IndexError):
+        subject.call(subject.batch(5, 7), {})
+
+
 @pytest.mark.parametrize(("ids", "small"), [(1 << 16, True), (150_000, False)])
 def test_passes_over_many_ids_are_short(ids, small):
     model = nn.Sequential(nn.Embedding(ids, 4), nn.Linear(4, ids))
