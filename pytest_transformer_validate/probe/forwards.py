@@ -18,10 +18,10 @@ from pytest_transformer_validate.probe.compare import (
     trace,
 )
 from pytest_transformer_validate.probe.trace import ROOT, first_not_finite
+from pytest_transformer_validate.subject.batch import Batch
 
 if TYPE_CHECKING:
     from pytest_transformer_validate.probe.probe import Probe
-    from pytest_transformer_validate.subject.batch import Batch
 
 # The length that stands for "any" where nothing declares or shows a limit.
 _IN_FRONT = "left padding"
@@ -42,12 +42,21 @@ class Shape:
 
 def shapes_of(probe: Probe, case: str) -> list[Shape]:
     """Forwards at the shapes called ``case``; NotApplicable where the model has none such."""
+    if case == "typical" and probe.subject.facts.whole_table:
+        _shorter(probe)
     shapes = []
     for rows, length, source in _case_shapes(probe, case):
         logits = _logits_of(probe, case, rows, length, source)
         finite = not bool(logits.isnan().any())
         shapes.append(Shape(rows, length, source, tuple(logits.shape), finite))
     return shapes
+
+
+def _shorter(probe: Probe) -> None:
+    """A decoder's text grows: one token less than the one length that runs is given, too."""
+    if probe.subject.task.task_type == "causal_lm":
+        whole = probe.batch(1, probe.subject.multiple, "shape", "shorter")
+        probe.forward(Batch({role: part[:, :-1] for role, part in whole.inputs.items()}))
 
 
 def _logits_of(

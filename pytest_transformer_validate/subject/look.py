@@ -33,6 +33,7 @@ from pytest_transformer_validate.subject.multiples import (
     typed_length,
     uncut_mask,
     whole_lengths,
+    whole_table,
 )
 from pytest_transformer_validate.subject.outputs import Output, read_output
 from pytest_transformer_validate.subject.packed import unpack
@@ -64,8 +65,9 @@ class Facts:
     read as (B, T, V) or (B, K), ``rest`` its axes behind T; ``layout`` is how it stands (see
     layout); ``needs_labels`` says that all logits come only with labels; ``fixed_length`` is the
     declared maximum where the output always has that many positions; ``multiple`` is what the
-    model says that lengths have to be multiples of, and ``in_blocks`` that the declared
-    ``block_size`` is that and no limit.
+    model says that lengths have to be multiples of, ``whole_table`` that it is the one length of a
+    table which is added whole, and ``in_blocks`` that the declared ``block_size`` is that and no
+    limit.
     """
 
     vocabulary: dict[str, int]
@@ -81,6 +83,7 @@ class Facts:
     needs_labels: bool = False
     fixed_length: int | None = None
     multiple: int = 1
+    whole_table: bool = False
     in_blocks: bool = False
 
 
@@ -159,15 +162,25 @@ def _bounded(subject: Subject, facts: Facts, rows: int, length: int, first: Exce
     if uncut_mask(first, subject.model, length):
         return facts
     if declared and length > 1 and not any(_runs(subject, n) for n in (length - 1, length // 2)):
-        return replace(facts, multiple=length)
-    for only in whole_lengths(subject.model):  # a single token runs wherever it is broadcast
+        return replace(facts, multiple=length, whole_table=whole_table(first, length))
+    for only in _whole(subject, first):  # a single token runs wherever it is broadcast
         if length in (1, only) and _only(subject, only):
-            facts = _look(subject, min(5, subject.most_rows), only)
-            return replace(facts, limits=(only,), multiple=only)
+            return _at_one_length(subject, only, first)
     if not facts.limits and length > 1:
         shorter, _ = _read(subject, _first_batch(subject, rows, length // 2), length // 2)
         return replace(facts, limits=tuple(shorter.limits))
     return facts
+
+
+def _at_one_length(subject: Subject, length: int, first: Exception) -> Facts:
+    facts = _look(subject, min(5, subject.most_rows), length)
+    added = whole_table(first, length)
+    return replace(facts, limits=(length,), multiple=length, whole_table=added)
+
+
+def _whole(subject: Subject, first: Exception) -> list[int]:
+    """Lengths that may be the only one: what refused another one names it, or a layer needs it."""
+    return list(dict.fromkeys([*named_lengths(first), *whole_lengths(subject.model)]))
 
 
 def _only(subject: Subject, length: int) -> bool:
@@ -183,10 +196,9 @@ def _otherwise(subject: Subject, first: Exception) -> Facts:
         subject.packing = unpack(subject, _first_batch(subject, rows, length).main)
         if subject.packing is not None:
             return look(subject)
-    for length in dict.fromkeys([*named_lengths(first), *whole_lengths(subject.model)]):
+    for length in _whole(subject, first):
         if _only(subject, length):
-            facts = _look(subject, min(5, subject.most_rows), length)
-            return replace(facts, limits=(length,), multiple=length)
+            return _at_one_length(subject, length, first)
     shown = _with_asked_mask(subject)
     if shown is not None:
         return shown
@@ -387,8 +399,18 @@ def _reads_time_first(subject: Subject, batch: Batch, reader: TableReader) -> bo
     by_rows, _ = _read(subject, batch, batch.rows)
     if by_rows.limits:
         settled, _ = _read(subject, batch, reader.length)  # with tables that a forward made
-        return not settled.limits
+        return not settled.limits and _follows_rows(subject, batch)
     return _says_time_first(subject) and _down_columns(subject, batch)
+
+
+def _follows_rows(subject: Subject, batch: Batch) -> bool:
+    """Whether what is read by position is shorter where there is one row less: a board's tables,
+    read for the whole of it, are as long as by chance."""
+    if batch.rows < 3:
+        return True
+    fewer = Batch({role: part[:-1] for role, part in batch.inputs.items()})
+    whole, part = (_read(subject, some, some.rows)[0].limits for some in (batch, fewer))
+    return whole == part
 
 
 def _says_time_first(subject: Subject) -> bool:

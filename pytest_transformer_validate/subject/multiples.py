@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 _SAYS = re.compile(r"%|multiples?\b|divisible|divides", re.IGNORECASE)
 _RESHAPED = re.compile(r"is invalid for input of size|expanded size of the tensor")
 _ACROSS = re.compile(r"size of tensor a \(\d+\) must match .* at non-singleton dimension [23]")
+_ADDED = re.compile(r"size of tensor a \((\d+)\) must match .* b \((\d+)\) at .* dimension [01]")
 _MOST = 512  # ids that a single length may have
 _CANDIDATES = (*range(2, 65), 96, 128, 256)
 
@@ -29,8 +30,12 @@ def says_multiple(error: Exception) -> bool:
 
 
 def named_lengths(error: Exception) -> list[int]:
-    """The numbers that the model's own code names where it refuses a length: those in the text of
-    an ``assert`` or a ``raise ValueError``, and what ``self.name`` is in the line that refuses."""
+    """The numbers that are named where a length is refused: those in the text of an ``assert`` or
+    a ``raise ValueError`` of the model's own code, and what ``self.name`` is in the line that
+    refuses; the sizes of two tensors that could not be added, as a whole table of positions."""
+    added = _ADDED.search(str(error))
+    if added:
+        return [int(size) for size in added.groups() if 1 < int(size) <= _MOST]
     if not isinstance(error, AssertionError | ValueError) or error.__traceback__ is None:
         return []
     frame, number = list(traceback.walk_tb(error.__traceback__))[-1]
@@ -39,6 +44,13 @@ def named_lengths(error: Exception) -> list[int]:
     kept = [getattr(own, name, None) for name in re.findall(r"\bself\.(\w+)", line)]
     said = [int(digits) for digits in re.findall(r"\b\d{1,3}\b", str(error))]
     return list(dict.fromkeys(n for n in (*kept, *said) if type(n) is int and 1 < n <= _MOST))
+
+
+def whole_table(error: Exception, length: int) -> bool:
+    """Whether another length failed where a tensor of ``length`` positions was added to a text's
+    vectors: a table that is not cut to the text."""
+    added = _ADDED.search(str(error))
+    return bool(added) and str(length) in added.groups()
 
 
 def whole_lengths(model: nn.Module) -> list[int]:

@@ -154,14 +154,18 @@ def _consecutive(index: torch.Tensor, length: int) -> tuple[int, int] | None:
     """The first of ``length`` consecutive numbers along the last axis, the same in every row, and
     how many more the run has; ``None`` where there is no such run.
 
-    A few tokens put in front make the run longer; padding to a multiple may follow it.
+    A few tokens put in front make the run longer; padding to a multiple, one number or a run that
+    goes on, may follow it.
     """
     if index.dim() == 0 or index.shape[-1] < length or index.numel() == 0:
         return None
     rows = index.reshape(-1, index.shape[-1])
+    if index.dim() == 1 and len(index) % length == 0:
+        rows = index.reshape(-1, length)  # of all texts, one after another
     added = rows.shape[1] - length
-    for size in dict.fromkeys((rows.shape[1] if added <= _ADDED else length, length)):
-        run = rows[0, 0] + torch.arange(size, device=rows.device)
-        if bool((rows[:, :size] == run).all()):
-            return int(rows[0, 0]), size - length
-    return None
+    run = rows[0, 0] + torch.arange(rows.shape[1], device=rows.device)
+    if bool((rows == run).all()):
+        return int(rows[0, 0]), added if added <= _ADDED else 0
+    padded = rows[:1, -1:].expand_as(rows).clone()
+    padded[:, :length] = run[:length]
+    return (int(rows[0, 0]), 0) if bool((rows == padded).all()) else None

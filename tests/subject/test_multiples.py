@@ -187,6 +187,46 @@ def test_the_length_that_a_layer_reads_whole_is_the_only_one(length):
     assert Subject(Whole(length), {"task": "classification"}).max_length == length
 
 
-def test_a_table_that_is_not_cut_is_no_reason_for_one_length():
-    result = validate(Whole(20, flat=False), task="classification", checks=["shape_robustness"])
-    assert {record.status for record in result} == {"failed", "broken"}
+def test_a_table_that_is_not_cut_gives_a_classifier_one_length():
+    result = validate(Whole(20, flat=False), task="classification")
+    assert not result.failures, str(result)
+    assert Subject(Whole(20, flat=False), {"task": "classification"}).max_length == 20
+
+
+class Board(models.Decoder):
+    """Ids on a board: tables of rows and columns, read for the whole of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows, self.columns = torch.nn.Embedding(6, 32), torch.nn.Embedding(6, 32)
+
+    def forward(self, input_ids):
+        places = self.rows.weight[:, None] + self.columns(torch.arange(6, device=input_ids.device))
+        x = self.tokens(input_ids) + places.flatten(0, 1)
+        for block in self.blocks:
+            x = block(x, causal=False)
+        return self.head(self.norm(x))
+
+
+def test_a_board_has_one_length():
+    result = validate(Board(), task="masked_lm")
+    assert not result.failures, str(result)
+    assert Subject(Board(), {"task": "masked_lm"}).max_length == 36
+
+
+class Growing(models.Decoder):
+    """A decoder whose table of positions is not cut to the text."""
+
+    def hidden(self, ids):
+        x = self.tokens(ids) + self.positions.weight
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+
+@pytest.mark.parametrize("config", [{}, {"block_size": 24}])
+def test_a_decoder_has_to_take_shorter_texts(config):
+    result = validate(Growing(length=24), config=config)
+    [failure] = result.failures
+    assert (failure.check, failure.case) == ("shape_robustness", "typical")
+    assert "a table of 24 positions is added whole" in failure.message

@@ -30,7 +30,8 @@ def shape_robustness(probe: Probe, case: str) -> ShapeOf:
 
     ``single_token``: one token, one row and several; ``coprime``: rows and positions without a
     common divisor, because equal ones hide an exchanged axis; ``typical``: two rows of a length
-    and one of one more; ``full_length``: one row as long as the model says it can, up to 4096;
+    and one of one more, or of one less where a table of positions fits one length alone and the
+    model is a decoder; ``full_length``: one row as long as the model says it can, up to 4096;
     ``full_batch``: as many rows as its configuration says. Shapes have to be equal, and no number
     may be NaN.
     """
@@ -69,6 +70,16 @@ def _run(probe: Probe, case: str) -> list[Shape]:
                 f"{RULE}, at any length where no limit is declared\n"
                 f"{type(error).__name__} at 63 or 64 tokens: {first_line(error)}\n"
                 'a shorter limit? declare it: "max_seq_len" in config.json',
+                where=probe.where_raised(error),
+            ) from error
+        if case == "typical" and probe.subject.facts.whole_table:
+            length = probe.subject.multiple
+            raise CheckFailed(
+                f"{RULE}, as the text of a decoder grows\n"
+                f"{type(error).__name__} at {length - 1} tokens: {first_line(error)}\n"
+                f"likely: a table of {length} positions is added whole; cut it to the text, "
+                "x + positions[:, : x.size(1)]\n"
+                'no decoder? declare it: --tb-task=masked_lm, or "task" in config.json',
                 where=probe.where_raised(error),
             ) from error
         if case == "single_token" and probe.shortens():

@@ -202,4 +202,20 @@ MUTANTS = (
         ),
         raises=True,
     ),
+    _shape(
+        name="positions_not_cut",
+        family="size_hard_coded",
+        parent="paired_layers",
+        where=("(model)",),
+        why="the whole table of positions is added: every training text is as long as it",
+        edits=(("self.pos_emb[:, : tokens.size(1)]", "self.pos_emb"),),
+    ),
+    _shape(
+        name="positions_of_the_whole_table",
+        family="size_hard_coded",
+        parent="builder_attention",
+        where=("(model)",),
+        why="the whole table of positions is added: every training text is as long as it",
+        edits=(("self.position_0[:length]", "self.position_0"),),
+    ),
 )
