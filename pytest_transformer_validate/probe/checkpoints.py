@@ -233,7 +233,22 @@ def _from_pretrained(subject: Subject) -> torch.nn.Module:
     with tempfile.TemporaryDirectory() as folder, silence:
         model.save_pretrained(folder)
         loaded: torch.nn.Module = type(model).from_pretrained(folder)
+        asked = _implementations(model, loaded)
+        if asked:
+            loaded = type(model).from_pretrained(folder, **asked)
     return _as_is(loaded, subject)
+
+
+def _implementations(model: torch.nn.Module, loaded: torch.nn.Module) -> dict[str, str]:
+    """Which implementations of one and the same arithmetic (eager, sdpa) the model runs and a
+    loaded one does not: no checkpoint keeps them, who loads it asks for them."""
+    configs = [getattr(m, "config", None) for m in (model, loaded)]
+    asked = {}
+    for key in ("attn_implementation", "experts_implementation"):
+        here, there = (getattr(config, f"_{key}", None) for config in configs)
+        if isinstance(here, str) and here != there:
+            asked[key] = here
+    return asked
 
 
 def _as_is(made: torch.nn.Module, subject: Subject) -> torch.nn.Module:
