@@ -201,7 +201,8 @@ def _backward(
     probe: Probe, output: Output, results: list[list[torch.Tensor]], found: Gradients
 ) -> None:
     model = probe.subject.model
-    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    # an empty one (no register tokens) has nothing to learn
+    named = {n: p for n, p in model.named_parameters() if p.requires_grad and p.numel()}
     differentiate(probe, model, [output.logits])
     for (name, parameter), norm in zip(
         named.items(), gradient_norms(list(named.values())), strict=True

@@ -46,6 +46,25 @@ def test_a_token_that_is_made_to_be_read_and_is_not_has_no_excuse():
     assert "summary" in caught.value.measurement.missing
 
 
+class NoRegisters(models.Decoder):
+    """A number of register tokens that is nought."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.registers = nn.Parameter(torch.randn(0, 32))
+        self.unread = nn.Parameter(torch.empty(0, 32))
+
+    def hidden(self, input_ids, **given):
+        registers = self.registers.expand(len(input_ids), -1, -1)
+        return torch.cat([registers, super().hidden(input_ids, **given)], 1)
+
+
+def test_an_empty_parameter_has_nothing_to_learn():
+    measured = CHECKS["gradient_flow"](probe_of(NoRegisters()))
+    assert measured.value == 0
+    assert not [name for name in measured.explained if name in ("registers", "unread")]
+
+
 class OwnQueries(models.Decoder):
     """The first token has a query of its own in the last layer, as where it sees everything."""
 
