@@ -172,6 +172,7 @@ def _identifiers(model: nn.Module, *, unconditional: bool) -> Iterator[str]:
                 if unconditional and function.name != "forward":
                     continue
                 own = {a.arg for a in (*function.args.args, *function.args.kwonlyargs)}
+                own |= _start_empty(function)
                 names = _names(function, unconditional=unconditional)
                 yield from (name for name in names if not unconditional or name not in own)
 
@@ -192,6 +193,27 @@ def _functions(cls: type) -> Iterator[ast.FunctionDef]:
                 for item in node.body
                 if isinstance(item, ast.FunctionDef) and not item.name.startswith(_SETUP)
             )
+
+
+def _start_empty(function: ast.FunctionDef) -> set[str]:
+    """Variables that begin without a value (None, ``{}``, ``dict()``), for a condition to fill."""
+    found: set[str] = set()
+    for node in function.body:
+        if isinstance(node, ast.Assign | ast.AnnAssign) and _is_empty(node.value):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return found
+
+
+def _is_empty(value: ast.expr | None) -> bool:
+    if isinstance(value, ast.Call):
+        maker = value.func.id if isinstance(value.func, ast.Name) else None
+        return maker in {"dict", "list"} and not value.args and not value.keywords
+    if isinstance(value, ast.Dict):
+        return not value.keys
+    if isinstance(value, ast.List | ast.Tuple):
+        return not value.elts
+    return isinstance(value, ast.Constant) and value.value is None
 
 
 def _names(node: ast.AST, *, unconditional: bool) -> Iterator[str]:

@@ -125,6 +125,25 @@ def test_no_positions_on_purpose():
     assert any("no position information" in note for note in measured.notes)
 
 
+class SwitchedOff(WithoutPositions):
+    """Rotations are there for those who ask for them."""
+
+    use_rope = False
+
+    def forward(self, input_ids):
+        rotary: dict = {}
+        if self.use_rope:
+            rotary["angles"] = torch.ones(input_ids.size(1))
+        x = self.tokens(input_ids)
+        for block in self.blocks:
+            x = block(x, **rotary)
+        return self.head(x)
+
+
+def test_a_variable_that_begins_empty_promises_no_positions():
+    assert position_sensitivity(probe_of(SwitchedOff())).known == "mask"
+
+
 def test_positions_that_coincide_at_full_length():
     with pytest.raises(CheckFailed, match="positions 40 and 41 are given the same") as caught:
         position_sensitivity(probe_of(Coincide()))
