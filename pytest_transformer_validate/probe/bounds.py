@@ -13,8 +13,10 @@ from pytest_transformer_validate.probe.holders import storage_of
 from pytest_transformer_validate.probe.passes import Passes, remembered
 from pytest_transformer_validate.probe.trace import ROOT
 from pytest_transformer_validate.subject.declared import (
+    PADDING,
     TARGET_VOCABULARY,
     VOCABULARY,
+    declared,
     declared_size,
     special_ids,
 )
@@ -110,6 +112,33 @@ class Bounds(Passes):
         named = (subject.pad_id, subject.config.get("unk_token_id"))
         tokenizer = getattr(subject.tokenizer, "unk_token_id", None)
         return {i for i in (*named, tokenizer) if isinstance(i, int)}
+
+    def unlearned(self, role: str) -> tuple[str, int, int] | None:
+        """A table that the ids index whose ``padding_idx`` is an id of texts, while another one is
+        declared to be padding: its name, that id, whose row gets no gradient, and the declared
+        one. A table that is shared with the head learns there."""
+        subject = self.probe.subject
+        pad = declared(subject.config, PADDING)
+        pad = getattr(subject.tokenizer, "pad_token_id", None) if pad is None else pad
+        if type(pad) is not int:
+            return None
+        special = special_ids(subject.config) | {pad}
+        special |= set(getattr(subject.tokenizer, "all_special_ids", ()))
+        tables, modules = self._known(role), dict(subject.model.named_modules())
+        kept = [id(p) for module in modules.values() for p in vars(module)["_parameters"].values()]
+        for name, module in modules.items():
+            row = getattr(module, "padding_idx", None)
+            if (
+                type(row) is not int
+                or row in special
+                or not isinstance(module, torch.nn.Embedding)
+            ):
+                continue
+            weight = module.weight
+            alone = weight.requires_grad and kept.count(id(weight)) == 1
+            if alone and weight.untyped_storage().data_ptr() in tables:
+                return name, row, pad
+        return None
 
     @remembered
     def largest(self, role: str, given: int) -> tuple[str, str | None] | None:

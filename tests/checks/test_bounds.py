@@ -8,6 +8,8 @@ from torch import nn
 
 from pytest_transformer_validate.checks.registry import all_checks
 from pytest_transformer_validate.errors import CheckFailed, NotApplicable
+from pytest_transformer_validate.probe.probe import Probe
+from pytest_transformer_validate.subject.subject import Subject
 from tests import models
 from tests.models import probe_of
 
@@ -69,6 +71,39 @@ def test_unknown_and_padding_stand_for_others():
     assert any("padding or unknown" in note for note in measured.notes)
     with pytest.raises(CheckFailed):
         CHECKS["vocabulary_bounds"](probe_of(model))
+
+
+class Pads(models.Decoder):
+    """A table whose padding is one id."""
+
+    def __init__(self, padding, *, tied=False):
+        super().__init__()
+        self.tokens = nn.Embedding(models.VOCAB, 32, padding_idx=padding)
+        if tied:
+            self.head.weight = self.tokens.weight
+
+
+@pytest.mark.parametrize(
+    ("padding", "config", "tied"),
+    [
+        (5, {"pad_token_id": 5}, False),
+        (0, {"pad_token_id": 5, "bos_token_id": 0}, False),
+        (0, {"pad_token_id": 5}, True),
+        (0, {}, False),
+    ],
+    ids=["same", "special", "tied", "undeclared"],
+)
+def test_padding_of_a_table_that_nothing_contradicts(padding, config, tied):
+    model = Pads(padding, tied=tied).eval()
+    CHECKS["vocabulary_bounds"](Probe(Subject(model, config)))
+
+
+@pytest.mark.parametrize("padding", [0, 7])
+def test_a_token_that_only_the_table_takes_for_padding_is_never_learned(padding):
+    probe = Probe(Subject(Pads(padding).eval(), {"pad_token_id": 5}))
+    with pytest.raises(CheckFailed, match=f"id {padding} .* is never learned") as caught:
+        CHECKS["vocabulary_bounds"](probe)
+    assert caught.value.where == "tokens"
 
 
 def test_plain_indexing_reads_negative_ids_from_the_end():

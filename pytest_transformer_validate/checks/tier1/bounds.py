@@ -24,8 +24,9 @@ def vocabulary_bounds(probe: Probe) -> Vocabulary:
 
     An id outside of the table that the ids index has to raise: read as another row (a remainder,
     a clamp) it hides a tokenizer that does not fit, and the largest id may not be another one to
-    the model. The output has at least one column for each declared id; tables and heads that are
-    padded to a round size are healthy.
+    the model. No row of a text's id may be padding to its table alone: it is never learned. The
+    output has at least one column for each declared id; tables and heads that are padded to a
+    round size are healthy.
     """
     roles = probe.bounds.roles()
     if not roles:
@@ -63,6 +64,19 @@ def _judge_role(probe: Probe, role: str, notes: list[str]) -> Vocabulary:
             "likely: ids % n or ids.clamp(max=n) with another size than the vocabulary's",
             Vocabulary(**{**vars(measured), "given": last, "row": folded.row}),
             where=folded.where,
+        )
+    unlearned = probe.bounds.unlearned(role)
+    if unlearned is not None:
+        table, row, pad = unlearned
+        raise CheckFailed(
+            f"{_IDS}\n"
+            f"id {row} of {role} is padding to {table}, whose row for it is never learned; the "
+            f"declared padding id is {pad}\n"
+            f"module: {table}\n"
+            f"likely: padding_idx={row} was left when the tokenizer changed; give it the "
+            "padding id of the configuration",
+            Vocabulary(**{**vars(measured), "given": row}),
+            where=table,
         )
     if str(probe.subject.device) != "cpu":
         notes.append("ids outside are tried on the CPU only: elsewhere they end the process")

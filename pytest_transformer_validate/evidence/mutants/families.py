@@ -144,6 +144,7 @@ FAMILIES: dict[str, str] = {
     # vocabulary_bounds
     "ids_folded": "ids outside of the vocabulary that are read as others",
     "vocabulary_of_another_size": "a table or a head that has not one row for each id",
+    "token_taken_for_padding": "an id of texts whose row is never learned",
     # weight_tying
     "tied_by_copy": "embedding and head as two tensors",
     "tied_by_memory_only": "one memory, two parameters",

@@ -144,4 +144,33 @@ MUTANTS = (
             ),
         ),
     ),
+    _edge(
+        name="padding_of_the_table_typed",
+        family="token_taken_for_padding",
+        parent="pad_classifier",
+        where=("embedding",),
+        why="padding_idx of the last tokenizer; the texts are padded with another id",
+        edits=(("padding_idx=pad_id", "padding_idx=1"),),
+    ),
+    _edge(
+        name="padding_of_the_target_table",
+        family="token_taken_for_padding",
+        parent="pad_translator",
+        where=("trg_tokens",),
+        why="padding_idx=0 by habit, where padding is 1",
+        edits=(
+            (
+                "self.trg_tokens = nn.Embedding(tgt_vocab_size, d_model)",
+                "self.trg_tokens = nn.Embedding(tgt_vocab_size, d_model, padding_idx=0)",
+            ),
+        ),
+    ),
+    _edge(
+        name="last_id_is_padding_of_the_table",
+        family="token_taken_for_padding",
+        parent="bert",
+        where=("embeddings.word_embeddings",),
+        why="padding_idx=-1 for \"the padding id\": the last row of the table",
+        edits=(("padding_idx=pad", "padding_idx=-1"),),
+    ),
 )
