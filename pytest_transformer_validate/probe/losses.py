@@ -114,20 +114,21 @@ class Losses(Passes):
             loss = _loss(raw)
             if loss is None:
                 raise NotApplicable("forward takes labels and returns no loss")
-            returned = _logits(raw)
+            returned, eps = _logits(raw), probe.eps
+            logits = None if returned is None else self._arranged(returned)
+            if logits is not None and logits.shape[-1] != probe.subject.facts.width:
+                returned = logits = None  # a memory: no logits came beside the loss
             gradient = None
-            if loss.requires_grad and returned is not None and returned.requires_grad:
-                (gradient,) = torch.autograd.grad(loss, [returned], allow_unused=True)
-            if returned is None:
-                logits = None
-            else:
-                logits, eps = self._arranged(returned), torch.finfo(returned.dtype).eps
+            if returned is not None:
+                eps = torch.finfo(returned.dtype).eps
+                if loss.requires_grad and returned.requires_grad:
+                    (gradient,) = torch.autograd.grad(loss, [returned], allow_unused=True)
             return Answer(
                 labels=labels.cpu(),
                 loss=float(loss.detach()),
                 logits=logits,
                 gradient=None if gradient is None else self._arranged(gradient),
-                eps=probe.eps if logits is None else eps,
+                eps=eps,
                 differentiable=loss.requires_grad,
                 named=field_of(raw, "loss") is not None and field_of(raw, "logits") is not None,
             )

@@ -177,6 +177,22 @@ class LossOnly(models.Decoder):
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
 
 
+class WithMemory(models.Decoder):
+    """(logits, memory), and (loss, memory) where labels are given."""
+
+    def forward(self, input_ids, labels=None):
+        x = self.hidden(input_ids)
+        logits, memory = self.head(x), x[:, -4:]
+        if labels is None:
+            return logits, memory
+        return F.cross_entropy(logits.flatten(0, 1), labels.flatten()), memory
+
+
+def test_a_memory_beside_the_loss_is_not_taken_for_logits():
+    measured = judge(WithMemory())
+    assert (measured.shift, measured.by) == (0, "value")
+
+
 class Copied(models.Decoder):
     """Returned logits are not those on the path of the loss."""
 
