@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _SETUP = ("__init__", "init", "_init", "reset", "_reset", "tie", "_tie")
-_DYNAMIC = {"getattr", "children", "named_children", "modules", "named_modules", "_modules"}
+_DYNAMIC = {"children", "named_children", "modules", "named_modules", "_modules"}
+_SETTINGS = {"config", "cfg", "args", "params", "hparams"}
 
 
 @dataclass(frozen=True)
@@ -103,18 +104,34 @@ def _reads(filename: str) -> Reads | None:
     anywhere: set[str] = set()
     through: set[str] = set()
     own: dict[str, set[str]] = {}
+    computed = False
     for cls, node in _walk(tree, ""):
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
             anywhere.add(node.attr)
-            if isinstance(node.value, ast.Name) and node.value.id == "self":
-                own.setdefault(cls, set()).add(node.attr)
-            else:
-                through.add(node.attr)
-        elif isinstance(node, ast.Name):
-            anywhere.add(node.id)
+            asked, name = node.value, node.attr
+        elif isinstance(node, ast.Call) and _name(node.func) == "getattr" and len(node.args) > 1:
+            asked, text = node.args[0], node.args[1]
+            if not (isinstance(text, ast.Constant) and isinstance(text.value, str)):
+                computed = computed or _name(asked) not in _SETTINGS
+                continue
+            name = text.value
+        else:
+            if isinstance(node, ast.Name):
+                anywhere.add(node.id)
+            continue
+        if isinstance(asked, ast.Name) and asked.id == "self":
+            own.setdefault(cls, set()).add(name)
+        else:
+            through.add(name)
     frozen = {cls: frozenset(names) for cls, names in own.items()}
-    dynamic = bool(anywhere & _DYNAMIC)
-    return Reads(frozenset(through), frozen, dynamic)
+    return Reads(frozenset(through), frozen, computed or bool(anywhere & _DYNAMIC))
+
+
+def _name(node: ast.AST) -> str:
+    """The last name of ``one`` or ``one.two``, else nothing."""
+    if isinstance(node, ast.Attribute):
+        return node.attr
+    return node.id if isinstance(node, ast.Name) else ""
 
 
 def _walk(node: ast.AST, cls: str) -> Iterator[tuple[str, ast.AST]]:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import importlib
+import textwrap
+
 import pytest
 from torch import nn
 
@@ -40,3 +43,34 @@ def test_what_has_no_source_counts_as_read():
     model.scale = nn.Parameter(model.part.bias.detach())
     assert reads_module(model, "part")
     assert reads_parameter(model, "scale")
+
+
+@pytest.mark.parametrize(
+    ("reads", "read"),
+    [
+        ('getattr(config, "width", 2)', False),
+        ('getattr(config, f"{x}_width", 2)', False),
+        ('getattr(self, "part")(x)', True),
+        ("getattr(self, x)(x)", True),
+        ("[m(x) for m in self.children()]", True),
+    ],
+)
+def test_a_name_that_is_asked_for_by_its_letters(tmp_path, monkeypatch, reads, read):
+    """What is read of a configuration, whatever its name, reads no module."""
+    name = f"asked_{reads.encode().hex()}"
+    code = f"""
+        from torch import nn
+
+        config = None
+
+        class Made(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.part = nn.Linear(2, 2)
+
+            def forward(self, x):
+                return {reads}
+    """
+    (tmp_path / f"{name}.py").write_text(textwrap.dedent(code))
+    monkeypatch.syspath_prepend(tmp_path)
+    assert reads_module(importlib.import_module(name).Made(), "part") is read
