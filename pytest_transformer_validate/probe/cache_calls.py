@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pytest_transformer_validate.probe.cache_protocols import tensors_of
 from pytest_transformer_validate.probe.compare import axis_of, difference, sequence
 from pytest_transformer_validate.probe.decoding import Plan, Protocol, feed, kept, text_of
 
@@ -42,6 +43,25 @@ def calls_of_piece(
         for _ in range(index + 1):
             calls = next(pieces)
     return list(calls)
+
+
+def takes_last(probe: Probe, protocol: Protocol) -> bool:
+    """Whether a model that is given a text and the cache of all of it but one token takes that
+    token itself: it answers with one position, and the cache grows by one."""
+    rows, length = probe.subject.sizes
+    if protocol.field is None or length < 3:
+        return False
+    plan = Plan(rows, (length - 1, 1), whole=True)
+    caches: list[Any] = []
+    try:
+        with probe.running("decoded") as subject, kept(subject.model):
+            text = text_of(probe, plan, "decoded")
+            *_, last = feed(probe, subject, protocol, plan, text, caches=caches)
+    except Exception:  # noqa: BLE001 - it does not run: that is no way to call it
+        return False
+    old, new = ([t.shape for t in tensors_of(cache)] for cache in caches)
+    grown = {sum(n) - sum(o) for o, n in zip(old, new, strict=False) if len(o) == len(n)}
+    return last.dim() > 2 and last.shape[1] == 1 and 1 in grown and grown <= {0, 1}
 
 
 def sees_the_first_alone(probe: Probe, protocol: Protocol, plan: Plan, position: int) -> bool:

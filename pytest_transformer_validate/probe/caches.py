@@ -18,6 +18,7 @@ from pytest_transformer_validate.probe.cache_calls import (
     calls_of_piece,
     first_other,
     sees_the_first_alone,
+    takes_last,
 )
 from pytest_transformer_validate.probe.cache_protocols import handed_over, kept_inside, tensors_of
 from pytest_transformer_validate.probe.compare import difference, few_rows, noise
@@ -213,6 +214,10 @@ class Caches(Passes):
         """Whether the piece that holds ``position`` sees the first token and no other one before
         itself."""
         return sees_the_first_alone(self.probe, self.protocol(), plan, position)
+
+    def takes_last(self) -> bool:
+        """See ``cache_calls.takes_last``."""
+        return takes_last(self.probe, self.protocol())
 
     def without(self, plan: Plan, position: int) -> float:
         """How far ``position`` moves without any cache when the text ends with its piece, and

@@ -62,7 +62,8 @@ class Plan:
     rows are padded on the left, each differently; ``after`` what was decoded before: ``nothing``,
     ``another`` text, or the ``prefix`` of this one, which went on otherwise (a cache inside the
     model never begins with nothing, unless it has to be ``clean``); ``condition`` what the probe
-    is under.
+    is under; ``whole`` that every call is given the text up to its piece, of which the model takes
+    the last token itself.
     """
 
     rows: int
@@ -71,6 +72,7 @@ class Plan:
     padded: bool = False
     after: str = "nothing"
     condition: str = ""
+    whole: bool = False
 
     @property
     def length(self) -> int:
@@ -150,13 +152,12 @@ def _feed(
         if plan.after == "prefix" and done and protocol.handed_over and protocol.reset is None:
             branch: Any = copy.deepcopy(cache)
             other = text_of(probe, plan, "before")
-            call_on(
-                subject, other, done, size, protocol, branch, encoded, positions=plan.positions
-            )
+            given = (subject, other, done, size, protocol, branch, encoded)
+            call_on(*given, positions=plan.positions, whole=plan.whole)
         watching: Any = traced if index == watched else contextlib.nullcontext
         with watching(subject.model) as calls:
             given = (subject, text, done, size, protocol, cache, encoded)
-            raw, piece = call_on(*given, positions=plan.positions)
+            raw, piece = call_on(*given, positions=plan.positions, whole=plan.whole)
         if protocol.field is not None:
             cache = field_of(raw, protocol.field)
         if caches is not None and protocol.handed_over:
@@ -190,7 +191,7 @@ def _decode_start(subject: Subject, text: Batch, protocol: Protocol, plan: Plan)
     done, cache = 0, begin(subject, protocol)
     for size in plan.pieces[:2]:
         given = (subject, text, done, size, protocol, cache, None)
-        raw, _ = call_on(*given, positions=plan.positions)
+        raw, _ = call_on(*given, positions=plan.positions, whole=plan.whole)
         cache = cache if protocol.field is None else field_of(raw, protocol.field)
         done += size
 
@@ -210,9 +211,11 @@ def call_on(
     encoded: Any,
     *,
     positions: bool,
+    whole: bool = False,
 ) -> tuple[Any, Batch]:
-    """Call the model on ``size`` tokens after ``done`` cached ones."""
-    piece = piece_of(subject, text, done, size, positions=positions)
+    """Call the model on ``size`` tokens after ``done`` cached ones, ``whole`` on both."""
+    first = 0 if whole else done
+    piece = piece_of(subject, text, first, done + size - first, positions=positions)
     signature = subject.signature
     steps = torch.arange(done, done + size, device=subject.device)
     extra: dict[str, Any] = {}

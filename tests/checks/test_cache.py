@@ -218,6 +218,36 @@ def test_positions_that_restart_are_a_failure_unless_generation_gives_them():
     assert any("unless position_ids" in note for note in judged(Generates())["steps"].notes)
 
 
+class TakesLast(Cached):
+    """Is given the whole text with the cache, of which it takes the last token itself."""
+
+    cut_first = False
+
+    def forward(self, input_ids, cache=None):
+        if cache is not None and self.cut_first:
+            input_ids = input_ids[:, -1:]
+        x = self.tokens(input_ids) + self.positions(torch.arange(input_ids.shape[1]))
+        if cache is not None:
+            x = x[:, -1:]
+        x, cache = self.attend(x, cache)
+        return self.head(x), cache
+
+
+def test_a_model_may_take_the_last_token_of_the_whole_text():
+    found = judged(TakesLast())
+    assert found["chunks"].pieces == (3, *[1] * 8)
+    for case in ("steps", "chunks", "long"):
+        assert found[case].value <= found[case].limit.value
+        assert any("takes its last token itself" in note for note in found[case].notes)
+
+
+def test_positions_of_the_last_token_alone_are_a_failure():
+    model = TakesLast()
+    model.cut_first = True
+    with pytest.raises(CheckFailed, match=r"position \d+ of 11 is off by"):
+        kv_cache(probe_of(model), "steps")
+
+
 class PastPadding(Cached):
     """Positions that begin behind the padding id; ``slips`` where pieces go on one too early."""
 

@@ -71,6 +71,11 @@ def _judge(probe: Probe, plan: Plan, factor: float, notes: list[str]) -> KvCache
     if found.raised is None and found.misshapen is None and found.worst <= limit.value:
         return measured
     _require_causal(probe, plan)
+    if not plan.whole and not plan.padded and probe.caches.takes_last():
+        notes.append("every call is given the whole text: the model takes its last token itself")
+        steps = (1,) * (plan.length - plan.pieces[0])
+        whole = dataclasses.replace(plan, pieces=(plan.pieces[0], *steps), whole=True)
+        return _judge(probe, whole, factor, notes)
     if found.raised is not None or found.misshapen is not None:
         return _without_logits(probe, plan, found, measured, notes)
     verdict = settle(
