@@ -55,6 +55,28 @@ def _alike(a: Built, b: Built) -> bool:
     )
 
 
+def turns(model: nn.Module, name: str) -> tuple[int, ...]:
+    """The place of a module in what each list around it repeats: for every number in its name,
+    0 in a list of layers of one sort, 1 for the second of every two in one that alternates. A
+    list that repeats nothing is one turn, all of whose places differ."""
+    found: list[int] = []
+    holder = model
+    for part in name.split("."):
+        if part.isdigit():
+            sorts = [_sort(layer) for layer in holder.children()]
+            period = next(n for n in range(1, len(sorts) + 1) if sorts[n:] == sorts[:-n])
+            found.append([own for own, _ in holder.named_children()].index(part) % period)
+        holder = holder.get_submodule(part)
+    return tuple(found)
+
+
+def _sort(layer: nn.Module) -> object:
+    """A layer's class; of a bare container, the sorts of what it holds, which it is named for."""
+    if type(layer) in {nn.ModuleList, nn.Sequential, nn.ModuleDict}:
+        return [_sort(part) for part in layer.children()]
+    return type(layer)
+
+
 def undropped(model: nn.Module) -> list[tuple[str, str]]:
     """Places without dropout in a layer, each with the one of a later layer of the same class
     that has it.

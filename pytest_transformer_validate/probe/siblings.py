@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pytest_transformer_validate.probe.alike import like_layers
+from pytest_transformer_validate.probe.alike import like_layers, turns
 from pytest_transformer_validate.probe.hooked import hooked
 from pytest_transformer_validate.probe.identities import INSIDE, MOVED, Identity, Moves
 from pytest_transformer_validate.probe.passes import Passes, remembered
@@ -44,6 +44,10 @@ class Siblings(Passes):
     def alike(self) -> list[list[str]]:
         """See ``alike.like_layers``."""
         return like_layers(self.probe.subject.model)
+
+    def turns(self, module: str) -> tuple[int, ...]:
+        """See ``alike.turns``."""
+        return turns(self.probe.subject.model, module)
 
     @remembered
     def identities(self) -> list[list[Identity]]:

@@ -100,8 +100,18 @@ def position_promise(subject: Subject, *, rotary: bool = False) -> str | None:
         foreign = not name or made.__module__.startswith("torch.")
         if not foreign and _words(made.__name__) & wanted and not _is_length(made.__name__):
             return f"{name}, a {made.__name__}"
+    if {"cos", "sin"} <= {word for name in _turned(subject.model) for word in _words(name)}:
+        return "tables of cos and sin"
     found = _identifiers(subject.model, unconditional=True)
     return next((f"{n} in the source" for n in found if _words(n) & wanted & _IN_SOURCE), None)
+
+
+def _turned(model: nn.Module) -> Iterator[str]:
+    """Names under which a table of angles stands: of tensors, and of what submodules are given."""
+    yield from (n.rpartition(".")[2] for n in (*_tensors(model), *_plain_tensors(model)))
+    for kind in {type(module) for module in model.modules()}:
+        if not kind.__module__.startswith("torch.") and inspect.isfunction(kind.forward):
+            yield from inspect.signature(kind.forward).parameters
 
 
 def _words(name: str) -> set[str]:

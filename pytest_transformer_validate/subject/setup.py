@@ -92,13 +92,19 @@ def _holders(model: nn.Module) -> Iterator[dict[str, Any]]:
 
 
 def _arguments(subject: Subject, name: str, rows: int, length: int) -> dict[str, Any] | None:
-    """Arguments by name; ``None`` where a required one is not known."""
+    """Arguments by name; ``None`` where a required one is not known.
+
+    The first length is that of texts: another with a default (of a table of angles) keeps it.
+    """
     found: dict[str, Any] = {}
+    told = False
     for parameter in inspect.signature(getattr(subject.model, name)).parameters.values():
         if "batch" in parameter.name or parameter.name in {"bsz", "b"}:
             found[parameter.name] = rows
         elif "len" in parameter.name or "seq" in parameter.name:
-            found[parameter.name] = length
+            if not told or parameter.default is parameter.empty:
+                found[parameter.name] = length
+            told = True
         elif parameter.name in {"dtype", "device"}:
             found[parameter.name] = getattr(subject, parameter.name)
         elif parameter.default is parameter.empty:

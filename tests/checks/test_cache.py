@@ -248,6 +248,27 @@ def test_positions_of_the_last_token_alone_are_a_failure():
         kv_cache(probe_of(model), "steps")
 
 
+class RingBuffer(InBuffers):
+    """Refuses more tokens at once than its buffer holds."""
+
+    error = ValueError
+
+    def forward(self, in_idx, use_cache=False):
+        if use_cache and in_idx.shape[1] > 16:
+            raise self.error("a prefill longer than the buffer")
+        return super().forward(in_idx, use_cache)
+
+
+def test_a_long_prefill_that_is_refused_is_given_one_by_one():
+    measured = kv_cache(probe_of(RingBuffer()), "long")
+    assert set(measured.pieces) == {1}
+    assert any("36 tokens at once are refused" in note for note in measured.notes)
+    model = RingBuffer()
+    model.error = IndexError
+    with pytest.raises(CheckFailed, match="36 tokens after 0 cached ones .* raised IndexError"):
+        kv_cache(probe_of(model), "long")
+
+
 class PastPadding(Cached):
     """Positions that begin behind the padding id; ``slips`` where pieces go on one too early."""
 

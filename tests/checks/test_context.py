@@ -446,3 +446,50 @@ def test_an_image_that_frozen_features_read_is_seen():
     model.cut = True
     with pytest.raises(CheckFailed, match="patches of .* pixels have no influence"):
         context_use(probe_of(model, config))
+
+
+class Either(nn.Module):
+    """Attention to what it is given beside the text, or to the text."""
+
+    def __init__(self, dim=32):
+        super().__init__()
+        self.query, self.both, self.out = (nn.Linear(dim, n * dim) for n in (1, 2, 1))
+
+    def forward(self, x, memory=None):
+        keys, values = self.both(x if memory is None else memory).chunk(2, -1)
+        scores = self.query(x) @ keys.mT / 6
+        if memory is None:
+            scores = scores.masked_fill(torch.ones_like(scores).triu(1).bool(), -torch.inf)
+        return self.out(scores.softmax(-1) @ values)
+
+
+class Turns(models.Translator):
+    """Attention to the text, to the encoder, and a linear layer by turns in one list; ``forgets``
+    is the element that is not given what the encoder read."""
+
+    def __init__(self, depth=2, forgets=None):
+        super().__init__()
+        self.forgets = forgets
+        turn = Either, Either, lambda: nn.Linear(32, 32)
+        self.layers = nn.ModuleList(
+            nn.ModuleList([nn.LayerNorm(32), make()]) for _ in range(depth) for make in turn
+        )
+
+    def forward(self, src, tgt):
+        memory = self.transformer.encoder(self.place(self.source(src)))
+        x = self.place(self.target(tgt))
+        for index, (norm, part) in enumerate(self.layers):
+            given = (memory,) if index % 3 == 1 and index != self.forgets else ()
+            x = x + part(norm(x), *given)
+        return self.head(x)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_list_may_hold_attention_to_the_text_and_to_the_encoder_by_turns(depth):
+    assert encoder_use(probe_of(Turns(depth))).unseen == 0
+
+
+def test_one_of_the_turns_is_not_given_what_the_encoder_read():
+    with pytest.raises(CheckFailed, match=r"layers.1.1, which is built like it, is") as caught:
+        encoder_use(probe_of(Turns(2, forgets=4)))
+    assert caught.value.where == "layers.4.1"

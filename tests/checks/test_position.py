@@ -291,6 +291,41 @@ def test_inverse_frequencies_are_a_promise_of_rotation():
         position_sensitivity(probe_of(model))
 
 
+class Halves(models.Attention):
+    """Tables with the angles of pairs that stand side by side, for halves that do not."""
+
+    def __init__(self, width, heads, paired=False):
+        super().__init__(width, heads)
+        angles = torch.outer(torch.arange(64), 0.5 ** torch.arange(4))
+        angles = angles.repeat(1, 2) if paired else angles.repeat_interleave(2, -1)
+        self.register_buffer("cos_cached", angles.cos(), persistent=False)
+        self.register_buffer("sin_cached", angles.sin(), persistent=False)
+
+    def forward(self, x, causal=True, mask=None):
+        b, t, d = x.shape
+        q, k, v = (s.view(b, t, self.heads, -1).transpose(1, 2) for s in self.qkv(x).chunk(3, -1))
+        q, k = (
+            s * self.cos_cached[:t]
+            + torch.cat([-s[..., 4:], s[..., :4]], -1) * self.sin_cached[:t]
+            for s in (q, k)
+        )
+        y = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.out(y.transpose(1, 2).reshape(b, t, d))
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_tables_of_angles_are_a_promise_of_rotation(paired):
+    model = WithoutPositions()
+    for block in model.blocks:
+        block.attention = Halves(32, 4, paired)
+    if paired:
+        assert position_sensitivity(probe_of(model)).not_by_distance < 1e-4
+        return
+    with pytest.raises(CheckFailed, match="with tables of cos and sin, scores differ") as caught:
+        position_sensitivity(probe_of(model))
+    assert caught.value.where == "blocks.0.attention"
+
+
 class Tabled(Rotated):
     """With angles from a buffer."""
 

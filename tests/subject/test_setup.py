@@ -81,8 +81,9 @@ class Optional(models.Decoder):
         self.qkv = nn.Linear(32, 96)
         self.cache = None
 
-    def set_kv_cache(self, batch_size, max_seq_length=None, dtype=None):
-        self.cache = torch.zeros(2, batch_size, max_seq_length or 48, 32, dtype=dtype)
+    def set_kv_cache(self, batch_size, max_seq_length=None, rope_length=32, dtype=None):
+        length = max_seq_length or 48
+        self.cache = torch.zeros(2, batch_size, length, rope_length, dtype=dtype)
 
     def forward(self, idx, input_pos=None):
         steps = torch.arange(idx.size(1)) if input_pos is None else input_pos

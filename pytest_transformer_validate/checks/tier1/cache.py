@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 RULE = "decoding with the cache must give the logits of the whole text"
 CASES = ("steps", "chunks", "long", "padded")
+_REFUSALS = ("ValueError", "NotImplementedError", "AssertionError")  # what says no on purpose
 
 
 @check(tier=1, tasks=("causal_lm", "seq2seq"), cases=CASES)
@@ -77,7 +78,7 @@ def _judge(probe: Probe, plan: Plan, factor: float, notes: list[str]) -> KvCache
         whole = dataclasses.replace(plan, pieces=(plan.pieces[0], *steps), whole=True)
         return _judge(probe, whole, factor, notes)
     if found.raised is not None or found.misshapen is not None:
-        return _without_logits(probe, plan, found, measured, notes)
+        return _without_logits(probe, plan, found, measured, factor, notes)
     verdict = settle(
         found.worst,
         limit,
@@ -176,11 +177,15 @@ def _require_comparable(probe: Probe, plan: Plan, position: int, limit: Limit) -
 
 
 def _without_logits(
-    probe: Probe, plan: Plan, found: Decoded, measured: KvCache, notes: list[str]
+    probe: Probe, plan: Plan, found: Decoded, measured: KvCache, factor: float, notes: list[str]
 ) -> KvCache:
     """A piece that raised or gave something else than its logits."""
     cached, size = sum(plan.pieces[: found.at]), plan.pieces[found.at]
     several = size > 1 and cached > 0
+    if size > 1 and not cached and found.raised and found.raised.startswith(_REFUSALS):
+        notes.append(f"{size} tokens at once are refused, and given one by one: {found.raised}")
+        steps = dataclasses.replace(plan, pieces=(1,) * plan.length, after="clean")
+        return _judge(probe, steps, factor, notes)
     if several and (found.raised is not None or not probe.caches.grows()):
         what = found.raised or f"logits of shape {found.misshapen}"
         notes.append(f"{size} tokens at once after {cached} cached ones are not taken: {what}")

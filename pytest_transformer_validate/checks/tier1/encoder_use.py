@@ -95,14 +95,17 @@ def _judge_source(
 
 
 def _judge_given(probe: Probe, measured: Context) -> None:
-    """Of modules that are built alike, all are given the encoder's output, or none is."""
+    """Of modules that are built alike, all are given the encoder's output, or none is; a list
+    may hold attention to the text itself and to the encoder by turns."""
     memory = probe.mixing.memory("eval")
     reads = memory.reads if memory else {}
+    turns = probe.siblings.turns
     readers = [module for module, read in reads.items() if read]
     for module, read in reads.items():
         if read or not any(part.isdigit() for part in module.split(".")):
             continue
-        other = next((name for name in readers if built_alike(probe, name, module)), None)
+        near = (name for name in readers if built_alike(probe, name, module))
+        other = next((name for name in near if turns(name) == turns(module)), None)
         if other is not None:
             raise CheckFailed(
                 f"{SOURCE}\n"
