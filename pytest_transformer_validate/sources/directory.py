@@ -66,7 +66,7 @@ class Directory:
         Raises SourceError; what the model's own code raises comes through.
         """
         place = options.config or self.folder / CONFIG_FILE
-        values = read_object(place)
+        values = read_object(place, infinite=True)
         check_numbers({"vocab_size": values.get("vocab_size")}, place)
         expect_fail = read_expect_fail(values, place)
         _refuse_kernels(values, place)

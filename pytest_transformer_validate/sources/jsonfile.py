@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 MAX_BYTES = 5_000_000
 MAX_DEPTH = 100
 MAX_DIGITS = 300
+_INFINITE = {"Infinity": math.inf, "-Infinity": -math.inf}
 
 
 @dataclass(frozen=True)
@@ -27,14 +28,18 @@ class _Refused:
     text: str
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in ``path``. Raises SourceError naming file and line:col or key."""
+def read_object(path: Path, *, infinite: bool = False) -> dict[str, Any]:
+    """The JSON object in ``path``. Raises SourceError naming file and line:col or key.
+
+    ``infinite`` takes infinity in the two forms in which transformers writes it: ``Infinity``
+    (older files) and ``{"__float__": "Infinity"}``.
+    """
     text = _read_text(path)
     try:
         value = json.loads(
             text,
-            object_pairs_hook=_pairs,
-            parse_constant=_Refused,
+            object_pairs_hook=_pairs_or_infinity if infinite else _pairs,
+            parse_constant=_infinity if infinite else _Refused,
             parse_float=_float,
             parse_int=_int,
         )
@@ -100,6 +105,16 @@ def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     for key, value in pairs:
         values[key] = _Refused("the key is there twice") if key in values else value
     return values
+
+
+def _pairs_or_infinity(pairs: list[tuple[str, Any]]) -> dict[str, Any] | float:
+    values = _pairs(pairs)
+    word = values.get("__float__") if len(values) == 1 else None
+    return _INFINITE.get(word, values) if isinstance(word, str) else values
+
+
+def _infinity(word: str) -> float | _Refused:
+    return _INFINITE.get(word, _Refused(word))
 
 
 def _float(text: str) -> float | _Refused:

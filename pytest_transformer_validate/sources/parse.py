@@ -137,7 +137,7 @@ def _folder(spec: str, short: str, path: Path, name: str | None, cwd: Path) -> S
 
 def _is_hugging_face(config: Path) -> bool:
     try:
-        values = read_object(config)
+        values = read_object(config, infinite=True)
     except SourceError:
         return False  # loading the folder says what is wrong with it
     return not values.keys().isdisjoint({"architectures", "model_type", "auto_map"})

@@ -72,6 +72,17 @@ def test_a_saved_model(gpt2, load, tmp_path):
     assert loaded.location[0].endswith("modeling_gpt2.py")
 
 
+@pytest.mark.parametrize("form", ["as it is saved", "Infinity"])
+def test_a_configuration_that_holds_infinity(load, tmp_path, form):
+    config = transformers.Mamba2Config(
+        vocab_size=20, hidden_size=8, num_hidden_layers=1, num_heads=2, head_dim=8, state_size=4
+    )
+    transformers.Mamba2ForCausalLM(config).save_pretrained(tmp_path / "hub")
+    if form == "Infinity":  # as older files have it
+        change(tmp_path / "hub", time_step_limit=[0.0, float("inf")])
+    assert load("hub").model.config.time_step_limit[1] == float("inf")
+
+
 def test_without_weights_they_are_drawn_from_the_seed(gpt2, load, tmp_path):
     (tmp_path / "hub/model.safetensors").unlink()
     one, two = load("hub", seed=3), load("hub", seed=3)

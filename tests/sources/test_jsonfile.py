@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from pytest_transformer_validate.errors import SourceError
@@ -46,6 +48,20 @@ def test_what_is_not_allowed_is_named(write, content, text):
         read_object(path)
     assert "config.json" in str(caught.value)
     assert len(str(caught.value)) < 400
+
+
+def test_infinity_in_the_forms_of_transformers_is_read_where_it_is_asked_for(write):
+    text = b'{"a": Infinity, "b": [0.0, {"__float__": "-Infinity"}], "c": {"__float__": 1}}'
+    path = write("config.json", text)
+    assert read_object(path, infinite=True) == {
+        "a": math.inf,
+        "b": [0.0, -math.inf],
+        "c": {"__float__": 1},
+    }
+    with pytest.raises(SourceError, match="key a"):
+        read_object(path)
+    with pytest.raises(SourceError, match="key d: NaN"):
+        read_object(write("config.json", b'{"d": NaN}'), infinite=True)
 
 
 def test_a_folder_is_not_read(tmp_path):
