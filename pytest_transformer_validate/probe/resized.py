@@ -99,10 +99,10 @@ class Resizing(Passes):
         """Lengths of prefixes, all shorter than the text."""
         subject = self.probe.subject
         length, step = subject.sizes[1], subject.multiple
-        sizes = {2, length // 2, length - 1} if condition == "noised" else {length // 2}
+        sizes = {1, 2, length // 2, length - 1} if condition == "noised" else {length // 2}
         if step > 1:
             sizes = set(range(step, length, step))
-        return sorted(size for size in sizes if 1 < size < length)
+        return sorted(size for size in sizes if size < length)
 
     def locate_prefix(self, condition: str, size: int, length: int | None = None) -> str | None:
         """The first module that gives the first ``size`` positions another value."""

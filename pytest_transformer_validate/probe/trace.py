@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import re
+import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pytest_transformer_validate.errors import NotApplicable, first_line
 from pytest_transformer_validate.subject.outputs import floating
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 ROOT = "(model)"
+_BACKWARD_ON = re.compile(r"backward on (CPU|MPS|XPU)\b")
 
 
 @dataclass(frozen=True)
@@ -66,17 +70,38 @@ def first_to_differ(
 ) -> str | None:
     """The first module whose inputs agree where they must and whose outputs do not.
 
-    ``moved(a, b)`` says whether two tensors of one place differ where they must not. ``None``
-    where the two runs did not call the same modules, or no module stands out.
+    ``moved(a, b)`` says whether two tensors of one place differ where they must not. Where the two
+    runs part, and call different modules, it is the innermost one around these; ``None`` where no
+    module stands out.
     """
-    for old, new in zip(before, after, strict=False):
+    for place, (old, new) in enumerate(zip(before, after, strict=False)):
         if old.name != new.name:
-            return None
-        if _any_moved(old.outputs, new.outputs, moved) and not _any_moved(
-            old.inputs, new.inputs, moved
-        ):
+            return _around({old.name, new.name}, before[place:], after[place:], moved)
+        if _alters(old, new, moved):
             return old.name
     return None
+
+
+def _around(
+    parted: set[str],
+    before: list[Call],
+    after: list[Call],
+    moved: Callable[[torch.Tensor, torch.Tensor], bool],
+) -> str | None:
+    """The innermost module that ``parted`` ones are in and whose outputs alone differ."""
+    first = {call.name: call for call in reversed(after)}
+    for old in before:
+        inside = any(old.name == ROOT or name.startswith(f"{old.name}.") for name in parted)
+        if inside and old.name in first and _alters(old, first[old.name], moved):
+            return old.name
+    return None
+
+
+def _alters(old: Call, new: Call, moved: Callable[[torch.Tensor, torch.Tensor], bool]) -> bool:
+    """Whether the inputs of two calls agree, and the outputs do not."""
+    return _any_moved(old.outputs, new.outputs, moved) and not _any_moved(
+        old.inputs, new.inputs, moved
+    )
 
 
 def first_not_finite(calls: list[Call]) -> str | None:
@@ -123,3 +148,17 @@ def _any_moved(
 
 def _any_nan(tensors: list[torch.Tensor]) -> bool:
     return any(bool(t.isnan().any()) or bool((t == float("inf")).any()) for t in tensors)
+
+
+@contextlib.contextmanager
+def differentiated() -> Iterator[None]:
+    """Raises NotApplicable where torch itself says that it has no backward for an operation on
+    this kind of device: that is no mistake of the model's."""
+    try:
+        yield
+    except NotImplementedError as error:
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        by_torch = str(frame.f_globals.get("__name__")).startswith("torch.")
+        if not by_torch or not _BACKWARD_ON.search(str(error)):
+            raise
+        raise NotApplicable(f"no gradients on this device: {first_line(error)}") from error

@@ -30,6 +30,16 @@ def test_the_first_module_with_clean_inputs_and_another_output():
     assert first_to_differ(before, before, lambda a, b: not torch.equal(a, b)) is None
 
 
+@pytest.mark.parametrize(("skipped", "where"), [("b.c", "b"), ("b", "(model)"), ("a", "(model)")])
+def test_the_innermost_module_around_one_that_is_left_out(skipped, where):
+    one, two = torch.ones(1), torch.zeros(1)
+    names = ["a", "b.c", "b", "d", "(model)"]
+    before = [Call(name, [one], [one]) for name in names]
+    after = [Call(n, [one], [two if n == where else one]) for n in names if n != skipped]
+    assert first_to_differ(before, after, lambda a, b: not torch.equal(a, b)) == where
+    assert first_to_differ(before, before[1:], lambda a, b: not torch.equal(a, b)) is None
+
+
 def test_the_first_module_that_gives_nan():
     class Divides(nn.Module):
         def forward(self, x):

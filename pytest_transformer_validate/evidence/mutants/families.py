@@ -122,6 +122,7 @@ FAMILIES: dict[str, str] = {
     # prefix_consistency
     "positions_by_the_length": "positions that are counted from the end, or stretched",
     "length_in_the_arithmetic": "a number that is divided by the length of the text",
+    "one_token_alone": "a path of its own for a text of one token",
     # registered_tensors
     "tensor_on_the_cpu": "a tensor that is made on the CPU, or brought there",
     "tensor_not_registered": "a tensor that does not move with the model",

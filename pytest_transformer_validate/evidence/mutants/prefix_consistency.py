@@ -118,4 +118,46 @@ MUTANTS = (
         why="positions are scaled by the square root of a length, which is not the width",
         edits=(("self.position(steps)", "self.position(steps) / tokens.size(1) ** 0.5"),),
     ),
+    _depends(
+        name="one_token_without_values",
+        family="one_token_alone",
+        parent="sdpa_gpt",
+        where=("blocks.0.attn",),
+        why="a single token has nothing to attend to: attention is left out, and its values too",
+        edits=(
+            (
+                "        q, k, v = self.qkv(x).split(width, dim=2)",
+                "        if length == 1:\n"
+                "            return self.proj(x)\n"
+                "        q, k, v = self.qkv(x).split(width, dim=2)",
+            ),
+        ),
+    ),
+    _depends(
+        name="one_token_without_attention",
+        family="one_token_alone",
+        parent="alibi",
+        where=("blocks.0",),
+        why="a shortcut for the first step of decoding",
+        edits=(
+            (
+                "        x = x + self.attention(self.norm_attention(x))",
+                "        if x.size(1) > 1:\n"
+                "            x = x + self.attention(self.norm_attention(x))",
+            ),
+        ),
+    ),
+    _depends(
+        name="one_token_without_norm",
+        family="one_token_alone",
+        parent="mha_decoder",
+        where=("(model)",),
+        why="the path of a decoding step forgets the last norm",
+        edits=(
+            (
+                "return self.lm_head(self.norm(x))",
+                "return self.lm_head(self.norm(x) if x.size(1) > 1 else x)",
+            ),
+        ),
+    ),
 )
