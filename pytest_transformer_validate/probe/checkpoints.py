@@ -82,9 +82,13 @@ class Checkpoints(Passes):
             trips, untried = self._into_another(copied=True)
         if PRETRAINED in self.ways() and _intact(trips[-1]):
             try:
-                trips.append(self._pretrained())
+                found = self._pretrained()
             except Exception as error:  # noqa: BLE001 - told, and the other ways were judged
-                untried[PRETRAINED] = error_line(error)
+                found = error_line(error)
+            if isinstance(found, str):
+                untried[PRETRAINED] = found
+            else:
+                trips.append(found)
         return trips, untried
 
     def _into_another(self, *, copied: bool) -> tuple[list[Trip], dict[str, str]]:
@@ -130,13 +134,21 @@ class Checkpoints(Passes):
             return trip
         return self._compared(trip, twin, batch)
 
-    def _pretrained(self) -> Trip:
+    def _pretrained(self) -> Trip | str:
         """What ``save_pretrained`` writes. What it leaves out, a sinusoidal table for one, is
-        computed again as it was, so that nothing is moved."""
+        computed again as it was, so that nothing is moved.
+
+        Says why not where the class has no place for a tensor of the model: who changed it after
+        it was built (adapters, another kind of layer) does not load it by its class.
+        """
         probe = self.probe
         batch = probe.batch(*few_rows(probe), "round trip")
         with probe.running("forward") as subject:
-            twin = probe_beside(probe, twin_of(subject, _from_pretrained(subject)))
+            loaded = _from_pretrained(subject)
+            added = _added(subject.model, loaded)
+            if added is not None:
+                return f"{type(loaded).__name__} has no place for {added}, which was added later"
+            twin = probe_beside(probe, twin_of(subject, loaded))
         logits = probe.forward(batch).logits
         return self._compared(Trip(PRETRAINED, "from_pretrained", reference=logits), twin, batch)
 
@@ -159,6 +171,8 @@ class Checkpoints(Passes):
             if make is None or copied:
                 continue
             made = make(probe.seed + 1)
+            if how == FROM_CONFIG and made is not None and _added(model, made):
+                continue  # another layer was put in afterwards: its class alone does not make it
             if made is not None and _is_another(made, model):
                 return _as_is(made, probe.subject), how
         return duplicate(model).eval(), "a copy"
@@ -214,6 +228,12 @@ def _takes_config(kind: type) -> bool:
 def _is_another(made: torch.nn.Module, model: torch.nn.Module) -> bool:
     """Whether a model shares no storage with the given one."""
     return made is not model and own_storages(made).isdisjoint(own_storages(model))
+
+
+def _added(model: torch.nn.Module, made: torch.nn.Module) -> str | None:
+    """The first tensor of a model for which another instance of its class has no place."""
+    places = made.state_dict().keys()
+    return next((key for key in model.state_dict() if key not in places), None)
 
 
 def _through_a_file(model: torch.nn.Module, fresh: torch.nn.Module) -> None:

@@ -534,3 +534,47 @@ def test_a_checkpoint_is_loaded_with_the_implementation_of_attention_that_the_mo
     model = transformers.FalconForCausalLM(config).eval()
     measured = CHECKS["round_trip"](probe_of(model, config))
     assert measured.ways[-1] == "save_pretrained"
+
+
+class Adapted(nn.Module):
+    """A linear layer with a branch of a low rank beside it."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base = base
+        self.down = nn.Linear(base.in_features, 2, bias=False)
+        self.up = nn.Linear(2, base.out_features, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.base(x) + self.up(self.down(x))
+        return out
+
+
+def test_a_model_with_adapters_is_not_loaded_by_the_class_that_has_none():
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
+    config = transformers.LlamaConfig(**sizes, vocab_size=models.VOCAB, num_attention_heads=2)
+    model = transformers.LlamaForCausalLM(config).eval()
+    attention = model.model.layers[0].self_attn
+    attention.q_proj = Adapted(attention.q_proj)
+    measured = CHECKS["round_trip"](probe_of(model, config))
+    assert "save_pretrained" not in measured.ways
+    assert "no place for model.layers.0.self_attn.q_proj" in measured.notes[0]
+
+
+def test_a_configuration_that_counts_more_layers_than_there_are_is_found():
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}
+    config = transformers.BertConfig(**sizes, vocab_size=models.VOCAB, num_attention_heads=2)
+    model = transformers.BertForMaskedLM(config).eval()
+    model.bert.encoder.layer = model.bert.encoder.layer[:1]
+    with pytest.raises(CheckFailed, match="Missing key"):
+        CHECKS["round_trip"](probe_of(model, config))
+
+    def build() -> nn.Module:
+        again = transformers.BertForMaskedLM(config).eval()
+        again.bert.encoder.layer = again.bert.encoder.layer[:1]
+        return again
+
+    with pytest.raises(CheckFailed, match="from_pretrained"):
+        CHECKS["round_trip"](probe_of(model, config, seeded(build)))
