@@ -135,7 +135,7 @@ def possible_caches(raw: Any) -> list[tuple[str, Any]]:
         (name, value)
         for name, value in fields
         if not isinstance(value, torch.Tensor | str | int | float | None)
-        and (floating(value) or hasattr(value, "__dict__"))
+        and (floating(value) or hasattr(value, "__dict__") or _objects(value))
     ]
     tensors = [
         (name, value)
@@ -143,6 +143,11 @@ def possible_caches(raw: Any) -> list[tuple[str, Any]]:
         if isinstance(value, torch.Tensor) and value.is_floating_point() and value.dim() > 1
     ]
     return nests + tensors
+
+
+def _objects(value: Any) -> bool:
+    """Whether it is a list of objects that may hold something, as one cache a layer is."""
+    return isinstance(value, list | tuple) and all(hasattr(item, "__dict__") for item in value)
 
 
 def field_of(raw: Any, name: str) -> Any:

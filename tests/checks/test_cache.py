@@ -81,6 +81,39 @@ class InAnObject(Cached):
         return {"logits": logits, "past_key_values": holder if use_cache else None}
 
 
+class Room:
+    """Keys and values in blocks of ``step`` places, of which the first ``used`` are taken."""
+
+    step = 16
+
+    def __init__(self):
+        self.pair, self.used = None, 0
+
+    def past(self):
+        return self.pair and tuple(t[:, :, : self.used] for t in self.pair)
+
+    def keep(self, pair):
+        self.used = pair[0].shape[2]
+        empty = -self.used % self.step
+        self.pair = tuple(F.pad(t, (0, 0, 0, empty)) for t in pair)
+
+
+class InOnesOfItsOwn(Cached):
+    """One object a layer, in a list, which a caller could not make; ``slips`` is a mistake."""
+
+    slips = 0
+
+    def forward(self, ids, cache=None, use_cache=False):
+        rooms = cache or ([Room()] if use_cache else None)
+        past = rooms and rooms[0].past()
+        start = past[0].shape[2] - self.slips if past else 0
+        logits, pair = self.run(ids, past, start)
+        if rooms is None:
+            return logits
+        rooms[0].keep(pair)
+        return logits, rooms
+
+
 class InBuffers(Cached):
     """Kept inside, emptied by a method, no position given."""
 
@@ -663,6 +696,15 @@ class CountedByTheCaller(InAnObject):
         if self.counts:
             cache.advance(ids.shape[1])
         return logits
+
+
+def test_objects_in_a_list_are_a_cache():
+    found = judged(InOnesOfItsOwn())
+    assert all(found[case].value < 1e-5 for case in ("steps", "chunks", "long"))
+    model = InOnesOfItsOwn()
+    model.slips = 1
+    with pytest.raises(CheckFailed, match="must give the logits of the whole text"):
+        kv_cache(probe_of(model), "steps")
 
 
 def test_a_cache_that_the_caller_counts_is_not_judged():
