@@ -8,8 +8,9 @@ from typing import Any
 # What keys, and arguments of constructors, are called that bound what a model may be given.
 LENGTH = (
     "max_position_embeddings", "n_positions", "max_seq_len", "max_seq_length",
-    "max_sequence_length", "seq_length", "sequence_length", "seq_len", "block_size", "n_ctx",
+    "max_sequence_length", "seq_length", "sequence_length", "seq_len", "block_size",
     "context_length", "context_size", "ctx_len", "max_len", "max_target_positions",
+    "n_ctx",  # the last one: beside another it counts the vectors of a prompt
 )  # fmt: skip
 CHANNELS = ("num_channels", "in_channels", "in_chans", "channels")
 

@@ -219,6 +219,11 @@ def test_a_length_that_is_declared_may_be_the_sources_alone(rows, longest):
     assert Subject(Short(), {"max_len": 50}).max_length == longest
 
 
+@pytest.mark.parametrize(("more", "longest"), [({"max_len": 40}, 40), ({}, 12)])
+def test_a_number_of_context_vectors_is_the_length_where_nothing_else_is(more, longest):
+    assert Subject(models.Decoder(), {"n_ctx": 12, **more}).max_length == longest
+
+
 def test_positions_from_one_by_mistake_do_not():
     class Mistake(models.Decoder):
         def hidden(self, ids):
