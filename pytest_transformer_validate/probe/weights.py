@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from torch.nn.modules.batchnorm import _NormBase
 
 from pytest_transformer_validate.probe.gradients import Gradients, plain_gradients
 from pytest_transformer_validate.probe.holders import own_weight
@@ -23,6 +24,7 @@ _DENORMAL = 1e-30
 _LOOKED_AT = 8  # columns that tell whether two rows may be equal, before all are compared
 _NEAR = 0.1  # two spreads of the same law in a table of a few hundred numbers
 _RULED_OUT = -1e3  # a logit below stands for a label that cannot be
+_TURNED = 0.2  # of random numbers; a mean that is taken away turns few
 _ROUNDS = 4  # how many steps a chain of zeros may need to wake up
 
 
@@ -155,6 +157,21 @@ class Weights(Passes):
                 zero, equal = _odd_rows(rows)
                 if zero or equal:
                     found.append(Rows(name, zero, equal, rows.shape[0]))
+        return found
+
+    def noisy_norms(self) -> list[str]:
+        """Scales of norms that start as noise around zero: what comes out has other signs than
+        what goes in. Norms that add one to their weight have not."""
+        spreads, found = self.spreads(), []
+        for name, module in self.probe.subject.model.named_modules():
+            if "norm" not in type(module).__name__.lower() or isinstance(module, _NormBase):
+                continue
+            own = (f"{name}.{n}" for n, _ in module.named_parameters(recurse=False))
+            for spread in (spreads[n] for n in own if n in spreads and "bias" not in n):
+                around = spread.low < 0 < spread.high and 2 * abs(spread.mean) < spread.std
+                long = not spread.matrix and max(spread.shape, default=1) >= _LOOKED_AT
+                if around and long and _turns_signs(module, spread.shape):
+                    found.append(spread.parameter)
         return found
 
     def _flat(self, name: str) -> bool:
@@ -310,6 +327,19 @@ def _drawn(matrix: torch.Tensor) -> bool:
     """Whether most numbers of a matrix are different ones, as drawn ones are."""
     sample = matrix.detach().flatten()[:256]
     return 2 * len(sample.unique()) > len(sample)
+
+
+def _turns_signs(norm: torch.nn.Module, shape: tuple[int, ...]) -> bool:
+    """Whether much of what a norm gives, for vectors of random numbers, has another sign than what
+    it is given."""
+    given = torch.randn(8, *shape, generator=torch.Generator().manual_seed(0))
+    given = given.to(next(norm.parameters()))
+    try:
+        with torch.no_grad():
+            result = norm(given)
+    except Exception:  # noqa: BLE001 - a norm may take more than vectors
+        return False
+    return result.shape == given.shape and bool((result * given < 0).float().mean() > _TURNED)
 
 
 def _odd_rows(rows: torch.Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -122,6 +122,30 @@ def test_copied_layers_and_copied_heads():
     assert fails(model, "outputs 8 to 31 of 96").where == "blocks.0.attention.qkv"
 
 
+class Scaled(nn.Module):
+    """A norm by hand; ``offset`` is added to its scale."""
+
+    def __init__(self, offset):
+        super().__init__()
+        self.gamma, self.offset = nn.Parameter(torch.randn(32) * 0.02), offset
+
+    def forward(self, x):
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * (self.offset + self.gamma)
+
+
+Scaled.__name__ = "RMSNorm"
+
+
+def test_the_scale_of_a_norm_is_no_noise():
+    model = models.Decoder()
+    nn.init.normal_(model.norm.weight, std=0.02)
+    assert fails(model, "is noise around zero").where == "norm"
+    model.norm = Scaled(0.0)
+    assert fails(model, "norm.gamma, is noise").where == "norm"
+    model.norm = Scaled(1.0)
+    judge(model)
+
+
 def test_torch_copies_its_layers_by_itself():
     assert "torch's own container" in judge(models.TimeMajor()).notes[0]
 

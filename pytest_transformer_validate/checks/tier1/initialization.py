@@ -38,7 +38,7 @@ def parameter_initialization(
     the inputs may cost ``loss`` times the logarithm of their number (healthy models: 0.99 to 1.3)
     where the logits spread by more than ``std`` (by more than ``wide`` in a model that
     initialises nothing by itself: small ones train all the same); a matrix may be ``ratio`` times
-    wider or narrower than in the layers beside it. The record holds statistics of every parameter.
+    wider or narrower than in the layers beside it; the scale of a norm is no noise. The record holds statistics of every parameter.
     """
     _require_fresh(probe)
     notes: list[str] = []
@@ -47,6 +47,7 @@ def parameter_initialization(
     _judge_twins(probe, notes)
     _judge_outputs(probe, notes)
     _judge_scales(probe, ratio)
+    _judge_norms(probe)
     _judge_zeros(probe)
     return _judge_loss(probe, loss, std, wide, notes)
 
@@ -193,6 +194,22 @@ def _judge_zeros(probe: Probe) -> None:
             "parameters that have one were moved: training never changes them",
             "two factors of one product start at zero; let one of them start random",
             _common([n for n in stuck if probe.drawn.spreads()[n].matrix] or stuck),
+        )
+
+
+def _judge_norms(probe: Probe) -> None:
+    """Scales of norms that are drawn as weights are."""
+    noisy = probe.drawn.noisy_norms()
+    if noisy:
+        spread = probe.drawn.spreads()[noisy[0]]
+        raise _fail(
+            probe,
+            dict.fromkeys(noisy, "noise"),
+            f"the scale of a norm, {noisy[0]}, is noise around zero (mean {spread.mean:.2g}, "
+            f"standard deviation {spread.std:.2g}): it shrinks and turns what it should pass on",
+            "an initialisation for matrices reaches all parameters; leave the scales of norms at "
+            "one",
+            _owner(noisy[0]),
         )
 
 

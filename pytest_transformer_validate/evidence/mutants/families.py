@@ -111,6 +111,7 @@ FAMILIES: dict[str, str] = {
     "initial_scale": "a weight that starts far larger or smaller than its like",
     "drawn_once": "layers, heads or experts that start equal",
     "initial_constants": "weights that are no random numbers",
+    "norm_drawn_as_a_weight": "the scale of a norm that starts as noise",
     # position_sensitivity
     "positions_coincide": "two places are taken for one",
     "positions_never_added": "positions that are made and not used, or all the same",

@@ -27,6 +27,15 @@ def _zero_half(model: torch.nn.Module) -> None:
         model.get_parameter("layers.0.mlp.gate_proj.weight")[48:] = 0
 
 
+def _draw_all(model: torch.nn.Module) -> None:
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+
+
+def _draw_last_norm(model: torch.nn.Module) -> None:
+    torch.nn.init.normal_(model.get_parameter("norm.weight"), std=0.02)
+
+
 def _ten_times(model: torch.nn.Module) -> None:
     with torch.no_grad():
         for parameter in model.get_submodule("transformer.h.1.mlp").parameters():
@@ -180,5 +189,31 @@ MUTANTS = (
         where=("layers.1.self_attn",),
         why="zero init of the value projection, where the output projection starts at zero too",
         operate=_adapter_of_zeros,
+    ),
+    _init(
+        name="norms_drawn_as_weights",
+        family="norm_drawn_as_a_weight",
+        parent="rotary_tied",
+        where=("blocks.0.attention_norm",),
+        why="the init function takes every module with a weight",
+        edits=(
+            ("if isinstance(module, nn.Linear | nn.Embedding):", 'if hasattr(module, "weight"):'),
+        ),
+    ),
+    _init(
+        name="all_parameters_drawn",
+        family="norm_drawn_as_a_weight",
+        parent="nanogpt",
+        where=("transformer.h.0.ln_1",),
+        why="one line for all parameters",
+        operate=_draw_all,
+    ),
+    _init(
+        name="last_norm_drawn",
+        family="norm_drawn_as_a_weight",
+        parent="llama",
+        where=("norm",),
+        why="the last norm is initialised with the head",
+        operate=_draw_last_norm,
     ),
 )
