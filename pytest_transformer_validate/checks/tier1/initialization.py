@@ -38,7 +38,8 @@ def parameter_initialization(
     the inputs may cost ``loss`` times the logarithm of their number (healthy models: 0.99 to 1.3)
     where the logits spread by more than ``std`` (by more than ``wide`` in a model that
     initialises nothing by itself: small ones train all the same); a matrix may be ``ratio`` times
-    wider or narrower than in the layers beside it; the scale of a norm is no noise. The record holds statistics of every parameter.
+    wider or narrower than in the layers beside it; the scale of a norm is no noise. The record
+    holds statistics of every parameter.
     """
     _require_fresh(probe)
     notes: list[str] = []
