@@ -34,6 +34,7 @@ from pytest_transformer_validate.subject.batch import Batch
 from pytest_transformer_validate.subject.declared import (
     declared_size,
     declared_task,
+    encoder_inside,
     named_like_an_encoder,
 )
 from pytest_transformer_validate.subject.given import Given, frame_of
@@ -122,7 +123,8 @@ class _Search:
         }
         task = declared_task(subject.model, subject.config, subject._task)
         self.declared = task is not None
-        assumed = "masked_lm" if named_like_an_encoder(subject.model) else "causal_lm"
+        encodes = named_like_an_encoder(subject.model) or encoder_inside(subject.model)
+        assumed = "masked_lm" if encodes else "causal_lm"
         kind = assumed if task is None else task.task_type
         self.causal = kind in {"causal_lm", "seq2seq"} or subject.decodes
         self.own = TARGET if subject.decodes else SOURCE

@@ -42,6 +42,7 @@ _HEADS = {
     "LMHeadModel": "causal_lm",
     "ForMaskedLM": "masked_lm",
     "ForPreTraining": "masked_lm",
+    "EncoderModel": "masked_lm",
     "ForTokenClassification": "masked_lm",
     "ForQuestionAnswering": "masked_lm",
     "ForConditionalGeneration": "seq2seq",
@@ -168,6 +169,24 @@ def named_like_an_encoder(model: nn.Module) -> bool:
     """Whether a class is called like the encoders that fill in masked tokens."""
     name = type(model).__name__
     return bool(_ENCODERS.search(name)) and not _DECODERS.search(name)
+
+
+def encoder_inside(model: nn.Module) -> str | None:
+    """The class of the Hugging Face model that a wrapper calls, where it declares that it looks
+    in both directions; of several, all have to."""
+    parts = list(_whole_models(model))
+    tasks = [declared_task(part, ModelConfig(part.config), None) for part in parts]
+    encodes = all(task is not None and task.task_type == "masked_lm" for task in tasks)
+    return type(parts[0]).__name__ if parts and encodes else None
+
+
+def _whole_models(model: nn.Module) -> Iterator[nn.Module]:
+    """The outermost modules with a configuration that names a type of model."""
+    for child in model.children():
+        if isinstance(getattr(getattr(child, "config", None), "model_type", None), str):
+            yield child
+        else:
+            yield from _whole_models(child)
 
 
 def _registered(kind: object) -> list[str]:

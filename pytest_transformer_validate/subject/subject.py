@@ -24,6 +24,7 @@ from pytest_transformer_validate.subject.declared import (
     declared_task,
     declares_image,
     decoder_type,
+    encoder_inside,
     named_like_an_encoder,
 )
 from pytest_transformer_validate.subject.given import Given
@@ -261,6 +262,9 @@ class Subject:
             return TaskSpec("classification", "found: one output a text")
         if named_like_an_encoder(self.model):
             return TaskSpec("masked_lm", f"found: class {type(self.model).__name__}")
+        inside = encoder_inside(self.model)
+        if inside is not None:
+            return TaskSpec("masked_lm", f"found: {inside} inside")
         return TaskSpec("causal_lm", "assumed")
 
     @property

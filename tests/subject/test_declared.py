@@ -9,6 +9,7 @@ from pytest_transformer_validate.subject.declared import (
     declared_size,
     declared_task,
     declares_image,
+    encoder_inside,
     named_like_an_encoder,
     special_ids,
 )
@@ -55,6 +56,10 @@ def test_names_of_encoders(name, encodes):
         ({"task": "lm"}, "causal_lm (config.json)"),
         ({"architectures": ["GPT2LMHeadModel"]}, "causal_lm (architectures: GPT2LMHeadModel)"),
         ({"architectures": ["BertForMaskedLM"]}, "masked_lm (architectures: BertForMaskedLM)"),
+        (
+            {"architectures": ["UMT5EncoderModel"], "is_encoder_decoder": True},
+            "masked_lm (architectures: UMT5EncoderModel)",
+        ),
         (
             {"architectures": ["BertLMHeadModel"], "is_decoder": False},
             "masked_lm (config: is_decoder=False)",
@@ -118,6 +123,24 @@ def test_the_head_that_a_class_is_made_from_decides(saved_as):
     config = ModelConfig({"model_type": "llama", "architectures": saved_as})
     found = declared_task(Reward(), config, None)
     assert str(found) == "classification (architectures: LlamaForSequenceClassification)"
+
+
+class Wrapper(nn.Module):
+    def __init__(self, *parts):
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+
+
+def test_an_encoder_inside_of_a_wrapper_is_one():
+    transformers = pytest.importorskip("transformers")
+    sizes = {"vocab_size": 9, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    bert = transformers.BertModel(transformers.BertConfig(**sizes, intermediate_size=8))
+    llama = transformers.LlamaModel(transformers.LlamaConfig(**sizes, intermediate_size=8))
+    assert encoder_inside(Wrapper(bert, nn.Linear(8, 3))) == "BertModel"
+    assert encoder_inside(nn.DataParallel(bert)) == "BertModel"
+    assert encoder_inside(Wrapper(llama)) is None
+    assert encoder_inside(Wrapper(bert, llama)) is None
+    assert encoder_inside(Decoder()) is None
 
 
 def test_an_unknown_task_names_the_nearest():
