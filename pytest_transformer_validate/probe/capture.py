@@ -51,8 +51,6 @@ class Capture(Operations):
     ``shifts`` tells whether anything else moved vectors along an axis.
     """
 
-    supports_higher_order_operators = True  # flex_attention comes through here
-
     def __init__(self, model: torch.nn.Module, lengths: set[int]) -> None:
         super().__init__()
         self.model = model

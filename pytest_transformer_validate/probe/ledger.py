@@ -15,7 +15,7 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from pytest_transformer_validate.probe.trace import ROOT
-from pytest_transformer_validate.subject.dispatch import Operations
+from pytest_transformer_validate.subject.dispatch import Operations, operation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -208,7 +208,7 @@ def _storage(tensor: torch.Tensor) -> torch.UntypedStorage | None:
 @functools.cache
 def _kind(func: Any) -> str:
     """Which kind of product an operation is; empty for every other one."""
-    packet = func.overloadpacket
+    packet = operation(func)
     if packet in _CONVOLUTIONS:
         return "convolution"
     if packet in _WEIGHTED:

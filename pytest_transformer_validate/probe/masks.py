@@ -155,6 +155,8 @@ class Masks(Passes):
 class _Reader(TorchDispatchMode):
     """Notices whether anything computes with a tensor (or with a view of it)."""
 
+    supports_higher_order_operators = True
+
     def __init__(self, tensor: torch.Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.storage = storage_of(tensor)

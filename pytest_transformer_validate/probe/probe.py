@@ -23,9 +23,10 @@ from pytest_transformer_validate.probe.fitting import Fitting
 from pytest_transformer_validate.probe.groups import Groups
 from pytest_transformer_validate.probe.moved_weights import TINY
 from pytest_transformer_validate.probe.rounding import MaskDtype
-from pytest_transformer_validate.probe.trace import ROOT, where_raised
+from pytest_transformer_validate.probe.trace import ROOT, differentiated, where_raised
 from pytest_transformer_validate.subject import promises
 from pytest_transformer_validate.subject.conversion import convert
+from pytest_transformer_validate.subject.dispatch import eager
 from pytest_transformer_validate.subject.guard import Keeper, derive_seed
 
 if TYPE_CHECKING:
@@ -146,7 +147,8 @@ class Probe(Groups):
         """
         mended = MaskDtype(self._throughout) if self._copied else contextlib.nullcontext()
         guard = self._keeper.guard(self.seed_for(*words))
-        with guard as kept, torch.set_grad_enabled(grad), mended:
+        told = differentiated() if grad else contextlib.nullcontext()
+        with told, guard as kept, torch.set_grad_enabled(grad), mended, eager(self.subject.model):
             kept.train(self._training)
             for norm in kept.batch_norms:
                 norm.eval()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch.overrides import TorchFunctionMode
 
-from pytest_transformer_validate.subject.dispatch import Operations
+from pytest_transformer_validate.subject.dispatch import Operations, operation
 from pytest_transformer_validate.subject.outputs import floating
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class TraitReader(Operations):
         result = func(*args, **(kwargs or {}))
         self.count += 1
         if isinstance(result, torch.Tensor) and result.is_floating_point():
-            self.rounds |= func.overloadpacket in _ROUNDS
+            self.rounds |= operation(func) in _ROUNDS
             self.narrows |= result.dtype in _HALVES
         return result
 

@@ -61,7 +61,7 @@ class ScoreReader(Operations):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        name = func._schema.name
+        name = func._schema.name if hasattr(func, "_schema") else ""
         if name in _SOFTMAX:
             axis = args[1] if len(args) > 1 else -1
             if axis in (-1, args[0].dim() - 1):

@@ -14,6 +14,7 @@ from pytest_transformer_validate.probe.copies import duplicate
 from pytest_transformer_validate.probe.holders import named_tensors, storage_of
 from pytest_transformer_validate.probe.passes import Passes, remembered
 from pytest_transformer_validate.subject.conversion import convert
+from pytest_transformer_validate.subject.dispatch import operation
 from pytest_transformer_validate.subject.tables import TableReader
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ class _EndsReader(TableReader):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         result = super().__torch_dispatch__(func, types, args, kwargs)
-        if func.overloadpacket in _PRODUCTS:
+        if operation(func) in _PRODUCTS:
             for factor in args:
                 if isinstance(factor, torch.Tensor) and factor.dim() > 1 and self._owns(factor):
                     self.products.append((factor, result.shape[-1]))

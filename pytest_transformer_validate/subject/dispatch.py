@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -18,8 +18,11 @@ class Operations(TorchDispatchMode):
 
     By default the first operation under a mode imports torch._dynamo, to keep the mode's own code
     from being compiled, and that takes as long as ``import torch`` does. Where it is loaded, a
-    compiled model runs uncompiled instead; where it is not, nothing compiles.
+    compiled model runs uncompiled instead; where it is not, nothing compiles. Operators that are
+    given functions (flex_attention) come through as any other.
     """
+
+    supports_higher_order_operators = True
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -43,3 +46,17 @@ class Operations(TorchDispatchMode):
     ) -> None:
         super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
         self._uncompiled.close()
+
+
+def operation(func: Any) -> Any:
+    """What is called, whatever the overload; operators that are given functions have none."""
+    return getattr(func, "overloadpacket", func)
+
+
+def eager(model: torch.nn.Module) -> contextlib.AbstractContextManager[Any]:
+    """Inside, what a model compiles by itself (flex_attention, a function) runs uncompiled; a
+    model that is compiled as a whole does not. Nothing where the compiler is not loaded."""
+    whole = hasattr(model, "_orig_mod") or model._compiled_call_impl is not None
+    if whole or "torch._dynamo" not in sys.modules:
+        return contextlib.nullcontext()
+    return torch.compiler.set_stance("force_eager")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pytest_transformer_validate import Subject
+from pytest_transformer_validate import Subject, validate
 from pytest_transformer_validate.subject.dispatch import Operations
 from tests.models import VOCAB, Decoder
 
@@ -53,3 +53,33 @@ def test_a_compiled_model_is_read(used, caplog):
     assert facts.vocabulary == {"input_ids": VOCAB}
     assert facts.limits == (48,)
     assert [r for r in caplog.records if r.levelname == "WARNING"] == []
+
+
+class Flexible(Decoder):
+    """Attention by a function that is given functions, uncompiled."""
+
+    def forward(self, input_ids):
+        from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+        def earlier(_batch, _head, query, key):
+            return query >= key
+
+        def near(score, _batch, _head, query, key):
+            return score - (query - key)
+
+        length = input_ids.shape[1]
+        mask = create_block_mask(earlier, None, None, length, length, device="cpu")
+        x = self.tokens(input_ids) + self.positions(torch.arange(length))
+        heads = x.unflatten(-1, (4, 8)).transpose(1, 2)
+        seen = flex_attention(heads, heads, heads, score_mod=near, block_mask=mask)
+        return self.head(x + seen.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
+def test_flex_attention_is_watched_uncompiled():
+    pytest.importorskip("torch._dynamo")  # flex_attention loads it
+    checks = ["load", "determinism", "inference_speed", "weight_tying", "gradient_flow"]
+    found = {r.check: r for r in validate(Flexible(), checks=checks)}
+    assert [found[check].status for check in checks] == ["passed"] * 3 + ["skipped"] * 2
+    assert found["weight_tying"].message.startswith("embedding and head are two")
+    assert found["gradient_flow"].message.startswith("no gradients on this device: FlexAttention")
