@@ -7,7 +7,7 @@ Axes: B batch, T positions, V outputs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pytest_transformer_validate.measures.measurement import Measurement
@@ -166,6 +166,13 @@ def linear(answer: Answer) -> bool:
     return alone and not softmaxed(answer) and not normalised(answer)
 
 
+def of_label_probabilities(answer: Answer, found: Pull) -> bool:
+    """Whether the loss is minus the probability of the labels, each with its weight: a cross
+    entropy is never below zero."""
+    total = float(found.weight.sum())
+    return answer.loss < 0 and abs(answer.loss + total) <= WEIGHTS * total
+
+
 def of_probabilities(answer: Answer, found: Pull) -> bool:
     """Whether the gradient is that of a cross entropy which took softmax(logits) for logits."""
     assert answer.gradient is not None
@@ -209,3 +216,21 @@ def smoothing(answer: Answer, found: Pull) -> float | None:
     rest = (g - slope * p + constant) * off
     fits = float(rest.abs().max()) <= WEIGHTS * float(g.abs().max())
     return amount if fits and 1e-3 < amount < 0.9 else None
+
+
+def unsmoothed(answer: Answer, amount: float) -> Answer:
+    """The answer with the gradient that the same weights give without label smoothing.
+
+    With it the gradient of one output is w (softmax(z) - (1 - amount) onehot(y) - amount / V).
+    """
+    assert answer.gradient is not None
+    assert answer.logits is not None
+    if not amount:
+        return answer
+    p, size = answer.logits.softmax(-1), answer.logits.shape[-1]
+    label = answer.gradient.argmin(-1, keepdim=True)
+    others = 1 - p.gather(-1, label) - amount * (size - 1) / size
+    others = others.where(others.abs() > SURE, float("inf"))  # too sure for a weight to be read
+    off = answer.gradient.sum(-1, keepdim=True) - answer.gradient.gather(-1, label)
+    weight = off / others
+    return replace(answer, gradient=weight * p.scatter_add(-1, label, -p.new_ones(label.shape)))

@@ -127,6 +127,22 @@ def test_what_people_do_with_a_loss_is_noted(kind):
     assert any(NOTES[kind] in note for note in measured.notes)
 
 
+class SmoothedOverAll(Smoothed):
+    """The sum over labels that count is divided by the number of all."""
+
+    def loss(self, logits, labels):
+        flat, wanted = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+        losses = F.cross_entropy(flat, wanted, label_smoothing=0.1, reduction="none")
+        return losses.mean()
+
+
+def test_smoothed_labels_that_are_ignored_have_no_part_in_the_mean():
+    measured = judge(Smoothed())
+    assert (measured.factor, measured.ignored) == (pytest.approx(1, abs=1e-3), -100)
+    with pytest.raises(CheckFailed, match="the sum is still divided by"):
+        judge(SmoothedOverAll())
+
+
 class Probabilities(models.Decoder):
     """Gives probabilities, and takes their logarithm for the loss."""
 
@@ -150,6 +166,21 @@ def test_probabilities_with_their_own_loss(kind):
     measured = judge(kind())
     assert measured.shift == 0
     assert measured.factor == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("returned", ["logits", "probabilities"])
+def test_nll_loss_wants_logarithms(returned):
+    class NoLogarithm(models.Decoder):
+        def forward(self, idx, targets=None):
+            logits = self.head(self.hidden(idx))
+            p = logits.softmax(-1)
+            given = logits if returned == "logits" else p
+            if targets is None:
+                return given, None
+            return given, F.nll_loss(p.flatten(0, 1), targets.flatten())
+
+    with pytest.raises(CheckFailed, match="minus the probability of each label"):
+        judge(NoLogarithm())
 
 
 @pytest.mark.parametrize("returned", ["logits", "probabilities"])

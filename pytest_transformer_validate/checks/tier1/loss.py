@@ -23,6 +23,7 @@ from pytest_transformer_validate.measures.losses import (
     cross_entropy,
     pull,
     shift_of,
+    unsmoothed,
 )
 from pytest_transformer_validate.measures.tolerance import two_shapes_limit
 
@@ -166,18 +167,19 @@ def _by_gradient(probe: Probe, full: Answer, notes: list[str]) -> LossAlignment:
         return LossAlignment(shift=shift, value=float(shift))
     judge_shift(probe, full, shift, notes)
     measured = LossAlignment(shift=shift, value=float(shift))
-    plain = judge_form(probe, full, found, notes)
+    smooth = judge_form(probe, full, found, notes)
     kind = "unknown"
-    if plain:
+    if smooth is not None:
+        found = pull(unsmoothed(full, smooth))
         values = cross_entropy(full, full.labels, shift)
         kind, scale = scale_of(probe, full, found, int(values.isfinite().sum()), notes)
         loss = (values.nan_to_num(0.0) * found.weight).sum()
         rest = full.loss - float(loss)
         measured = dataclasses.replace(measured, factor=scale)
-        if abs(rest) > ROUNDING * full.eps * max(1.0, abs(full.loss)):
+        if not smooth and abs(rest) > ROUNDING * full.eps * max(1.0, abs(full.loss)):
             notes.append(f"the loss holds {rest:.2g} besides the cross entropy")
             measured = dataclasses.replace(measured, auxiliary=rest)
-    ignored = judge_ignored(probe, full, found, kind, shift, notes)
+    ignored = judge_ignored(probe, full, found, kind, shift, notes, smooth or 0.0)
     return dataclasses.replace(measured, ignored=ignored)
 
 

@@ -12,10 +12,12 @@ from pytest_transformer_validate.measures.losses import (
     Pull,
     cross_entropy,
     linear,
+    of_label_probabilities,
     of_probabilities,
     pull,
     smoothing,
     softmaxed,
+    unsmoothed,
 )
 
 if TYPE_CHECKING:
@@ -25,8 +27,8 @@ if TYPE_CHECKING:
     from pytest_transformer_validate.probe.probe import Probe
 
 
-def judge_form(probe: Probe, full: Answer, found: Pull, notes: list[str]) -> bool:
-    """Whether it is a plain cross entropy of the logits."""
+def judge_form(probe: Probe, full: Answer, found: Pull, notes: list[str]) -> float | None:
+    """The label smoothing of what is a cross entropy of the logits, mostly 0; else ``None``."""
     probabilities = softmaxed(full)
     fits = found.misfit <= max(ROUNDING * full.eps, 1e-6)
     sparse = found.misfit == 0.0
@@ -45,14 +47,21 @@ def judge_form(probe: Probe, full: Answer, found: Pull, notes: list[str]) -> boo
             "has a gradient",
             "nll_loss, which takes logarithms of probabilities, given logits; use cross_entropy",
         )
+    if fits and of_label_probabilities(full, found):
+        fail(
+            probe,
+            f"the loss, {full.loss:.3g}, is minus the probability of each label, not its "
+            "logarithm: an output that is wrong has next to no gradient",
+            "nll_loss given softmax(logits), which wants log_softmax(logits); use cross_entropy",
+        )
     if fits:
-        return True
+        return 0.0
     amount = smoothing(full, found)
     if amount is not None:
         notes.append(f"labels are smoothed by {amount:.2g}")
-        return False
+        return amount
     notes.append("no plain cross entropy of the returned logits: only the labels are judged")
-    return False
+    return None
 
 
 def scale_of(
@@ -96,9 +105,16 @@ def scale_of(
 
 
 def judge_ignored(
-    probe: Probe, full: Answer, found: Pull, kind: str, shift: int, notes: list[str]
+    probe: Probe,
+    full: Answer,
+    found: Pull,
+    kind: str,
+    shift: int,
+    notes: list[str],
+    smooth: float = 0.0,
 ) -> int | None:
-    """Ignored labels have no gradient and no part in the mean; which label is ignored."""
+    """Ignored labels have no gradient and no part in the mean; which label is ignored. Labels are
+    smoothed by ``smooth``."""
     if full.labels.dim() == 1:
         return None
     some, ignored = with_ignored(probe, full, notes)
@@ -109,6 +125,7 @@ def judge_ignored(
     _refuse(probe, pulled.active & ~counted, ignored)
     if kind == "unknown":
         return ignored
+    pulled = pull(unsmoothed(some, smooth))
     if bool((pulled.clear == counted).all()):
         all_of_them = cross_entropy(full, full.labels, shift).isfinite()
         before = found.weight[found.clear].mean().expand(int(all_of_them.sum()))
