@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pytest_transformer_validate.errors import SourceError
 from pytest_transformer_validate.sources.base import Loaded
 from pytest_transformer_validate.sources.config import ModelConfig
-from pytest_transformer_validate.sources.construct import bounds_in_force, call
+from pytest_transformer_validate.sources.construct import arguments, bounds_in_force, call
 from pytest_transformer_validate.sources.seeding import seeded
 from pytest_transformer_validate.sources.size import refuse_too_large
 from pytest_transformer_validate.sources.tokenizer import load_tokenizer
@@ -74,9 +74,10 @@ def _make(
         raise SourceError(f"{origin}: the class is no torch.nn.Module")
     if not callable(target):
         raise SourceError(f"{origin}: is {_kind(target)}, no torch.nn.Module")
-    refuse_too_large(
-        lambda: call(target, origin, settings)[0], settings.config, origin, settings.place
-    )
+    made = arguments(target, settings).configs if settings.empty else []
+    sizes = ModelConfig(made[0]) if made else settings.config
+    place = f"the defaults of {type(made[0]).__name__}" if made else settings.place
+    refuse_too_large(lambda: call(target, origin, settings)[0], sizes, origin, place)
     with seeded(options.seed):
         value, made = call(target, origin, settings)
     if not isinstance(value, torch.nn.Module):

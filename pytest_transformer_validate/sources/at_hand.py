@@ -3,13 +3,17 @@ configuration, a model that it makes, a function that builds one."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pytest_transformer_validate.sources.construct import CONFIG_CLASS, NAMESPACES, arguments
-from pytest_transformer_validate.sources.entrypoint import Entry, describe, made_itself
+from pytest_transformer_validate.sources.entrypoint import (
+    Entry,
+    describe,
+    made_itself,
+    usual_builders,
+)
 from pytest_transformer_validate.sources.settings import given_settings
 from pytest_transformer_validate.sources.wording import shown
 
@@ -18,9 +22,9 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import ModuleType
 
+    from pytest_transformer_validate.sources.construct import Call
     from pytest_transformer_validate.sources.settings import Settings
 
-BUILDERS = ("make_model", "create_model", "get_model")
 _PLAIN = int | float | str | bool | None
 
 
@@ -29,25 +33,34 @@ def at_hand(
 ) -> tuple[Entry, Settings]:
     """The entry and the settings that can be used, or those given where nothing can.
 
-    A class whose arguments are not all given is built from the only configuration of the file
+    A class whose arguments are not all given, or that would be built from the defaults of a
+    library's configuration, is built from the only configuration of the file
     that gives them; unless the spec ``named`` it, the model that the file makes itself, or that
     its ``make_model()`` or the like gives, is taken next.
     """
     made = arguments(entry.target, settings) if entry.is_class else None
-    if made is None or not made.missing:
+    if made is None or not (made.missing or _of_defaults(made, settings)):
         return entry, settings
     if settings.empty:
         fitting = {
             id(value): replace(given, place=f"{name} in {shown(path)}")
             for name, value in _configurations(module, made.missing)
-            if (given := _fitting(entry, value)) is not None
+            if (made.missing or not isinstance(value, Mapping))
+            and (given := _fitting(entry, value)) is not None
         }
         if len(fitting) == 1:
             return entry, next(iter(fitting.values()))
-    if named:
+    if named or not made.missing:
         return entry, settings
     other = made_itself(module) or _builder(module, settings)
     return other or entry, settings
+
+
+def _of_defaults(made: Call, settings: Settings) -> bool:
+    """Whether a configuration of a library was made of its defaults alone: those of a published
+    model, which nobody means where the file holds a configuration of its own."""
+    library = any(callable(getattr(config, "from_dict", None)) for config in made.configs)
+    return settings.empty and library
 
 
 def _fitting(entry: Entry, value: Any) -> Settings | None:
@@ -67,7 +80,7 @@ def _configurations(module: ModuleType, missing: list[str]) -> Iterator[tuple[st
     found = [(name, value) for name, value in public.items() if _configures(value)]
     yield from found
     numbers = {name.lower(): value for name, value in public.items() if isinstance(value, _PLAIN)}
-    if not found and all(name in numbers for name in missing):
+    if missing and not found and all(name in numbers for name in missing):
         yield "the numbers", {name: numbers[name] for name in missing}
 
 
@@ -83,8 +96,7 @@ def _configures(value: Any) -> bool:
 
 def _builder(module: ModuleType, settings: Settings) -> Entry | None:
     """The first function of a usual name that can be called with what there is."""
-    for name in BUILDERS:
-        function = getattr(module, name, None)
-        if inspect.isfunction(function) and not arguments(function, settings).missing:
+    for name, function in usual_builders(module):
+        if not arguments(function, settings).missing:
             return describe(function, name)
     return None

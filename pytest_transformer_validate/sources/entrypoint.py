@@ -12,7 +12,7 @@ from pytest_transformer_validate.errors import SourceError
 from pytest_transformer_validate.sources.wording import clipped, listed, near, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
     from types import ModuleType
 
@@ -23,6 +23,8 @@ WAYS = (
     "model_name in its config.json names,\n  by a class called Model, by its only nn.Module "
     "class that no other one uses, or by the one that it makes itself"
 )
+
+BUILDERS = ("make_model", "create_model", "get_model", "build")
 
 
 @dataclass(frozen=True)
@@ -64,15 +66,26 @@ def find_entry(
     alone = _standing_alone(classes, tree)
     if len(alone) == 1:
         return Entry(classes[alone[0]], f"class {alone[0]}")
-    made = made_itself(module)
+    made = made_itself(module, foreign=not classes)
+    if made is None and not classes:
+        made = next((describe(found, n) for n, found in usual_builders(module)), None)
     if made is None:
         raise SourceError(_undecided(module, alone or list(classes), path))
     return made
 
 
-def made_itself(module: ModuleType) -> Entry | None:
+def usual_builders(module: ModuleType) -> Iterator[tuple[str, Any]]:
+    """The functions of a file whose name says that they give its model."""
+    for name in BUILDERS:
+        function = getattr(module, name, None)
+        if inspect.isfunction(function) and function.__module__ == module.__name__:
+            yield name, function
+
+
+def made_itself(module: ModuleType, *, foreign: bool = False) -> Entry | None:
     """The model that a file makes when it is run: its only object of the file's own classes, or
-    built from them, that is no part of another one; of several, the one called ``model``."""
+    built from them (``foreign``: of any class), that is no part of another one; of several, the
+    one called ``model``."""
     import torch
 
     named = {id(v): n for n, v in vars(module).items() if isinstance(v, torch.nn.Module)}
@@ -82,7 +95,8 @@ def made_itself(module: ModuleType) -> Entry | None:
         name
         for name, found in parts.items()
         if id(found[0]) not in inner
-        and any(type(part).__module__ == module.__name__ for part in found)
+        and (foreign or any(type(part).__module__ == module.__name__ for part in found))
+        and not (foreign and next(found[0].parameters(), None) is None)
     ]
     name = whole[0] if len(whole) == 1 else "model"
     return describe(getattr(module, name), name) if name in whole else None

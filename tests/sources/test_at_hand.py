@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pytest_transformer_validate.errors import SourceError
+from pytest_transformer_validate.sources import size
 
 HEAD = "from dataclasses import dataclass\nfrom torch import nn\n"
 SIZED = """
@@ -85,3 +86,31 @@ def test_a_class_that_is_named_is_not_exchanged(write, load):
     write("m.py", HEAD + FILES["an object"])
     with pytest.raises(SourceError, match="width, depth"):
         load("m.py::Net")
+
+
+LLAMA = """
+from transformers import LlamaConfig, LlamaForCausalLM
+
+class OwnConfig(LlamaConfig):
+    model_type = "own_llama"
+
+class Own(LlamaForCausalLM):
+    config_class = OwnConfig
+
+{config}
+"""
+SIZES = "hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2"
+
+
+def test_a_configuration_of_a_library_is_the_one_that_the_file_holds(write, load):
+    pytest.importorskip("transformers")
+    write("m.py", LLAMA.format(config=f"config = OwnConfig(vocab_size=11, {SIZES})"))
+    assert load("m.py").model.lm_head.out_features == 11
+
+
+def test_the_defaults_of_a_library_are_looked_at_before_they_are_built(write, load, monkeypatch):
+    pytest.importorskip("transformers")
+    monkeypatch.setattr(size, "free_memory", lambda: 2**30)
+    write("m.py", LLAMA.format(config="rates = {'warmup': 3}"))
+    with pytest.raises(SourceError, match=r"the largest numbers in the defaults of LlamaConfig"):
+        load("m.py")

@@ -151,6 +151,21 @@ def test_what_a_package_takes_from_its_files_is_its_model(write, load):
         load("tv_pkg/__init__.py")
 
 
+def test_a_file_without_a_class_of_its_own_gives_the_model_that_it_makes(write, load):
+    layer = "net = nn.Linear(2, 2)\nloss = nn.CrossEntropyLoss()\n"
+    write("m.py", HEAD + layer)
+    assert chosen(load, "m.py") == "object net"
+    write("m.py", HEAD + layer + "model = nn.Linear(3, 3)\n")
+    assert chosen(load, "m.py") == "object model"
+    write("m.py", HEAD + "def get_model():\n    return nn.Linear(2, 2)\n")
+    assert chosen(load, "m.py") == "function get_model"
+    write("m.py", HEAD + "def build():\n    return nn.Linear(2, 2)\n")
+    assert chosen(load, "m.py") == "function build"
+    write("m.py", HEAD + "def build_dataset():\n    raise SystemExit\n")
+    with pytest.raises(SourceError, match="defines no torch.nn.Module"):
+        load("m.py")
+
+
 @pytest.mark.parametrize(
     ("result", "text"),
     [
