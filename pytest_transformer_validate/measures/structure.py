@@ -17,6 +17,7 @@ _NEARLY_ALL = 0.9
 _SURE = 6.0
 _SLIGHT = 0.1
 _EXACT = 0.05
+_NOTHING = 3e-4  # of what is passed on just as it is, rounded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +65,39 @@ def lost_inside(groups: Sequence[Sequence[Identity]]) -> list[Identity]:
     """Layers that pass their input on, and not what the attention in them gives."""
     layers = (one for group in groups for one in group)
     return [one for one in layers if one.inner and _blind(one.inner) and _keeps(one)]
+
+
+def around_attention(groups: Sequence[Sequence[Identity]]) -> list[Sequence[Identity]]:
+    """The lists in which no layer passes its input on, and every one passes on what the attention
+    in it gives, with something else added to it: a sum starts from that alone."""
+    return [
+        group
+        for group in groups
+        if _handed_on(group) and all(one.inner and _adds_to(one.inner) for one in group)
+    ]
+
+
+def behind_attention(groups: Sequence[Sequence[Identity]]) -> list[Sequence[Identity]]:
+    """The lists in which no layer passes on its input, nor what the attention in it gives."""
+    return [
+        group
+        for group in groups
+        if _handed_on(group) and all(one.inner and _blind(one.inner) for one in group)
+    ]
+
+
+def keep(found: Sequence[Identity], count: int) -> bool:
+    """Whether there are so many, and each passes its input on."""
+    return len(found) == count and all(map(_keeps, found))
+
+
+def _adds_to(one: Identity) -> bool:
+    return _keeps(one) and one.spread > _NOTHING
+
+
+def _handed_on(group: Sequence[Identity]) -> bool:
+    """Whether no layer passes its input on, and nothing is added around the layers."""
+    return all(map(_blind, group)) and all(one.handed for one in group[1:])
 
 
 def _blind(one: Identity) -> bool:

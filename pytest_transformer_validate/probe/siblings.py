@@ -17,6 +17,8 @@ from pytest_transformer_validate.probe.identities import INSIDE, MOVED, Identity
 from pytest_transformer_validate.probe.passes import Passes, remembered
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pytest_transformer_validate.subject.batch import Batch
 
 _COUNTS = ("layer", "block", "depth")
@@ -68,14 +70,41 @@ class Siblings(Passes):
         behind = self._projections(parts)
         seed = functools.partial(probe.seed_for, "identity")
         moves = Moves(groups, parts, behind, batch.rows, seed)
-        with (
-            contextlib.suppress(Exception),  # no model has to take tensors that we exchange
-            probe.running("identities") as subject,
-            hooked(subject.model, moves.enter, moves.leave, {*layers, *parts, *behind}),
-        ):
-            subject(batch)
+        self._run(moves, batch, {*layers, *parts, *behind})
         kept = [[moves.found[name] for name in group if name in moves.found] for group in groups]
         return [group for group in kept if len(group) > 1]
+
+    def _run(self, moves: Moves, batch: Batch, modules: set[str]) -> None:
+        with (
+            contextlib.suppress(Exception),  # no model has to take tensors that we exchange
+            self.probe.running("identities") as subject,
+            hooked(subject.model, moves.enter, moves.leave, modules),
+        ):
+            subject(batch)
+
+    def of_parts(self, parts: list[str]) -> list[Identity]:
+        """What ``identities`` tells of layers, of modules in them."""
+        batch = self._same_rows()
+        if batch is None:
+            return []
+        moves = Moves([parts], {}, {}, batch.rows, functools.partial(self.probe.seed_for, "parts"))
+        self._run(moves, batch, set(parts))
+        return [moves.found[name] for name in parts if name in moves.found]
+
+    def built_for_sums(self, group: Sequence[Identity]) -> bool:
+        """Whether each layer holds, outside of its part with attention, a norm and two matrices:
+        branches of a residual network are normalised, plain stacks need not be."""
+        return all(one.inner and self._beside(one.layer, one.inner.layer) for one in group)
+
+    def _beside(self, layer: str, part: str) -> bool:
+        module = self.probe.subject.model.get_submodule(layer)
+        inside = part.removeprefix(f"{layer}.")
+        normed = any(
+            "norm" in type(other).__name__.lower() and not _within(name, inside)
+            for name, other in module.named_modules()
+        )
+        large = [n for n, p in module.named_parameters() if p.dim() > 1 and not _within(n, inside)]
+        return normed and len(large) > 1
 
     def attending(self) -> list[list[Identity]]:
         """Those of ``identities`` in whose layers attention is seen, all others left out."""

@@ -364,11 +364,66 @@ def test_places_that_are_filled_up_tell_nothing_of_a_residual():
     assert caught.value.where == "blocks.1"
 
 
-def test_layers_that_all_lack_a_residual_are_a_design():
+class Halves(models.Block):
+    """A block with these of its two sums."""
+
+    sums = (True, True)
+
+    def forward(self, x, causal=True, mask=None):
+        attended = self.attention(self.norm1(x), causal, mask)
+        x = x + attended if self.sums[0] else attended
+        return x + self.mlp(self.norm2(x)) if self.sums[1] else self.mlp(self.norm2(x))
+
+
+class Inside(models.Block):
+    """A block whose attention brings its own sum along, and a norm behind it."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = Added(32, 4)
+
+    def forward(self, x, causal=True, mask=None):
+        return self.norm2(self.mlp(self.attention(x, causal, mask)))
+
+
+class Added(models.Attention):
+    def forward(self, x, causal=True, mask=None):
+        return x + super().forward(x, causal, mask)
+
+
+def _made(kind, **values):
     model = models.Decoder()
-    model.blocks = nn.ModuleList(NoResidual() for _ in range(3))
+    model.blocks = nn.ModuleList(kind() for _ in range(3))
     for block in model.blocks:
-        block.number = 1
+        for name, value in values.items():
+            setattr(block, name, value)
+    return model
+
+
+def test_layers_without_any_sum_are_a_design():
+    layers(_made(Halves))
+    layers(_made(Halves, sums=(False, False)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "sums", "words"),
+    [
+        (Halves, (False, True), "connection around the attention is missing"),
+        (Halves, (True, False), "around the feed-forward, is missing"),
+        (Inside, (True, False), "around the feed-forward, is missing"),
+    ],
+    ids=["attention", "behind", "inside"],
+)
+def test_one_of_two_sums_is_missing_in_every_layer(kind, sums, words):
+    with pytest.raises(CheckFailed, match=words) as caught:
+        layers(_made(kind, sums=sums))
+    assert caught.value.where == "blocks.0"
+
+
+def test_a_feed_forward_without_a_norm_needs_no_sum():
+    model = _made(Inside)
+    for block in model.blocks:
+        block.norm1, block.norm2 = nn.Identity(), nn.Identity()
     layers(model)
 
 

@@ -5,14 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pytest_transformer_validate.checks.registry import check
+from pytest_transformer_validate.checks.tier1.residuals import LAYERS, judge_residuals
 from pytest_transformer_validate.errors import CheckFailed, NotApplicable
-from pytest_transformer_validate.measures.structure import (
-    Structure,
-    doubled,
-    lost_inside,
-    stack_without_residual,
-    without_residual,
-)
+from pytest_transformer_validate.measures.structure import Structure, without_residual
 
 if TYPE_CHECKING:
     from pytest_transformer_validate.probe.attention import Footprint, Footprints, Merge
@@ -20,7 +15,6 @@ if TYPE_CHECKING:
     from pytest_transformer_validate.probe.siblings import Shared
 
 ATTENTION = "attention must keep heads and positions apart and weigh the keys"
-LAYERS = "layers of one kind must each have their own weights and pass their input on"
 
 
 @check(tier=1)
@@ -123,7 +117,8 @@ def layer_structure(probe: Probe) -> Structure:
     layers and nothing declares that they share their weights. A layer whose output does not
     follow its input, feature by feature, fails where every other one of its class does. So do
     one with attention that gives its input twice, and one that passes on its input and not what
-    its attention added to it. No residual in any layer is a design.
+    its attention added to it, and lists all of whose layers lack one of their two sums. No
+    residual in any layer is a design.
     """
     notes = tuple(_judge_shared(probe, shared) for shared in probe.siblings.shared())
     _judge_norms(probe)
@@ -144,74 +139,10 @@ def layer_structure(probe: Probe) -> Structure:
                 measured,
                 where=odd.layer,
             )
-    _judge_stacks(probe, measured)
-    _judge_streams(probe, measured)
+    judge_residuals(probe, measured)
     if not layers and not notes:
         raise NotApplicable("there is no list with several layers of one kind")
     return measured
-
-
-def _judge_stacks(probe: Probe, measured: Structure) -> None:
-    """Raise where layers with attention do not pass on what they are given, or what their
-    attention adds to it, once."""
-    groups = probe.siblings.attending()
-    stack = stack_without_residual(groups)
-    if stack is not None:
-        raise CheckFailed(
-            f"{LAYERS}\n"
-            f"an input number of {stack.layer}, and of every layer in its list, moves its own "
-            f"output number by {stack.share:.2g} of its step; other lists of layers pass it on\n"
-            f"module: {stack.layer}\n"
-            "likely: one of the sums x = x + f(x) is missing in this kind of layer",
-            measured,
-            where=stack.layer,
-        )
-    twice = doubled(groups)
-    if twice is not None:
-        raise CheckFailed(
-            f"{LAYERS}\n"
-            f"an input number of {twice.layer} moves its own output number by {twice.share:.3g} "
-            "of its step\n"
-            f"module: {twice.layer}\n"
-            "likely: the input is added twice (x = x + f(x) + x, or f returns x + f(x) already)",
-            measured,
-            where=twice.layer,
-        )
-    lost = {one.inner.layer: one for one in lost_inside(groups) if one.inner}
-    added = probe.streams.added({part: one.layer for part, one in lost.items()}) if lost else []
-    for part in added[:1]:
-        one = lost[part]
-        share = one.inner.share if one.inner else 0.0
-        raise CheckFailed(
-            f"{LAYERS}\n"
-            f"what {part} gives is added to the input of {one.layer}, and moves its output by "
-            f"{share:.2g} of its step, the input by {one.share:.2g}\n"
-            f"module: {one.layer}\n"
-            "likely: a later residual starts from the layer's input again, not from the sum "
-            "(x = residual + f(x), and residual was not set to x before)",
-            measured,
-            where=one.layer,
-        )
-
-
-def _judge_streams(probe: Probe, measured: Structure) -> None:
-    """Raise where what one part of every layer is given is lost, and that of the others is added
-    to what they give."""
-    for parts in probe.streams.parts():
-        lost = [part for part in parts if part.streams and not part.kept]
-        if len(lost) == 1 and all(part.added for part in parts if part is not lost[0]):
-            (part,) = lost
-            others = ", ".join(other.name for other in parts if other is not part)
-            raise CheckFailed(
-                f"{LAYERS}\n"
-                f"what {part.name} is given is not used again, and what {others} is given is "
-                "added to what it gives\n"
-                f"module: {part.first}\n"
-                "likely: the residual connection is missing around this part (x = f(x), or "
-                "x = x + x behind it, for x = f(x) + x)",
-                measured,
-                where=part.first,
-            )
 
 
 def _judge_norms(probe: Probe) -> None:

@@ -105,6 +105,40 @@ MUTANTS = (
         operate=_tie_wrong_layers,
     ),
     _layer(
+        name="residual_of_the_feed_forward_missing",
+        family="residual_missing",
+        parent="text_classifier",
+        where=("blocks.*",),
+        why="the class of all layers returns its second branch only",
+        edits=(
+            (
+                "        return x + self.dropout(self.fc2(h))",
+                "        return self.dropout(self.fc2(h))",
+            ),
+        ),
+    ),
+    _layer(
+        name="residual_of_the_attention_missing",
+        family="residual_missing",
+        parent="alibi",
+        where=("blocks.*",),
+        why="x = f(x) for x = x + f(x), in the class of all layers",
+        edits=(
+            (
+                "        x = x + self.attention(self.norm_attention(x))\n",
+                "        x = self.attention(self.norm_attention(x))\n",
+            ),
+        ),
+    ),
+    _layer(
+        name="residual_missing_before_the_last_norm",
+        family="residual_missing",
+        parent="bert",
+        where=("encoder.*",),
+        why="the second norm is given the branch alone",
+        edits=(("self.output_norm(hidden + self.dropout(inner))", "self.output_norm(inner)"),),
+    ),
+    _layer(
         name="residual_missing_in_last_layer",
         family="residual_missing",
         parent="text_classifier",
