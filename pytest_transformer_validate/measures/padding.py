@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pytest_transformer_validate.errors import NotApplicable
-from pytest_transformer_validate.measures.measurement import Measurement
+from pytest_transformer_validate.measures.measurement import Limit, Measurement
 from pytest_transformer_validate.measures.tolerance import same_shape_limit, shapes_limit, unit
 
 if TYPE_CHECKING:
@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 
     import torch
 
-    from pytest_transformer_validate.measures.measurement import Limit
     from pytest_transformer_validate.probe.padded_texts import Lengths
     from pytest_transformer_validate.probe.padding import Content
+
+COARSE = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,10 +61,28 @@ def lengths_limit(found: Lengths, noise: Callable[[], float], factor: float) -> 
     return shapes_limit(worst_length(found)[0], found.reference, noise, factor)
 
 
-def effect_floor(reference: torch.Tensor, factor: float) -> float:
+def effect_limit(reference: torch.Tensor, factor: float) -> Limit:
     """What an effect has to exceed: 256 u (the smallest of a healthy model at its first weights,
-    measured over transformers 5.23: 9e-5 of the largest output, 750 u)."""
-    return factor * unit(reference)
+    measured over transformers 5.23: 9e-5 of the largest output, 750 u); in half precision, where
+    that would be more than most outputs, 1/64 of the largest (the smallest measured with moved
+    parameters: 1/30)."""
+    u = unit(reference)
+    coarse = u / _eps(reference) / COARSE
+    if factor * u <= coarse:
+        return Limit(value=factor * u, rule=f"{factor:g} u")
+    return Limit(value=coarse, rule=f"1/{COARSE} of the largest output")
+
+
+def _eps(reference: torch.Tensor) -> float:
+    """The spacing of numbers of a dtype at 1."""
+    import torch
+
+    return float(torch.finfo(reference.dtype).eps)
+
+
+def effect_floor(reference: torch.Tensor, factor: float) -> float:
+    """The number of ``effect_limit``."""
+    return float(effect_limit(reference, factor).value)
 
 
 def worst_length(found: Lengths) -> tuple[float, int]:

@@ -99,3 +99,22 @@ def test_a_mask_of_texts_cannot_stand_for_a_causal_one():
 def test_a_mask_that_is_broadcast_may_be_a_causal_one():
     notes = mask_effect(probe_of(Instead(axes=2))).notes
     assert "mask of ones is not the same as none: it may carry a causal mask too" in notes
+
+
+@pytest.mark.parametrize("hides", [True, False])
+def test_half_precision_shows_what_a_mask_does(hides):
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 32, "intermediate_size": 37, "num_attention_heads": 4}
+    config = transformers.BertConfig(**sizes, vocab_size=models.VOCAB, num_hidden_layers=2)
+
+    class Bert(transformers.BertForMaskedLM):
+        def forward(self, input_ids, attention_mask=None):
+            return super().forward(input_ids, attention_mask if hides else None)
+
+    torch.manual_seed(0)
+    probe = probe_of(Bert(config).to(torch.bfloat16), config)
+    if hides:
+        assert mask_effect(probe).limit.rule == "at least 1/64 of the largest output"
+    else:
+        with pytest.raises(CheckFailed, match="1/64 of the largest output expected"):
+            mask_effect(probe)

@@ -14,8 +14,18 @@ from pytest_transformer_validate.checks.tier1.mask_reach import (
 )
 from pytest_transformer_validate.errors import CheckFailed, NotApplicable
 from pytest_transformer_validate.measures.measurement import Limit
-from pytest_transformer_validate.measures.padding import MaskEffect, content_limit, effect_floor
-from pytest_transformer_validate.measures.tolerance import settle, shapes_limit, two_shapes_limit
+from pytest_transformer_validate.measures.padding import (
+    MaskEffect,
+    content_limit,
+    effect_floor,
+    effect_limit,
+)
+from pytest_transformer_validate.measures.tolerance import (
+    settle,
+    shapes_limit,
+    two_shapes_limit,
+    unit,
+)
 
 if TYPE_CHECKING:
     from pytest_transformer_validate.probe.padding import Content
@@ -74,7 +84,8 @@ def _judge_mask(probe: Probe, covers: str, floor: float, two_shapes: float) -> M
     notes += _judge_each(probe, found, floor)
     notes += ones.notes
     notes += _dtype_notes(probe, way, two_shapes)
-    limit = Limit(value=effect_floor(found.reference, floor), rule=f"at least {floor:g} u")
+    least = effect_limit(found.reference, floor)
+    limit = Limit(value=least.value, rule=f"at least {least.rule}")
     told = {"value": passes.effect(found), "limit": limit, "notes": tuple(notes)}
     return MaskEffect(**{**vars(ones), **told})
 
@@ -109,8 +120,8 @@ def _require_effect(probe: Probe, way: Way, layout: str, floor: float) -> Conten
     passes = probe.padding
     layout = f"full_{layout}"
     found = passes.content(way, layout, "noised")
-    limit = effect_floor(found.reference, floor)
-    effect = passes.effect(found)
+    least = effect_limit(found.reference, floor)
+    limit, effect = least.value, passes.effect(found)
     if effect > limit:
         return found
     if way.counts and passes.compares(way.covers):
@@ -122,6 +133,9 @@ def _require_effect(probe: Probe, way: Way, layout: str, floor: float) -> Conten
             f"nothing reads {way.role}, nor whatever else forward takes by **kwargs: pad on the "
             "right, where no token of a causal model looks"
         )
+    if least.value < floor * unit(found.reference) and effect > 0 and not found.moved > limit:
+        dtype = str(found.reference.dtype).removeprefix("torch.")
+        raise NotApplicable(f"{dtype} is too coarse to tell what the mask hides from nothing")
     # what no mask reaches excuses one that is read; one that nothing reads is ignored
     excuse = excused_by(probe, found, layout, content_limit(found, 16))
     if excuse is not None and probe.masks.touched(way, way.role):
@@ -135,14 +149,14 @@ def _require_effect(probe: Probe, way: Way, layout: str, floor: float) -> Conten
     raise CheckFailed(
         "a mask must hide tokens from the others\n"
         f"masking tokens by {way.role} moved {outputs_of(probe, way.covers)} by "
-        f"{effect:.2g} (at least {limit:.2g} = {floor:g} u expected), and replacing the "
+        f"{effect:.2g} (at least {limit:.2g} = {least.rule} expected), and replacing the "
         f"masked tokens moves them by {found.moved:.2g}\n"
         f"first module that sees masked tokens: {where or 'none stands out'}\n"
         f"likely: {likely}\n"
         f"{WAY_OUT}",
         MaskEffect(
             value=effect,
-            limit=Limit(value=limit, rule=f"at least {floor:g} u"),
+            limit=Limit(value=limit, rule=f"at least {least.rule}"),
             argument=way.role,
         ),
         where=where,
