@@ -30,6 +30,7 @@ PADDING = (
     "src_pad_idx", "src_pad_id", "source_pad_idx",
 )  # fmt: skip
 IMAGE = ("image_size", "img_size", "input_size")
+_SEES = re.compile(r"ViT|Vision|Image")  # in the name of a class
 _IDS = {
     "input_ids", "tokens", "token_ids", "idx", "ids", "input_tokens", "src_tokens", "src_ids",
     "encoder_input_ids",
@@ -107,7 +108,10 @@ def declares_image(
         return True
     if config.get("patch_size") is not None:  # of an image, or of bytes
         return convolves or not _has_vocabulary(model, config)
-    return convolves and not any(isinstance(m, nn.Embedding) for m in model.modules())
+    embeds = any(isinstance(m, nn.Embedding) for m in model.modules())
+    if _SEES.search(type(model).__name__):
+        return convolves or not embeds
+    return convolves and not embeds
 
 
 def _has_vocabulary(model: nn.Module, config: ModelConfig) -> bool:

@@ -5,16 +5,21 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from pytest_transformer_validate.errors import TaskError
 from pytest_transformer_validate.sources.config import CHANNELS
+from pytest_transformer_validate.subject.batch import Batch
 from pytest_transformer_validate.subject.declared import IMAGE, declared, declared_size
+from pytest_transformer_validate.subject.guard import derive_seed, guard
+from pytest_transformer_validate.subject.outputs import read_output
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pytest_transformer_validate.sources.config import ModelConfig
+    from pytest_transformer_validate.subject.subject import Subject
 
 _ANY_SIZE = 64
 _EXTRA = (0, 1, 2)  # rows of a table that are no patch's: class and distillation tokens
@@ -23,6 +28,9 @@ _SHAPES = ("chw", "image_shape", "img_shape", "input_shape", "in_shape")
 _SIDES = ("image_size", "img_size")
 _PATCHES = ("patch_size", "patch")
 _COUNTS = ("num_patches", "n_patches")
+# What images mostly are, and colours.
+_SIZES = (32, 64, 224, 28, 48, 96, 56, 112, 128, 256, 16, 384, 8)
+_COLOURS, _FEW = (3, 1), (1, 2, 3, 4)
 
 
 def image_shape(model: nn.Module, config: ModelConfig) -> tuple[int, int, int]:
@@ -46,6 +54,32 @@ def image_shape(model: nn.Module, config: ModelConfig) -> tuple[int, int, int]:
         )
     height, width = found or (_ANY_SIZE, _ANY_SIZE)
     return int(channels), height, width
+
+
+def fitting_shape(subject: Subject) -> tuple[int, int, int] | None:
+    """The first (C, H, W) of those that images mostly have with which forward runs, where no size
+    is declared. ``None`` where none does, or where the size decides how wide the output is."""
+    model, config = subject.model, subject.config
+    if declared(config, IMAGE) is not None:
+        return None
+    convolution = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    told = declared_size(config, CHANNELS)
+    read = (convolution.in_channels,) if convolution else ()  # of an image, or of what was cut up
+    colours = (told,) if told else read if read and read[0] in _FEW else (*read, *_COLOURS)
+    shapes = [(c, s, s) for s in _SIZES for c in colours]
+    found: list[tuple[tuple[int, int, int], torch.Size]] = []
+    for shape in shapes:
+        images = Batch({"pixel_values": torch.zeros(2, *shape)})
+        try:
+            with guard(model, derive_seed(subject.seed, "image")), torch.no_grad():
+                model.eval()
+                given = images.to(subject.device, subject.dtype)
+                found.append((shape, read_output(subject.call(given, {})).logits.shape))
+        except Exception:  # noqa: BLE001 - most sizes are not the model's
+            continue
+        if len(found) > 1:
+            break
+    return found[0][0] if found and found[0][1] == found[-1][1] else None
 
 
 def _declared_size(config: ModelConfig) -> tuple[int, int] | None:
@@ -90,7 +124,7 @@ def _patch_channels(model: nn.Module, config: ModelConfig) -> int:
     patch = patch_side(model, config)
     widths = [m.in_features for m in model.modules() if isinstance(m, nn.Linear)]
     whole = (w // patch**2 for w in widths if patch and w % patch**2 == 0)
-    return next((channels for channels in whole if channels in (1, 2, 3, 4)), 3)
+    return next((channels for channels in whole if channels in _FEW), 3)
 
 
 def _size_by_table(

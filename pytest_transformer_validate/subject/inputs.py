@@ -11,7 +11,6 @@ from pytest_transformer_validate.errors import NotApplicable
 from pytest_transformer_validate.subject.batch import Batch
 from pytest_transformer_validate.subject.declared import special_ids
 from pytest_transformer_validate.subject.guard import derive_seed
-from pytest_transformer_validate.subject.images import image_shape
 
 if TYPE_CHECKING:
     from pytest_transformer_validate.subject.subject import Subject
@@ -53,8 +52,7 @@ def with_special(subject: Subject, batch: Batch) -> Batch:
 
 def random_images(subject: Subject, rows: int, generator: torch.Generator) -> Batch:
     """Random images (rows, C, H, W)."""
-    shape = image_shape(subject.model, subject.config)
-    pixels = torch.randn(rows, *shape, generator=generator)
+    pixels = torch.randn(rows, *subject.image, generator=generator)
     return Batch({"pixel_values": pixels}).to(subject.device, subject.dtype)
 
 

@@ -24,6 +24,7 @@ from pytest_transformer_validate.subject.declared import (
 )
 from pytest_transformer_validate.subject.guard import derive_seed
 from pytest_transformer_validate.subject.ids import few_ids
+from pytest_transformer_validate.subject.images import fitting_shape
 from pytest_transformer_validate.subject.inputs import complete, random_images
 from pytest_transformer_validate.subject.layout import arrange, find_layout
 from pytest_transformer_validate.subject.multiples import (
@@ -128,7 +129,11 @@ def _of_images(subject: Subject) -> object:
             subject.packing = unpack(subject, images["pixel_values"])
             if subject.packing is not None:
                 return subject.call(images, {})
-        raise
+        shape = fitting_shape(subject)
+        if shape is None:
+            raise
+        subject.image = shape
+        return subject.call(random_images(subject, 2, torch.Generator().manual_seed(0)), {})
 
 
 def _multiple(subject: Subject, error: Exception) -> int:

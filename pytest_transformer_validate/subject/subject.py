@@ -29,6 +29,7 @@ from pytest_transformer_validate.subject.declared import (
 )
 from pytest_transformer_validate.subject.given import Given
 from pytest_transformer_validate.subject.guard import derive_seed, guard
+from pytest_transformer_validate.subject.images import fitting_shape, image_shape
 from pytest_transformer_validate.subject.inputs import complete, random_batch
 from pytest_transformer_validate.subject.layout import arrange
 from pytest_transformer_validate.subject.outputs import Output, read_logits, read_output
@@ -222,13 +223,27 @@ class Subject:
 
     @functools.cached_property
     def ends(self) -> bool:
-        """Whether a text ends with the end id: classifiers pool there."""
-        return self.end_id is not None and self.task.task_type == "classification"
+        """Whether a text ends with the end id: classifiers pool there. An id beyond the table,
+        left over from the defaults of a larger vocabulary, ends none."""
+        if self.end_id is None or self.task.task_type != "classification":
+            return False
+        return self.end_id < (self.facts.vocabulary.get("input_ids") or self.vocab_size)
 
     @functools.cached_property
     def full_batch(self) -> int:
         """``max_batch_size`` of the configuration, 8 where it is missing."""
         return declared_size(self.config, ("max_batch_size",)) or 8
+
+    @functools.cached_property
+    def image(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image: see ``images``. Raises TaskError where nothing tells."""
+        try:
+            return image_shape(self.model, self.config)
+        except TaskError:
+            found = fitting_shape(self)
+            if found is None:
+                raise
+            return found
 
     # ... and facts that one forward shows.
 

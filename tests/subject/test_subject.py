@@ -149,6 +149,39 @@ def test_an_image_size_that_cannot_be_found_is_asked_for():
         Subject(Flat()).batch(1, 1)
 
 
+class PatchViT(nn.Module):
+    """Patches are cut without a trace of the size, and a table has one row a patch."""
+
+    def __init__(self, channels=1):
+        super().__init__()
+        self.read, self.places = nn.Linear(channels * 16, 8), nn.Parameter(torch.zeros(49, 8))
+        self.bias, self.head = nn.Embedding(3, 8), nn.Linear(8, 10)
+
+    def forward(self, x):
+        b, c, h, w = x.shape
+        x = x.view(b, c, h // 4, 4, w // 4, 4).permute(0, 2, 4, 1, 3, 5)
+        return self.head((self.read(x.flatten(3).flatten(1, 2)) + self.places).mean(1))
+
+
+def test_the_size_of_images_is_that_with_which_forward_runs():
+    model = PatchViT()
+    del model.bias
+    subject = Subject(model)
+    assert subject.batch(2, 1)["pixel_values"].shape == (2, 1, 28, 28)
+    assert (subject.task.task_type, subject.facts.width) == ("vision_classification", 10)
+    model.stem = nn.Conv2d(3, 3, 1)  # images of another size than convolutions take
+    model.read = nn.Linear(48, 8)
+    assert Subject(model).facts.width == 10
+    assert not Subject(PatchViT()).vision, "its table may be one of a vocabulary"
+
+
+def test_a_size_that_is_declared_is_not_another():
+    model = PatchViT(3)
+    model.stem = nn.Conv2d(3, 3, 1)
+    with pytest.raises(RuntimeError, match="must match the size"):
+        _ = Subject(model, {"image_size": 32}).facts
+
+
 def test_a_vocabulary_that_cannot_be_found_is_asked_for():
     class Hashed(nn.Module):
         def forward(self, input_ids):
