@@ -95,22 +95,25 @@ def _fills(probe: Probe, text: Batch, length: int, trial: Protocol, *, own: bool
         except Exception:  # noqa: BLE001 - what a model cannot use is no cache of its
             return False
         before = [t.shape for t in tensors_of(cache)]
-        filled = len(before) > 1 and all(length in shape for shape in before)
+        held = [length in shape for shape in before]  # of the encoder's tokens, else
+        filled = sum(held) > 1 and (all(held) or running.decodes)
         if own and count is not None and count == counted(cache):
             return False  # the caller counts, and nobody knows how
         try:
             call_on(running, text, length, 1, trial, cache, None, positions=True)
         except Exception:  # noqa: BLE001 - that is for the check to say
             return own and filled
-        return filled and _longer(before, [t.shape for t in tensors_of(cache)])
+        return filled and _longer(before, [t.shape for t in tensors_of(cache)], held)
 
 
-def _longer(before: list[torch.Size], after: list[torch.Size]) -> bool:
-    """Whether every tensor of a cache has one token more along one axis, and is else the same."""
-    pairs = [(tuple(old), tuple(new)) for old, new in zip(before, after, strict=False)]
+def _longer(before: list[torch.Size], after: list[torch.Size], held: list[bool]) -> bool:
+    """Whether every tensor of a cache that holds tokens has one more along one axis, and is else
+    the same, as all others are."""
+    triples = zip(before, after, held, strict=False)
     return len(before) == len(after) and all(
-        sorted(n - o for o, n in zip(old, new, strict=False)) == [*[0] * (len(new) - 1), 1]
-        for old, new in pairs
+        sorted(n - o for o, n in zip(old, new, strict=False))
+        == [*[0] * (len(new) - 1), int(grows)]
+        for old, new, grows in triples
     )
 
 

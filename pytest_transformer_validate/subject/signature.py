@@ -57,12 +57,15 @@ ROLES: dict[str, tuple[str, ...]] = {
         "past_key_values", "cache_params", "past", "kv_cache", "cache", "layer_past",
         "past_key_value", "past_keys_values", "kv_caches", "caches", "past_kv", "past_kvs",
         "past_cache", "prev_kv", "past_state", "state", "states", "prev_state", "hidden",
+        "incremental_state",
     ),
     "use_cache": (
         "use_cache", "use_kv_cache", "return_cache", "return_kv_cache", "return_past",
         "return_kv", "return_present", "return_presents", "return_state", "output_cache",
     ),
-    "start": ("start_pos", "past_length", "offset", "start_position", "cache_len", "past_len"),
+    "start": (
+        "start_pos", "past_length", "offset", "start_position", "cache_len", "past_len", "step",
+    ),
     "input_pos": ("input_pos", "cache_position"),
     "encoder_outputs": ("encoder_outputs",),
     "return_loss": ("return_loss",),

@@ -201,6 +201,63 @@ def test_what_the_encoder_gave_is_handed_back_as_the_model_takes_it(kind):
     assert all(not isinstance(found[case], str) for case in ("steps", "chunks", "long"))
 
 
+class InAState(nn.Module):
+    """A dict of the caller takes the keys and values of the target, and once those of the
+    source; ``slips`` is a mistake."""
+
+    slips = 0
+
+    def __init__(self):
+        super().__init__()
+        self.tokens, self.positions = nn.Embedding(models.VOCAB, 32), nn.Embedding(48, 32)
+        self.own, self.other, self.query = nn.Linear(32, 96), nn.Linear(32, 64), nn.Linear(32, 32)
+        self.head = nn.Linear(32, models.VOCAB)
+
+    def place(self, ids, start=0):
+        return self.tokens(ids) + self.positions(torch.arange(start, start + ids.shape[1]))
+
+    def forward(self, src_tokens, prev_output_tokens, incremental_state=None):
+        state = {} if incremental_state is None else incremental_state
+        past = state.get("own")
+        start = past[0].shape[1] if past else 0
+        x = self.place(prev_output_tokens, start - self.slips if start else 0)
+        q, *new = self.own(x).chunk(3, -1)
+        k, v = [torch.cat(pair, 1) for pair in zip(past, new, strict=True)] if past else new
+        state["own"] = k, v
+        mask = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool).tril(start)
+        x = x + F.scaled_dot_product_attention(q, k, v, mask)
+        if "other" not in state:
+            state["other"] = self.other(self.place(src_tokens)).chunk(2, -1)
+        return self.head(x + F.scaled_dot_product_attention(self.query(x), *state["other"]))
+
+
+def test_a_state_that_holds_the_sources_keys_once_is_a_cache():
+    found = judged(InAState(), task="seq2seq")
+    assert all(found[case].value < 1e-5 for case in ("steps", "chunks", "long"))
+    model = InAState()
+    model.slips = 1
+    with pytest.raises(CheckFailed, match="must give the logits of the whole text"):
+        kv_cache(probe_of(model, task="seq2seq"), "steps")
+
+
+class BySteps(InBuffers):
+    """Kept inside from step 0 on; ``step`` is how many tokens came before."""
+
+    def forward(self, ids, step=None):
+        if not step:
+            self.reset_kv_cache()
+        past = (self.cache_k, self.cache_v) if step else None
+        logits, (k, v) = self.run(ids, past, step or 0)
+        if step is not None:
+            self.cache_k, self.cache_v = k, v
+        return logits
+
+
+def test_a_step_is_a_position_to_go_on_from():
+    found = judged(BySteps())
+    assert all(found[case].value < 1e-5 for case in ("steps", "chunks", "long"))
+
+
 def test_what_cannot_be_decoded_is_skipped_with_the_reason():
     assert (
         judged(models.Decoder())["steps"] == "forward takes no cache and no position to go on from"
@@ -828,5 +885,6 @@ def test_what_is_required_beside_no_cache_is_not_asked_for():
 )
 def test_a_cache_that_grows_by_a_token_may_have_as_many_heads(after, longer):
     before = [torch.Size((2, 6, 5, 8))] * 2
-    assert cache_protocols._longer(before, [torch.Size(after)] * 2) is longer
+    held = [True, True]
+    assert cache_protocols._longer(before, [torch.Size(after)] * 2, held) is longer
     assert not cache_protocols._longer(before, before[:1])
