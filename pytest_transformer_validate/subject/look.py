@@ -54,6 +54,7 @@ _TIME_FIRST = re.compile(
 
 
 _BLOCK, _ANY = 64, 1 << 20  # tokens of a block; of a text that nothing bounds
+_LONGEST = 4096  # tokens of a text that may be tried whole, where short ones do not run
 
 
 @dataclass(frozen=True)
@@ -255,6 +256,7 @@ def _runs(subject: Subject, length: int) -> bool:
 
 def _shapes(subject: Subject) -> list[tuple[int, int]]:
     longest = declared_size(subject.config, LENGTH)
+    longest = None if longest is not None and longest > _LONGEST else longest
     most = declared_size(subject.config, ("max_batch_size",)) or 8
     shapes = [(5, 7), (3, 4), (2, longest or 32), (most, longest or 16), (1, 1)]
     fitting = [(min(b, most), min(t, longest or t)) for b, t in shapes]

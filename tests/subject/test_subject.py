@@ -265,6 +265,31 @@ def test_positions_from_one_by_mistake_do_not():
     assert Subject(Mistake(), {"max_position_embeddings": 48}).max_length == 48
 
 
+@pytest.mark.parametrize("end", [2, VOCAB - 1, VOCAB, 50_256])
+def test_texts_of_a_classifier_end_with_an_id_that_the_table_has(end):
+    class Classifier(models.Decoder):
+        def forward(self, input_ids):
+            return self.head(self.hidden(input_ids))[:, -1, :3]
+
+    subject = Subject(Classifier(), {"vocab_size": VOCAB, "eos_token_id": end})
+    ids = subject.batch(2, 5).main
+    assert subject.ends is (end < VOCAB)
+    assert bool((ids[:, -1] == end).all()) is (end < VOCAB)
+
+
+def test_a_model_that_refuses_rows_is_not_looked_at_with_its_longest_text():
+    class OneRow(models.Decoder):
+        def forward(self, input_ids):
+            if input_ids.shape[1] > 100:
+                pytest.exit("that takes minutes")
+            if len(input_ids) > 1:
+                raise ValueError("one text at a time")
+            return self.head(self.hidden(input_ids))
+
+    subject = Subject(OneRow(), {"vocab_size": VOCAB, "max_position_embeddings": 131_072})
+    assert subject.facts.rank == 3
+
+
 def test_ids_avoid_what_has_a_meaning():
     config = {"pad_token_id": 0, "eos_token_id": [3], "image_token_id": 5, "vocab_size": VOCAB}
     ids = Subject(models.Decoder(), config).batch(40, 40)["input_ids"]
