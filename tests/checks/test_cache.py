@@ -887,4 +887,4 @@ def test_a_cache_that_grows_by_a_token_may_have_as_many_heads(after, longer):
     before = [torch.Size((2, 6, 5, 8))] * 2
     held = [True, True]
     assert cache_protocols._longer(before, [torch.Size(after)] * 2, held) is longer
-    assert not cache_protocols._longer(before, before[:1])
+    assert not cache_protocols._longer(before, before[:1], held)
