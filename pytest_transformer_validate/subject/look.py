@@ -296,6 +296,8 @@ def _look(subject: Subject, rows: int, length: int) -> Facts:
     given = output.logits.shape[1] if output.logits.dim() == 3 else None
     if given != length and given == declared_size(subject.config, LENGTH):
         return replace(facts, fixed_length=given)
+    if length == 1 and given not in (None, 1):  # spread over what mixes positions
+        raise SubjectError(f"one token gave {given} outputs")
     return facts
 
 

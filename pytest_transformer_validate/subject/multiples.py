@@ -55,11 +55,18 @@ def whole_table(error: Exception, length: int) -> bool:
 
 def whole_lengths(model: nn.Module) -> list[int]:
     """Lengths at which a linear layer reads the vectors of a whole text side by side, longest
-    first: a classifier behind ``flatten(1)`` takes no other one."""
+    first: a classifier behind ``flatten(1)`` takes no other one. Then those of square weights of
+    no layer's own, which may mix the positions of a text."""
     widths = {m.embedding_dim for m in model.modules() if isinstance(m, nn.Embedding)}
     sizes = {m.in_features for m in model.modules() if isinstance(m, nn.Linear)}
     found = {size // width for size in sizes for width in widths if size % width == 0}
-    return sorted((length for length in found if 1 < length <= _MOST), reverse=True)
+    layers = (nn.Linear, nn.Embedding, nn.MultiheadAttention, nn.modules.conv._ConvNd)
+    own = [p for m in model.modules() if not isinstance(m, layers) for p in m._parameters.values()]
+    square = {
+        p.shape[-1] for p in own if p is not None and p.dim() > 1 and len({*p.shape[-2:]}) < 2
+    }
+    lengths = [*sorted(found, reverse=True), *sorted(square - found, reverse=True)]
+    return [length for length in lengths if 1 < length <= _MOST]
 
 
 def typed_length(error: Exception) -> bool:

@@ -45,6 +45,17 @@ class Alone(models.Decoder):
         return self.mix(super().hidden(ids).mT).mT
 
 
+class Gates(models.Decoder):
+    """Tokens are mixed by a parameter, over which a single one would be spread."""
+
+    def __init__(self):
+        super().__init__()
+        self.mix = torch.nn.Parameter(torch.randn(1, 12, 12))
+
+    def hidden(self, ids):
+        return torch.einsum("btd,omt->bmd", super().hidden(ids), self.mix)
+
+
 class Typed(models.Decoder):
     """The same length alone, by a mistake."""
 
@@ -117,6 +128,7 @@ class Mistaken(models.Decoder):
         (Uncut, {"max_seq_len": 12}, 1, 11),
         (lambda: Uncut(learned=True), {"max_seq_len": 12}, 12, 12),
         (Alone, {"max_seq_len": 12}, 12, 12),
+        (Gates, None, 12, 12),
         (models.Decoder, {"max_seq_len": 12}, 1, 11),
         (Asserts, None, 8, 16),
         (Asserts, {"max_seq_len": 44}, 8, 16),
