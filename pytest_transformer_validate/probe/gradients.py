@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import statistics
+import weakref
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -56,10 +57,12 @@ class Gradients:
     have the same sketch, two that round differently do not. ``cut`` says that a forward took a
     tensor with a gradient out of it (``detach()``, ``.data``), ``inference`` that it ran in
     inference mode, as its own code says; ``by_hand`` that a function with a backward of its
-    own stands behind the logits. ``dead_rows`` marks, for
-    the weight of each linear layer, the outputs without a gradient, which stand along
-    ``output_axis``; ``dead_experts`` marks the slices (along the first axis) without one in
-    parameters with three axes.
+    own stands behind the logits; ``as_one`` are pairs of weights, by name, of which the second
+    reads just what the first gives, and less than they could do alone: what is between them is
+    wider than what goes in, and than what comes out. ``dead_rows`` marks, for the weight of each
+    linear layer, the outputs without a gradient, which stand along ``output_axis``;
+    ``dead_experts`` marks the slices (along the first axis) without one in parameters with three
+    axes.
     """
 
     norms: dict[str, float | None] = field(default_factory=dict)
@@ -77,6 +80,7 @@ class Gradients:
     cut: bool = False
     inference: bool = False
     by_hand: bool = False
+    as_one: set[tuple[str, str]] = field(default_factory=set)
     not_finite: list[str] = field(default_factory=list)
 
 
@@ -135,6 +139,7 @@ def _gradients(
             _backward(probe, output, results, found)
             found.unregistered = max(found.unregistered, reads.take_unregistered())
             found.cut |= reads.cut
+            found.as_one |= reads.as_one
             found.inference |= output.logits.is_inference()
             if thorough:
                 _sketch(probe, number, found)
@@ -317,6 +322,8 @@ class _Reads(TorchFunctionMode):
         self.used = used
         self.unregistered: dict[int, torch.nn.Parameter] = {}
         self.cut = False
+        self.as_one: set[tuple[str, str]] = set()
+        self._linear: dict[int, tuple[weakref.ref[torch.Tensor], int, torch.Tensor]] = {}
 
     def take_unregistered(self) -> int:
         """How many parameters got a gradient without being the model's; it is taken away."""
@@ -335,10 +342,23 @@ class _Reads(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         if func in CUTS and args[0].requires_grad:
             self.cut = True
+        if func is torch.nn.functional.linear:
+            self._note_linear(result, *args, **(kwargs or {}))
         if isinstance(result, torch.Tensor | tuple | list):
             self._note(args)
             self._note((kwargs or {}).values())
         return result
+
+    def _note_linear(
+        self, result: torch.Tensor, input: torch.Tensor, weight: torch.Tensor, bias: Any = None
+    ) -> None:
+        """The arguments of ``torch.nn.functional.linear``, with what it gave."""
+        made, version, first = self._linear.get(id(input), (None, 0, weight))
+        if made and made() is input and version == input._version:
+            names = (self.names.get(id(first)), self.names.get(id(weight)))
+            if None not in names and weight.shape[1] > max(first.shape[1], weight.shape[0]):
+                self.as_one.add(names)
+        self._linear[id(result)] = weakref.ref(result), result._version, weight
 
     def _note(self, values: Any) -> None:
         for value in values:

@@ -150,6 +150,28 @@ def test_positions_that_coincide_at_full_length():
     assert caught.value.where == "positions"
 
 
+class Clamped(models.Decoder):
+    """A formula, that bounds no length, of positions that stand still from 20 on."""
+
+    def __init__(self, last):
+        super().__init__()
+        self.last, self.positions = last, None
+        self.rates = nn.Buffer(0.7 ** torch.arange(32.0))
+
+    def hidden(self, ids):
+        places = torch.arange(ids.size(1)).clamp(max=self.last)
+        x = self.tokens(ids) + torch.outer(places, self.rates).sin()
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+
+def test_positions_that_coincide_where_nothing_bounds_the_length():
+    position_sensitivity(probe_of(Clamped(10**6)))
+    with pytest.raises(CheckFailed, match="positions 20 and 21 are given the same vector"):
+        position_sensitivity(probe_of(Clamped(20)))
+
+
 def test_single_tokens_have_no_order():
     model = nn.Sequential(nn.Embedding(models.VOCAB, 32), nn.Linear(32, models.VOCAB))
     with pytest.raises(NotApplicable, match="nothing in the model mixes positions"):

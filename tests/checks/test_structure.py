@@ -16,6 +16,7 @@ from pytest_transformer_validate.errors import CheckFailed, NotApplicable
 from pytest_transformer_validate.probe.probe import Probe
 from pytest_transformer_validate.subject.subject import Subject
 from tests import models
+from tests.models import probe_of
 
 
 class ByHand(models.Attention):
@@ -715,3 +716,35 @@ def test_a_norm_whose_output_follows_the_size_of_its_input(scale):
     with pytest.raises(CheckFailed, match="whatever the size of its input") as caught:
         layers(with_norm(OwnNorm(scale)))
     assert caught.value.where == "blocks.1.norm2"
+
+
+class Pair(nn.Module):
+    """Two linear layers, with what is ``between`` them."""
+
+    def __init__(self, wide, between):
+        super().__init__()
+        self.up, self.between, self.down = nn.Linear(32, wide), between, nn.Linear(wide, 32)
+
+    def forward(self, x):
+        return self.down(self.between(self.up(x)))
+
+
+@pytest.mark.parametrize("between", [nn.Dropout(0.1), nn.Identity()], ids=["dropout", "identity"])
+def test_two_linear_layers_that_act_as_one(between):
+    model = models.Decoder()
+    model.blocks[1].mlp = Pair(64, between)
+    with pytest.raises(CheckFailed, match="together they can do no more") as caught:
+        layer_structure(probe_of(model))
+    assert caught.value.where == "blocks.1.mlp"
+    layer_structure(Probe(Subject(model, {"hidden_act": "linear"})))
+
+
+@pytest.mark.parametrize(
+    ("wide", "between"),
+    [(16, nn.Identity()), (64, nn.ReLU(inplace=True)), (64, nn.LayerNorm(64))],
+    ids=["narrow", "in_place", "norm"],
+)
+def test_two_linear_layers_with_something_between_them(wide, between):
+    model = models.Decoder()
+    model.blocks[1].mlp = Pair(wide, between)
+    layer_structure(probe_of(model))

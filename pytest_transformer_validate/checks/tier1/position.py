@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 RULE = "outputs must depend on the order of tokens"
 _SHIFT = 3
 _LONGEST = 2048
+_ANY = 48  # tokens, where nothing tells a limit
 _COARSE = 1e-5  # eps of dtypes in which rounding hides what an order does
 # Of the scores' spread; healthy rotations and biases: at most 1e-4, and where their tables are
 # rounded to bfloat16 up to 1.3 of its spacing.
@@ -186,8 +187,8 @@ def _judge_distinct(
     """Positions that enter by a table, or by a formula, all differ."""
     module = constant.module
     length = probe.order.sides[side][1]
-    longest = probe.subject.max_length
-    lengths = [length, *([min(longest, _LONGEST)] if longest and longest > length else [])]
+    longest = min(probe.subject.max_length or _ANY, _LONGEST)
+    lengths = [length, *([longest] if longest > length else [])]
     for size in lengths:
         entering = (
             constant.entering if size == length else probe.order.entering(side, module, size)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pytest_transformer_validate.checks.registry import check
+from pytest_transformer_validate.checks.tier1.linear_pairs import judge_linear_pairs
 from pytest_transformer_validate.checks.tier1.residuals import LAYERS, judge_residuals
 from pytest_transformer_validate.errors import CheckFailed, NotApplicable
 from pytest_transformer_validate.measures.structure import Structure, without_residual
@@ -118,7 +119,8 @@ def layer_structure(probe: Probe) -> Structure:
     follow its input, feature by feature, fails where every other one of its class does. So do
     one with attention that gives its input twice, and one that passes on its input and not what
     its attention added to it, and lists all of whose layers lack one of their two sums. No
-    residual in any layer is a design.
+    residual in any layer is a design. Two linear layers with nothing between them but a wider
+    vector act as one, and fail.
     """
     notes = tuple(_judge_shared(probe, shared) for shared in probe.siblings.shared())
     _judge_norms(probe)
@@ -140,6 +142,7 @@ def layer_structure(probe: Probe) -> Structure:
                 where=odd.layer,
             )
     judge_residuals(probe, measured)
+    judge_linear_pairs(probe, measured)
     if not layers and not notes:
         raise NotApplicable("there is no list with several layers of one kind")
     return measured

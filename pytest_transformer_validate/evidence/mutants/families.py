@@ -71,6 +71,7 @@ FAMILIES: dict[str, str] = {
     "residual_of_the_wrong_sum": "the input is added twice, or again where the sum is meant",
     "norm_over_a_wrong_axis": "a normalisation over positions",
     "norm_keeps_the_size": "a normalisation whose output is as large as its input makes it",
+    "activation_left_out": "two linear layers that act as one",
     # length_limit
     "long_text_folded": "positions above the maximum are taken for others",
     "long_text_cut": "tokens above the maximum are not read, and nobody is told",

@@ -321,4 +321,33 @@ MUTANTS = (
         why="the reciprocal is forgotten",
         edits=(("wide * torch.rsqrt(wide.pow(2)", "wide * torch.sqrt(wide.pow(2)"),),
     ),
+    _layer(
+        name="feed_forward_without_activation",
+        family="activation_left_out",
+        parent="sdpa_gpt",
+        where=("blocks.0.mlp",),
+        why="the activation is forgotten",
+        edits=(("self.proj(F.gelu(self.fc(x)))", "self.proj(self.fc(x))"),),
+    ),
+    _layer(
+        name="dropout_for_the_activation",
+        family="activation_left_out",
+        parent="alibi",
+        where=("blocks.0.mlp",),
+        why="dropout stands where the activation should",
+        edits=(("nn.GELU()", "nn.Dropout(dropout)"),),
+    ),
+    _layer(
+        name="activation_whose_result_is_dropped",
+        family="activation_left_out",
+        parent="mha_decoder",
+        where=("layers.0.ffn",),
+        why="torch.relu is no operation in place",
+        edits=(
+            (
+                "return self.down(self.dropout(torch.relu(self.up(x))))",
+                "x = self.up(x)\n        torch.relu(x)\n        return self.down(self.dropout(x))",
+            ),
+        ),
+    ),
 )

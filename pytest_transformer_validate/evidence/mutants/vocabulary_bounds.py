@@ -170,7 +170,7 @@ MUTANTS = (
         family="token_taken_for_padding",
         parent="bert",
         where=("embeddings.word_embeddings",),
-        why="padding_idx=-1 for \"the padding id\": the last row of the table",
+        why='padding_idx=-1 for "the padding id": the last row of the table',
         edits=(("padding_idx=pad", "padding_idx=-1"),),
     ),
 )
