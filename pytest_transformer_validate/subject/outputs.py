@@ -99,9 +99,11 @@ def _main(raw: Any, *, column: bool, per_token: bool) -> tuple[str, dict[str, to
     for name in (*_MAIN, *_HIDDEN, *deep, *wide):
         if name in wide:
             return name, tensors
+    loss = any(t.dim() == 0 for t in tensors.values())
     raise SubjectError(
         f"forward must return logits, a floating point tensor (B, T, V) or (B, K); "
         f"it returned {describe(raw)}"
+        + (", a loss: wrap the part of the model that gives logits" if loss else "")
     )
 
 

@@ -105,6 +105,20 @@ def test_batch_independence_names_the_row_and_the_module():
     assert "exchanges the batch axis" in caught.value.message
 
 
+def test_ids_that_may_stand_the_other_way_are_to_be_declared():
+    class Columns(models.Decoder):
+        def hidden(self, ids):
+            steps = torch.arange(ids.size(0))[:, None].expand_as(ids)
+            x = (self.tokens(ids) + self.positions(steps)).transpose(0, 1)
+            for block in self.blocks:
+                x = block(x)
+            return self.norm(x.transpose(0, 1))
+
+    with pytest.raises(CheckFailed, match='declare it: "batch_first": false in config.json'):
+        CHECKS["batch_independence"](probe_of(Columns()))
+    assert CHECKS["batch_independence"](probe_of(Columns(), {"batch_first": False})).value == 0
+
+
 def test_what_cannot_be_differentiated_is_decided_by_swaps():
     class InPlace(models.Decoder):
         def hidden(self, ids):

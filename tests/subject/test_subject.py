@@ -420,6 +420,15 @@ def test_one_number_a_text_is_a_classifiers_where_no_task_is_declared():
         _ = Subject(Reward().eval(), task="causal_lm").facts
 
 
+def test_a_loss_alone_is_called_one():
+    class Wrapper(Reward):
+        def forward(self, input_ids):
+            return super().forward(input_ids).mean()
+
+    with pytest.raises(SubjectError, match=r"tensor \(\), a loss: wrap the part of the model"):
+        _ = Subject(Wrapper().eval()).facts
+
+
 class LossOnly(Reward):
     def forward(self, input_ids):
         return {"loss": super().forward(input_ids)}
