@@ -21,6 +21,7 @@ from pytest_transformer_validate.probe.compare import (
 )
 from pytest_transformer_validate.probe.passes import Passes, remembered
 from pytest_transformer_validate.probe.trace import Call, first_to_differ
+from pytest_transformer_validate.subject.promises import stretched_beyond
 from pytest_transformer_validate.subject.sizes import long_text
 
 if TYPE_CHECKING:
@@ -103,6 +104,13 @@ class Resizing(Passes):
         if step > 1:
             sizes = set(range(step, length, step))
         return sorted(size for size in sizes if size < length)
+
+    def stretched(self, size: int, length: int) -> str | None:
+        """In words, that positions are declared to turn otherwise in the longer of two texts."""
+        beyond = stretched_beyond(self.probe.subject)
+        if beyond is None or not size <= beyond < length:
+            return None
+        return f"{size} of {length} tokens give other logits, as declared beyond {beyond} tokens"
 
     def locate_prefix(self, condition: str, size: int, length: int | None = None) -> str | None:
         """The first module that gives the first ``size`` positions another value."""

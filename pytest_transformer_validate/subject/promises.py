@@ -10,6 +10,7 @@ import ast
 import inspect
 import linecache
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -47,6 +48,29 @@ _ROTARY = {"rope", "rotary", "rotate", "alibi", "slopes", "freqs", "inv_freq"}
 _IN_SOURCE = {"rope", "rotary", "alibi", "sinusoid", "sinusoidal", "positional", "posemb", "wpe"}
 _NOT_POSITION = ("max", "wise", "n_pos", "num_pos", "len", "size")
 _SETUP = ("__init__", "init", "_init", "reset", "_reset", "tie", "_tie")
+
+
+# Kinds of rotary positions that are others in a text beyond a length.
+_STRETCHED = {"longrope", "su", "dynamic"}
+
+
+def stretched_beyond(subject: Subject) -> int | None:
+    """The length beyond which the configuration declares that all positions of a text turn
+    otherwise than in a shorter one."""
+    for level in levels(subject.config):
+        for rope in _mappings(level.first("rope_parameters", "rope_scaling")):
+            original = rope.get("original_max_position_embeddings")
+            original = original or level.get("original_max_position_embeddings")
+            if rope.get("rope_type", rope.get("type")) in _STRETCHED and isinstance(original, int):
+                return original
+    return None
+
+
+def _mappings(value: object) -> list[Mapping[str, Any]]:
+    """A mapping, and those in it (one a kind of layer)."""
+    if not isinstance(value, Mapping):
+        return []
+    return [value, *(inner for inner in value.values() if isinstance(inner, Mapping))]
 
 
 def declared_window(subject: Subject) -> int | None:

@@ -98,3 +98,25 @@ def test_a_branch_for_one_row_is_located():
     with pytest.raises(CheckFailed, match=r"row 0 alone differs by") as caught:
         batch_size_invariance(probe_of(model))
     assert caught.value.where == "blocks.1"
+
+
+@pytest.mark.parametrize("beyond", [16, 64])
+def test_positions_that_turn_otherwise_beyond_a_declared_length_are_a_note(beyond):
+    transformers = pytest.importorskip("transformers")
+    rope = {
+        "rope_type": "longrope",
+        "short_factor": [1.0, 1.1, 1.2, 1.3],
+        "long_factor": [2.0, 3.0, 4.0, 5.0],
+        "rope_theta": 10000.0,
+        "original_max_position_embeddings": beyond,
+    }
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
+    config = transformers.LlamaConfig(
+        **sizes,
+        vocab_size=models.VOCAB,
+        num_hidden_layers=2,
+        max_position_embeddings=64,
+        rope_parameters=rope,
+    )
+    notes = prefix_consistency(probe_of(transformers.LlamaForCausalLM(config), config)).notes
+    assert any("as declared beyond 16 tokens" in note for note in notes) is (beyond == 16)

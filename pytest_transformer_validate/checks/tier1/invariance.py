@@ -56,6 +56,9 @@ def prefix_consistency(probe: Probe, *, factor: float = 64.0) -> Invariance:
             measured = worse(measured, found)
             continue
         value, size = runs.worst
+        stretched = probe.resizing.stretched(size, probe.subject.sizes[1])
+        if stretched is not None:
+            return Invariance(notes=(stretched,))
         verdict = settle_in_doubt(probe, value, limit, _worst_prefix(condition))
         if not verdict.exceeded:
             measured = worse(measured, found.noting(verdict.notes))
@@ -95,6 +98,9 @@ def _judge_long(probe: Probe, measured: Invariance, factor: float) -> Invariance
     verdict = settle(runs.worst[0], limit, again, sure=math.inf)
     if not verdict.exceeded:
         return worse(measured, found.noting(verdict.notes)) if not verdict.notes else measured
+    stretched = probe.resizing.stretched(size, length)
+    if stretched is not None:
+        return measured.noting((stretched,))
     where = probe.resizing.locate_prefix(condition, size, length)
     inside = where if where != probe.root else None
     told = probe.tells_of_limits() and probe.tells_of_limits(inside=inside)
