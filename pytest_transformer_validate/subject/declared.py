@@ -30,6 +30,7 @@ PADDING = (
     "src_pad_idx", "src_pad_id", "source_pad_idx",
 )  # fmt: skip
 IMAGE = ("image_size", "img_size", "input_size")
+_MASK_IDS = ("mask_token_id", "mask_idx", "mask_id", "mask_token", "mask_index")
 _SEES = re.compile(r"ViT|Vision|Image")  # in the name of a class
 _IDS = {
     "input_ids", "tokens", "token_ids", "idx", "ids", "input_tokens", "src_tokens", "src_ids",
@@ -173,6 +174,14 @@ def named_like_an_encoder(model: nn.Module) -> bool:
     """Whether a class is called like the encoders that fill in masked tokens."""
     name = type(model).__name__
     return bool(_ENCODERS.search(name)) and not _DECODERS.search(name)
+
+
+def kept_mask(model: nn.Module) -> str | None:
+    """The attribute under which a model keeps the id that stands in place of a token to be filled
+    in; ``None`` where it keeps none."""
+    kept = ((name, vars(model).get(name)) for name in _MASK_IDS)
+    named_alike = bool(_DECODERS.search(type(model).__name__))
+    return None if named_alike else next((n for n, value in kept if type(value) is int), None)
 
 
 def encoder_inside(model: nn.Module) -> str | None:

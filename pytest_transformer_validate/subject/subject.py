@@ -25,6 +25,7 @@ from pytest_transformer_validate.subject.declared import (
     declares_image,
     decoder_type,
     encoder_inside,
+    kept_mask,
     named_like_an_encoder,
 )
 from pytest_transformer_validate.subject.given import Given
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from pytest_transformer_validate.subject.setup import Setup
 
 _OFFSET = 8  # by so much a table is too short by mistake; more is one for another sequence
+_FEW = 6
 _BYTES, _FAR_ID = 256, 10_000_000  # no table has that many rows
 _TEXT = ("bos", "sep", "cls", "unk", "mask", "decoder_start")
 
@@ -280,7 +282,23 @@ class Subject:
         inside = encoder_inside(self.model)
         if inside is not None:
             return TaskSpec("masked_lm", f"found: {inside} inside")
+        mask = kept_mask(self.model)
+        if mask is not None and self._looks_ahead():
+            return TaskSpec("masked_lm", f"found: {mask}")
         return TaskSpec("causal_lm", "assumed")
+
+    def _looks_ahead(self) -> bool:
+        """Whether the first output moves when the last token is another."""
+        ids = torch.arange(2 * _FEW).view(2, _FEW) % self.vocab_size
+        ids[1, :-1] = ids[0, :-1]
+        batch = complete(self, Batch({"input_ids": ids}), labels=False).to(self.device)
+        try:
+            with guard(self.model, derive_seed(self.seed, "ahead")), torch.no_grad():
+                self.model.eval()
+                first, other = self(batch).logits[:, 0]
+        except Exception:  # noqa: BLE001 - then nothing tells
+            return False
+        return float((first - other).abs().max()) > 1e-4 * float(first.abs().max())
 
     @property
     def decoder_type(self) -> str | None:

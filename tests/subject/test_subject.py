@@ -68,6 +68,23 @@ def test_a_class_that_is_called_like_an_encoder_is_one_where_nothing_else_speaks
     assert Subject(type("Bert", (models.Patches,), {})()).vision
 
 
+class KeepsMask(models.Decoder):
+    """Fills in where ``mask_idx`` stands; ``ahead`` says whether outputs know later tokens."""
+
+    def __init__(self, ahead):
+        super().__init__()
+        self.mask_idx, self.ahead = 3, ahead
+
+    def hidden(self, ids):
+        x = super().hidden(ids)
+        return x + x.mean(1, keepdim=True) if self.ahead else x
+
+
+def test_a_mask_that_is_kept_tells_of_an_encoder_that_looks_ahead():
+    assert str(Subject(KeepsMask(True)).task) == "masked_lm (found: mask_idx)"
+    assert Subject(KeepsMask(False)).task.task_type == "causal_lm"
+
+
 class PretrainedBert(models.Decoder):
     """Says whether two sentences belong together, and what is masked."""
 
