@@ -128,8 +128,8 @@ def _storages(model: torch.nn.Module) -> set[int]:
 
 def _holds(index: torch.Tensor, ids: torch.Tensor) -> bool:
     """Whether ``index`` is the ids (B, T), transposed or flattened, of which a few may be read as
-    others, or holds them with some tokens in front or behind, or all but the last; or ends with
-    them behind many; or is one text of them."""
+    others, or holds them with some tokens in front or behind, or all but the last, in patches or
+    not; or ends with them behind many; or is one text of them."""
     if not isinstance(index, torch.Tensor) or index.is_floating_point():
         return False
     if index.numel() == ids.numel():
@@ -139,6 +139,8 @@ def _holds(index: torch.Tensor, ids: torch.Tensor) -> bool:
             return True
     if index.dim() == 1 and index.shape == ids.shape[1:] and len(index) > 2:
         return bool((index == ids).all(1).any())
+    if index.dim() == 3:
+        index = index.flatten(1)
     if index.dim() != 2 or index.shape[0] != ids.shape[0] or ids.shape[1] < 3:
         return False
     behind = index[:, -ids.shape[1] :]  # a prompt of the model's own

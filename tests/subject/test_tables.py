@@ -28,6 +28,7 @@ TABLES = {
     "prefixed": lambda m: m.table(nn.functional.pad(IDS, (1, 0), value=7)),
     "prompted": lambda m: m.table(torch.cat([torch.arange(12).expand(2, 12), IDS], dim=1)),
     "padded_to_a_block": lambda m: m.table(nn.functional.pad(IDS, (0, 27))),
+    "in_patches": lambda m: m.table(nn.functional.pad(IDS, (0, 3)).view(2, 2, 4)),
     "shifted": lambda m: m.table(nn.functional.pad(IDS[:, :-1], (1, 0), value=7)),
     "last_id_folded": lambda m: m.table(IDS.clamp(max=8)),
     "text_by_text": lambda m: [m.table(text) for text in IDS],
