@@ -165,8 +165,8 @@ def _place(part: int, rounding: Rounding) -> str:
 def _likely(rounding: Rounding) -> str:
     if len(rounding.real) > 1 and rounding.real[-1] > 3 * rounding.real[0]:
         return (
-            "positions or angles are computed in half precision: arange, sin and cos tables and "
-            "rotary angles belong in float32"
+            "positions or angles are computed in half precision, or a sum along the text (cumsum, "
+            "a state): tables of sin and cos, angles and running sums belong in float32"
         )
     return (
         "a sum, norm, softmax or exponential is accumulated in half precision by hand, or a "
