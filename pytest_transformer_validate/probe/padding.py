@@ -245,10 +245,12 @@ class Padding(Passes):
     def _hiding(self, covers: str) -> str:
         """The layout for masks.
 
-        Classifiers that find the last token by the padding id take ordinary ids at the end of a
-        row, masked or not, for text.
+        Where tokens look back, padding has to stand in front of some. Classifiers that find the
+        last token by the padding id take ordinary ids at the end of a row, masked or not, for
+        text.
         """
-        hole = self.causal or covers == TARGET or self._finds_end(covers)
+        back = self.causal or self.probe.subject.decoder_type is not None
+        hole = back or covers == TARGET or self._finds_end(covers)
         return "hole" if hole else "right"
 
     def _finds_end(self, covers: str) -> bool:

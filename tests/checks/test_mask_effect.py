@@ -118,3 +118,13 @@ def test_half_precision_shows_what_a_mask_does(hides):
     else:
         with pytest.raises(CheckFailed, match="1/64 of the largest output expected"):
             mask_effect(probe)
+
+
+def test_a_decoder_with_a_head_for_each_token_has_something_to_hide():
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
+    config = transformers.MistralConfig(**sizes, vocab_size=models.VOCAB, num_hidden_layers=2)
+    config.num_key_value_heads, config.num_labels = 2, 3
+    torch.manual_seed(0)
+    model = transformers.MistralForTokenClassification(config)
+    assert mask_effect(probe_of(model, config)).value > 0
