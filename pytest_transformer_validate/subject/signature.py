@@ -118,7 +118,11 @@ def read_signature(
     """
     forward = forward_of(model)
     if getattr(forward, "__name__", "") == "_forward_unimplemented":
-        raise SubjectError(f"{type(model).__name__} defines no forward")
+        calls = next(kind for kind in type(model).__mro__ if "__call__" in vars(kind))
+        instead = (
+            "" if calls.__module__.startswith("torch.") else ", but __call__: call it forward"
+        )
+        raise SubjectError(f"{type(model).__name__} defines no forward{instead}")
     signature = inspect.signature(forward)
     parameters = [p for p in signature.parameters.values() if p.kind not in _VAR]
     text = f"forward{signature}"

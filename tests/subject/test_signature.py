@@ -10,6 +10,15 @@ from pytest_transformer_validate.errors import SubjectError
 from pytest_transformer_validate.subject.signature import Signature, read_signature
 
 
+def test_a_call_of_the_models_own_is_no_forward():
+    model = type("Model", (nn.Module,), {})()
+    with pytest.raises(SubjectError, match="Model defines no forward$"):
+        read_signature(model, vision=False)
+    model = type("Model", (nn.Module,), {"__call__": lambda self, x: x})()
+    with pytest.raises(SubjectError, match="no forward, but __call__: call it forward"):
+        read_signature(model, vision=False)
+
+
 def signature_of(forward, *, vision: bool = False) -> Signature:
     model = type("Model", (nn.Module,), {"forward": forward})()
     return read_signature(model, vision=vision)
