@@ -157,10 +157,10 @@ def covers_text(name: str, ids: str) -> bool:
     return bool(_OF_TEXT.match(name.removeprefix(f"{ids}_")))
 
 
-_REAL = re.compile(r"^input_masks?$|^valid_(\w+_)?mask$|^non_?pad(ding)?_mask$")
+_REAL = re.compile(r"^(encoder_)?input_masks?$|^valid_(\w+_)?mask$|^non_?pad(ding)?_mask$")
 _OF_TEXT = re.compile(
-    r"^((x|src|source|enc|encoder|inputs?|valid|seq|sequence|text|sent(ence)?|word|non_?pad(ding)?)_)?"
-    r"(att_|attn_|attention_)?masks?$|^mask_pad$"
+    r"^((x|src|source|enc|encoder|inputs?|valid|seq|sequence|text|sent(ence)?|word|non_?pad(ding)?)_)"
+    r"{0,2}(att_|attn_|attention_)?masks?$|^mask_pad$"
 )
 
 

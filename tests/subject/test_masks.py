@@ -103,3 +103,16 @@ class Padded(models.Decoder):
 )
 def test_the_padding_id(model, config, found):
     assert padding_id(Subject(model(), config)) == found
+
+
+@pytest.mark.parametrize("name", ["valid_mask", "encoder_input_mask", "src_seq_mask"])
+def test_a_mask_of_the_input_need_not_be_required(name):
+    class Masked(models.Decoder):
+        pass
+
+    source = f"def forward(self, ids, {name}=None): return self.head(self.hidden(ids))"
+    names: dict[str, object] = {}
+    exec(source, names)
+    Masked.forward = names["forward"]
+    first, *_ = ways(Subject(Masked()), "input_ids")
+    assert (first.role, first.keeps) == ("mask", True)
