@@ -65,13 +65,15 @@ class PaddedTexts(Passes):
         *,
         blank: bool = False,
         filler: int | None = None,
+        positions: bool = True,
     ) -> Lengths:
         """Pad texts on one ``side`` and compare with the texts alone.
 
         ``plan`` is ``mixed`` (rows of different lengths), ``few`` of them, ``equal`` (all rows
         alike: where a mask says so, what is under it is asked about alone) or ``long``
         (near the longest text). Lengths that the model cannot take alone are left out. With a
-        ``filler`` that id fills them up, and no mask tells of it.
+        ``filler`` that id fills them up, and no mask tells of it. Where forward takes positions
+        they are given for texts padded on the left, unless ``positions`` says not to.
         """
         if self.probe.subject.sizes[1] < 2 * HIDDEN:
             raise NotApplicable("texts are too short to be padded")
@@ -86,7 +88,8 @@ class PaddedTexts(Passes):
         }[plan][: given.rows]
         if way is not None and way.counts and given.rows > 1:
             lengths = [size, *sorted(lengths, reverse=True)[1:]]
-        padded, keep = self._padded(given, covers, lengths, side, way, filler)
+        places = positions and side == "left" and self.padding.takes_positions
+        padded, keep = self._padded(given, covers, lengths, side, way, filler, places)
         moved = [0.0] * given.rows
         groups: dict[int, Batch] = {}
         references = []
@@ -95,8 +98,8 @@ class PaddedTexts(Passes):
                 outputs = self.padding.by_row(padded, covers)
             for length in dict.fromkeys(lengths):
                 rows = [row for row, own in enumerate(lengths) if own == length]
-                groups[length] = self._alone(given, covers, rows, length, side, way)
-                told = side if self.padding.takes_positions else ""
+                groups[length] = self._alone(given, covers, rows, length, way, places)
+                told = side if places else ""
                 try:
                     reference = self._as_it_is(
                         groups[length], covers, plan, length, told, condition, filler is None
@@ -126,10 +129,10 @@ class PaddedTexts(Passes):
         )
 
     @remembered
-    def pads_left(self, plan: str) -> bool:
-        """Whether texts padded on the left give what the texts alone give: then a classifier may
-        read its last column."""
-        found = self.lengths(SOURCE, plan, "left", "plain")
+    def pads_left(self, plan: str, *, positions: bool) -> bool:
+        """Whether texts padded on the left give what the texts alone give, with ``positions`` or
+        with nothing but a mask to tell of it."""
+        found = self.lengths(SOURCE, plan, "left", "plain", positions=positions)
         u = torch.finfo(found.reference.dtype).eps * float(found.reference.abs().max())
         return max(found.moved, key=nan_first) <= 64 * u
 
@@ -160,6 +163,7 @@ class PaddedTexts(Passes):
         side: str,
         way: Way | None,
         filler: int | None,
+        places: bool,
     ) -> tuple[Batch, torch.Tensor]:
         """Every text cut to its length and padded to the size of all, and what is real."""
         ids = given[covers]
@@ -172,17 +176,23 @@ class PaddedTexts(Passes):
         if filler is None:
             filler = int(ids[0, 0]) if self.filler is None else self.filler
         told = self._with_ids(given, covers, texts.masked_fill(~keep, filler))
-        return self._told(told, keep, covers, side, way), keep
+        return self._told(told, keep, way, places), keep
 
     def _alone(
-        self, given: Batch, covers: str, rows: list[int], length: int, side: str, way: Way | None
+        self,
+        given: Batch,
+        covers: str,
+        rows: list[int],
+        length: int,
+        way: Way | None,
+        places: bool,
     ) -> Batch:
         """The texts of one length, without padding."""
         chosen = Batch({role: t[rows] for role, t in given.inputs.items()})
         texts = self._cut(chosen[covers], [length] * len(rows))[:, :length].contiguous()
         told = self._with_ids(chosen, covers, texts)
         keep = torch.ones_like(texts, dtype=torch.bool)
-        return self._told(told, keep, covers, side, way)
+        return self._told(told, keep, way, places)
 
     def _as_it_is(self, alone: Batch, covers: str, *case: object) -> torch.Tensor:
         """The outputs of texts without padding, once for each ``case``."""
@@ -203,9 +213,7 @@ class PaddedTexts(Passes):
         roles = {role: given[role] for role in self.padding.sequences}
         return complete(self.probe.subject, Batch({**roles, covers: ids})).to(ids.device)
 
-    def _told(
-        self, batch: Batch, keep: torch.Tensor, covers: str, side: str, way: Way | None
-    ) -> Batch:
-        if side == "left" and self.padding.takes_positions:
+    def _told(self, batch: Batch, keep: torch.Tensor, way: Way | None, places: bool) -> Batch:
+        if places:
             batch = batch.with_(position_ids=real_positions(keep))
         return batch if way is None else way.tell(batch, keep)

@@ -307,6 +307,43 @@ def test_a_classifier_that_is_padded_on_the_left():
         padding(LastColumn(), "right", CLASSES)
 
 
+class LastColumnOfPlaces(LastColumn):
+    """Reads the last column, and counts positions from the left unless told otherwise."""
+
+    def trunk(self, ids, attention_mask, position_ids=None):
+        if position_ids is None:
+            position_ids = torch.arange(ids.size(1)).expand_as(ids)
+        return super().trunk(ids, attention_mask) + self.positions(position_ids)
+
+    def forward(self, input_ids, attention_mask=None, position_ids=None):
+        keep = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        x = self.trunk(input_ids, attention_mask, position_ids)
+        return self.head(self.pool(x, keep))[:, :5]
+
+
+@pytest.mark.parametrize("case", ["content", "right"])
+def test_a_classifier_that_is_padded_on_the_left_counts_from_there(case):
+    with pytest.raises(CheckFailed, match="must not depend on what|padded on the right"):
+        padding(LastColumnOfPlaces(), case, CLASSES)
+
+
+class Stretched(Masked):
+    """Positions are spread over the whole length of a text unless they are given."""
+
+    def forward(self, input_ids, attention_mask=None, position_ids=None):
+        if position_ids is None:
+            position_ids = torch.linspace(0, 40, input_ids.size(1)).long()
+        x = self.tokens(input_ids) + self.positions(position_ids)
+        for block in self.blocks:
+            x = block(x, mask=self.seen(input_ids, attention_mask))
+        return self.head(self.norm(x))
+
+
+def test_an_encoder_is_padded_on_the_right_whatever_positions_would_help():
+    with pytest.raises(CheckFailed, match="a text padded on the right must give"):
+        padding(Stretched(), "right", {"task": "masked_lm"})
+
+
 class Convolves(Masked):
     def __init__(self) -> None:
         super().__init__()

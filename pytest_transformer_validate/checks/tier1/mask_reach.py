@@ -78,8 +78,10 @@ def _hides(probe: Probe, found: Content, layout: str, limit: Limit) -> bool:
 
 
 def pads_left(probe: Probe, plan: str = "mixed") -> bool:
-    """Whether padding in front changes nothing: then that is where it belongs."""
-    return not probe.subject.decodes and probe.padded_texts.pads_left(plan)
+    """Whether padding in front changes nothing: then that is where it belongs. Nobody tells a
+    classifier where its tokens stand."""
+    told = probe.subject.task.task_type != "classification"
+    return not probe.subject.decodes and probe.padded_texts.pads_left(plan, positions=told)
 
 
 def require_repeatable(probe: Probe, batch: Batch, condition: str, limit: Limit) -> None:

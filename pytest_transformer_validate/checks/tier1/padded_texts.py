@@ -211,6 +211,7 @@ def _settle_lengths(
 
 def _excuse_lengths(probe: Probe, found: Lengths, plan: str) -> str | None:
     """Like ``excuse``, for texts of several lengths."""
-    if found.side == "right" and pads_left(probe, plan):
+    pools = probe.subject.task.task_type == "classification"
+    if found.side == "right" and pools and pads_left(probe, plan):
         return PAD_LEFT
     return POOLS if probe.shortens() else None
