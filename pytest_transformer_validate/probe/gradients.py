@@ -34,6 +34,7 @@ CUTS = {
     torch.Tensor.data.__get__,  # type: ignore[attr-defined]
 }  # fmt: skip
 _LONG, _FAR = 64, 192  # tokens of a text that is cheap, and of one that is asked for in doubt
+_WHOLE = 4096  # tokens that a model may ask for in training mode
 _SPECIAL = 1  # the batch that holds special ids (padding, end)
 _DIRECTIONS = 3  # a batch; six numbers agree by chance about once in 1e12
 _DOUBTFUL = 1e-3  # of the median norm: larger gradients are never taken for rounding
@@ -97,7 +98,7 @@ def gradients(probe: Probe, noised: bool = False) -> Gradients:
             return _gradients(probe, _shapes(probe), training=False, thorough=noised)
         except Exception:
             longest = probe.subject.max_length
-            if longest is None:
+            if longest is None or longest > _WHOLE:
                 raise
             with contextlib.suppress(Exception):  # the first exception tells more
                 return _gradients(probe, [(2, longest)], training=True, thorough=noised)

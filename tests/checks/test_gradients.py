@@ -443,3 +443,18 @@ class Distilled(models.Decoder):
 
 def test_a_result_that_is_given_in_training_alone_is_reached():
     assert CHECKS["gradient_flow"](probe_of(Distilled())).value == 0
+
+
+def test_a_model_that_refuses_rows_is_not_trained_on_its_longest_text():
+    class OneRow(models.Decoder):
+        def forward(self, input_ids):
+            if input_ids.shape[1] > 4096:
+                pytest.exit("that takes minutes")
+            if len(input_ids) > 1:
+                raise ValueError("one text at a time")
+            return super().forward(input_ids)
+
+    probe = probe_of(OneRow(length=8), {"vocab_size": models.VOCAB, "n_positions": 131_072})
+    assert probe.subject.max_length == 131_072
+    with pytest.raises(ValueError, match="one text"):
+        probe.gradients(noised=False)
