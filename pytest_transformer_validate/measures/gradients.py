@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -57,20 +58,26 @@ def over_depth(found: Gradients, most: int = 64) -> dict[str, float]:
 
 
 def dead_block(found: Gradients, name: str) -> tuple[int, int] | None:
-    """The longest run of outputs of a weight without any gradient, as (first, one past the last).
+    """The longest run of outputs of a weight without any gradient, as (first, one past the last);
+    the first one where all runs are equally long and far from each other, as heads are.
 
-    ``None`` for less than 4 in a row, or less than a sixteenth: single dead units are common.
+    ``None`` for less than 4 in a row, or, in all, less than a sixteenth: single dead units are
+    common.
     """
     if not found.dead_rows[name].any():
         return None
     dead = found.dead_rows[name].tolist()
-    best, start = (0, 0), 0
+    runs, start = [], 0
     for index, value in enumerate([*dead, False]):
         if not value:
-            best = max(best, (start, index), key=lambda run: run[1] - run[0])
+            runs.append((start, index))
             start = index + 1
+    runs = [run for run in runs if run[1] > run[0]]
+    best = max(runs, key=lambda run: run[1] - run[0])
     size = best[1] - best[0]
-    return best if max(4, len(dead) / 16) <= size < len(dead) else None
+    steps = {later[0] - one[0] for one, later in itertools.pairwise(runs)}
+    whole = size * len(runs) if len(steps) == 1 and sum(dead) == size * len(runs) else size
+    return best if size >= 4 and len(dead) / 16 <= whole < len(dead) else None
 
 
 def without_gradient(found: Gradients, floor: float) -> set[str]:
