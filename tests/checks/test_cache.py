@@ -199,6 +199,7 @@ class TakesNothingBack(CachedSeq2Seq):
 def test_what_the_encoder_gave_is_handed_back_as_the_model_takes_it(kind):
     found = judged(kind(163), task="seq2seq")
     assert all(not isinstance(found[case], str) for case in ("steps", "chunks", "long"))
+    assert found["padded"].startswith("behind an encoder")
 
 
 class InAState(nn.Module):

@@ -46,7 +46,9 @@ def kv_cache(probe: Probe, case: str, *, factor: float = 64.0) -> KvCache:
     caches = probe.caches
     protocol = caches.protocol()
     signature = probe.subject.signature
-    if case == "padded" and (not signature.takes("attention_mask") or probe.subject.decodes):
+    if case == "padded" and probe.subject.decodes:
+        raise NotApplicable("behind an encoder all texts begin in one column: no padding there")
+    if case == "padded" and not signature.takes("attention_mask"):
         raise NotApplicable("forward takes no attention_mask for what it decodes")
     plans = caches.plan(case)
     if not plans:
