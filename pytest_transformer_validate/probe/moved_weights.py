@@ -32,11 +32,12 @@ class MovedWeights(Passes):
         """Every floating point parameter moved at random while inside.
 
         By 0.5/sqrt(fan in) for weights and 0.1 for vectors, so that gates and projections that
-        start at zero carry signal; the statistics of batch norms then follow the data. The
+        start at zero carry signal; the statistics of batch norms then follow the data. What is
+        frozen at zero in a model that is trained stays there, as it does in training. The
         parameters and buffers themselves are put back, not copies.
         """
         with data_kept(self.probe.subject.model) as originals:
-            moved = [(p, data) for p, data in originals if _is_moved(p, data)]
+            moved = _but_zeros([(p, data) for p, data in originals if _is_moved(p, data)])
             for (parameter, data), noise in zip(moved, self._noises(moved), strict=True):
                 scale = 0.5 / math.sqrt(data[0].numel()) if data.dim() > 1 else 0.1
                 parameter.data = torch.add(data, noise.to(data), alpha=scale)
@@ -92,6 +93,17 @@ def data_kept(model: torch.nn.Module) -> Iterator[list[tuple[torch.Tensor, torch
 def _is_moved(parameter: torch.Tensor, data: torch.Tensor) -> bool:
     trained = isinstance(parameter, torch.nn.Parameter) and not data.is_meta
     return trained and data.is_floating_point() and data.numel() > 0
+
+
+def _but_zeros(
+    moved: list[tuple[torch.Tensor, torch.Tensor]],
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Without the frozen zeros, where more is trained than is frozen: weights of a base that is
+    frozen as a whole are to be loaded."""
+    frozen = [data for p, data in moved if not p.requires_grad]
+    if not frozen or 2 * sum(d.numel() for d in frozen) > sum(d.numel() for _, d in moved):
+        return moved
+    return [(p, data) for p, data in moved if p.requires_grad or bool(data.any())]
 
 
 def _normal(shape: torch.Size, generator: torch.Generator) -> torch.Tensor:

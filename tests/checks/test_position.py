@@ -66,6 +66,19 @@ def test_positions_that_are_never_added():
     assert caught.value.where == "positions"
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_positions_that_start_at_zero_are_learned_unless_they_are_frozen(frozen):
+    model = models.Decoder()
+    nn.init.zeros_(model.positions.weight).requires_grad_(not frozen)
+    if not frozen:
+        assert position_sensitivity(probe_of(model)).known == "tokens"
+        return
+    with pytest.raises(CheckFailed, match="or are frozen at zero"):
+        position_sensitivity(probe_of(model))
+    model.requires_grad_(False)  # a base whose weights are to be loaded
+    assert position_sensitivity(probe_of(model)).known == "tokens"
+
+
 class Past(nn.Module):
     """Adds the mean of all tokens so far: in its last row no order is seen."""
 

@@ -140,8 +140,8 @@ def _unknown(
         f"tokens change places no module's result moves by more than {measured.value:.2g} of its "
         f"largest number (limit {measured.limit}), with moved parameters too\n"
         f"first module to differ: {where or 'none stands out'}\n"
-        "likely: positions are prepared and never added, or rotate the queries only; a model "
-        "without positions on purpose should not build them",
+        "likely: positions are prepared and never added, rotate the queries only, or are frozen "
+        "at zero; a model without positions on purpose should not build them",
         measured,
         where=where,
     )
@@ -329,7 +329,7 @@ def _patches(probe: Probe, factor: float) -> PositionSensitivity:
         f"places the logits move by {measured.value:.2g} of the largest (limit {limit}), with "
         "moved parameters too\n"
         f"first module to differ: {where or 'none stands out'}\n"
-        "likely: positions are prepared and never added",
+        "likely: positions are prepared and never added, or are frozen at zero",
         measured,
         where=where,
     )
