@@ -58,15 +58,15 @@ def handed_over(probe: Probe) -> Protocol:
         named = [(name, own)] if own is not None else named_caches(raw)
         if named:
             return _with_encoder(running, text, length, Protocol(name, named[0][0]), raw)
-        possible = possible_caches(raw)
-        for field, value in possible:
-            trial = Protocol(name, field)
+        possible = dict(possible_caches(raw))
+        for field, value in tuple(possible.items()):
+            trial, given = Protocol(name, field), copy.deepcopy(value)
             with contextlib.suppress(Exception):
-                call_on(
-                    running, text, length, 1, trial, copy.deepcopy(value), None, positions=True
-                )
-                return trial
-    for field, value in possible:
+                call_on(running, text, length, 1, trial, given, None, positions=True)
+                if not isinstance(value, dict) or len(given) == len(value):
+                    return trial
+                del possible[field]  # it holds no cache, and one was begun in it
+    for field, value in possible.items():
         if _keys_and_values(value, length):
             return Protocol(name, field)
     made = _made_by_the_caller(probe, name, text, length)

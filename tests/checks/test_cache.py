@@ -241,6 +241,23 @@ def test_a_state_that_holds_the_sources_keys_once_is_a_cache():
         kv_cache(probe_of(model, task="seq2seq"), "steps")
 
 
+class Beside(Cached):
+    """Fills a dict of the caller's, and returns another beside the logits."""
+
+    def forward(self, ids, incremental_state=None):
+        past = None if incremental_state is None else incremental_state.get("past")
+        logits, new = self.run(ids, past)
+        if incremental_state is not None:
+            incremental_state["past"] = new
+        return logits, {"inner_states": [self.tokens(ids), logits]}
+
+
+def test_a_dict_in_which_a_cache_is_begun_holds_none():
+    found = judged(Beside())
+    assert all(found[case].value < 1e-5 for case in ("steps", "chunks", "long"))
+    assert "made by the caller" in found["steps"].protocol
+
+
 class BySteps(InBuffers):
     """Kept inside from step 0 on; ``step`` is how many tokens came before."""
 
