@@ -41,7 +41,7 @@ class Moves:
     Row 0 stays as it is. Where a layer begins, the rows up to ``MOVED`` are moved a little at
     random; behind its first part with ``attention``, or behind the one of ``projections`` that is
     given just what that gave, the rows after them are. Both say in which layer a part stands.
-    Each layer's output is put back to that of row 0.
+    Each layer's output is put back to that of row 0. Rows may stand behind the length, (T, B, D).
     """
 
     def __init__(
@@ -57,6 +57,7 @@ class Moves:
         self._parts = {**projections, **attention}
         self._before = {b: a for group in groups for a, b in itertools.pairwise(group)}
         self._given: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._axes: dict[str, int] = {}  # of the rows
         self._inner: dict[str, tuple[str, torch.Tensor, torch.Tensor]] = {}
         self._ends: dict[str, torch.Tensor] = {}  # what the last part of a layer gave
         self._follows: set[str] = set()
@@ -70,14 +71,16 @@ class Moves:
             if end is not None and any(tensor is end for tensor in given):
                 self._follows.add(name)
             return None
-        if not given or not _fits(given[0], self._rows):
+        axis = _axis(given[0], self._rows) if given else None
+        if axis is None:
             return None
+        x = given[0].transpose(0, axis)
         previous = self._gave.get(self._before.get(name, ""))
-        if previous is not None and torch.equal(previous, given[0][:1]):
+        if previous is not None and torch.equal(previous, x[:1]):
             self._handed.add(name)
-        step = _signs(given[0], slice(1, MOVED), self._seed(name))
-        self._given[name] = (given[0], step)
-        return [given[0] + step, *given[1:]]
+        step = _signs(x, slice(1, MOVED), self._seed(name))
+        self._given[name], self._axes[name] = (x, step), axis
+        return [(x + step).transpose(0, axis), *given[1:]]
 
     def leave(self, name: str, outputs: list[torch.Tensor]) -> list[torch.Tensor] | None:
         """The moved output of a part; that of a layer without what was moved."""
@@ -88,14 +91,16 @@ class Moves:
         x, step = self._given.pop(name)
         inner = self._inner.pop(name, None)
         self._ends.pop(name, None)
-        if outputs[0].shape != x.shape:
+        axis = self._axes.pop(name)
+        y = outputs[0].transpose(0, axis) if outputs[0].dim() == 3 else outputs[0]
+        if y.shape != x.shape:
             return None
         if name not in self.found:
-            within = None if inner is None else _identity(*inner, outputs[0])
-            own = _identity(name, x, step, outputs[0])
+            within = None if inner is None else _identity(*inner, y)
+            own = _identity(name, x, step, y)
             self.found[name] = replace(own, handed=name in self._handed, inner=within)
-        self._gave[name] = outputs[0][:1]
-        return [outputs[0][:1].expand_as(outputs[0]).clone(), *outputs[1:]]
+        self._gave[name] = y[:1]
+        return [y[:1].expand_as(y).clone().transpose(0, axis), *outputs[1:]]
 
     def _leave_part(self, name: str, outputs: list[torch.Tensor]) -> list[torch.Tensor] | None:
         layer = self._parts[name]
@@ -103,18 +108,22 @@ class Moves:
         if layer not in self._given or not outputs or not (first or name in self._follows):
             return None
         self._follows.discard(name)
-        if outputs[0].shape != self._given[layer][0].shape:
+        axis = _axis(outputs[0], self._rows)
+        if axis is None or outputs[0].transpose(0, axis).shape != self._given[layer][0].shape:
             return None
-        clean = outputs[0].clone()
+        clean = outputs[0].transpose(0, axis).clone()
         clean[MOVED:] = clean[:1]
         step = _signs(clean, slice(MOVED, self._rows), self._seed(name))
         self._inner[layer] = (name, clean, step)
-        self._ends[layer] = clean + step
+        self._ends[layer] = (clean + step).transpose(0, axis)
         return [self._ends[layer], *outputs[1:]]
 
 
-def _fits(tensor: torch.Tensor, rows: int) -> bool:
-    return tensor.dim() == 3 and tensor.shape[0] == rows and tensor.shape[-1] > 7
+def _axis(tensor: torch.Tensor, rows: int) -> int | None:
+    """The axis of the rows: the first or the second one of three."""
+    if tensor.dim() != 3 or tensor.shape[-1] <= 7:
+        return None
+    return next((axis for axis in (0, 1) if tensor.shape[axis] == rows), None)
 
 
 def _signs(x: torch.Tensor, rows: slice, seed: int) -> torch.Tensor:
