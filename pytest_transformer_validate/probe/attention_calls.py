@@ -22,6 +22,10 @@ _SAME = {
     torch.Tensor.masked_fill, torch.Tensor.clone, torch.nan_to_num, torch.Tensor.nan_to_num,
     torch.Tensor.__getitem__,
 }  # fmt: skip
+# What may put rows and heads into one axis.
+_FOLDS = {
+    torch.Tensor.view, torch.Tensor.reshape, torch.reshape, torch.Tensor.flatten, torch.flatten,
+}  # fmt: skip
 _SWAPS = {torch.transpose, torch.Tensor.transpose, torch.Tensor.swapaxes}
 
 
@@ -83,6 +87,8 @@ class AttentionCalls(TorchFunctionMode):
             return self._einsum(args, result)
         elif func in _SAME and args and id(args[0]) in self.weights:
             self._follow(args[0], result)
+        elif func in _FOLDS and args and id(args[0]) in self.weights:
+            self._fold(args[0], result)
         elif func in _SWAPS and args and id(args[0]) in self.weights:
             self._swap(args, kwargs, result)
         elif self.scores:
@@ -106,6 +112,13 @@ class AttentionCalls(TorchFunctionMode):
     def _follow(self, weights: torch.Tensor, result: torch.Tensor) -> None:
         _, dim, scores = self.weights[id(weights)]
         if result.dim() == weights.dim():
+            self.weights[id(result)] = (result, dim, scores)
+
+    def _fold(self, weights: torch.Tensor, result: torch.Tensor) -> None:
+        """Weights (B, H, T, S) made (B H, T, S)."""
+        _, dim, scores = self.weights[id(weights)]
+        known = weights.dim() == scores.dim() == 4 and dim > -3
+        if known and result.dim() == 3 and result.shape[1:] == weights.shape[2:]:
             self.weights[id(result)] = (result, dim, scores)
 
     def _swap(self, args: Any, kwargs: Mapping[str, Any], result: torch.Tensor) -> None:
@@ -182,12 +195,18 @@ class AttentionCalls(TorchFunctionMode):
         self, weights: torch.Tensor, values: torch.Tensor, result: torch.Tensor
     ) -> torch.Tensor:
         scores = self.weights[id(weights)][2]
-        tensors = {"scores": scores, "value": values, "result": result}
+        lead = scores.shape[:2]
+        folded = weights.dim() == 3 < scores.dim() and len(values) == len(result) == len(weights)
+        seen = result.unflatten(0, lead) if folded else result
+        values = values.unflatten(0, lead) if folded else values
+        tensors = {"scores": scores, "value": values, "result": seen}
         known = self.scores.get(id(scores))
         if known is not None:
             tensors |= {"query": known[1], "key": known[2]}
         self.site("values", tensors)
-        return self.change(result) if self.change else result
+        if self.change is None:
+            return result
+        return self.change(seen).flatten(0, 1) if folded else self.change(result)
 
 
 def _depends(values: Any) -> bool:

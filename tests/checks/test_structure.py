@@ -87,6 +87,32 @@ class OverHeads(ByHand):
         return F.dropout(torch.softmax(scores.float(), dim=1), training=self.training)
 
 
+class FoldedLate(ByHand):
+    """Rows and heads are put into one axis behind the softmax."""
+
+    def folded(self, v):
+        return v.flatten(0, 1)
+
+    def forward(self, x, causal=True, mask=None):
+        q, k, v = (self.split(part) for part in self.qkv(x).chunk(3, -1))
+        weights = F.dropout(self.weigh(q @ k.mT / 3), 0.1, self.training)
+        y = torch.bmm(weights.view(-1, *weights.shape[2:]), self.folded(v))
+        return self.out(self.merge(y.unflatten(0, q.shape[:2])))
+
+
+class FoldedLateByView(FoldedLate, SplitByView):
+    pass
+
+
+class FoldedLateAndMergedByView(FoldedLate, MergedByView):
+    pass
+
+
+class FoldedLateOverQueries(FoldedLate):
+    def weigh(self, scores):
+        return scores.softmax(-2)
+
+
 class ByLetters(ByHand):
     """Multi-query attention by einsum: keys and values have no axis for the heads."""
 
@@ -156,6 +182,9 @@ class OneSlice(ByHand):
         (OneHeadOverQueries, "sum to 1 along axis -2, the values are summed along axis -1"),
         (GroupedOverQueries, "sum to 1 along axis -2, the values are summed along axis -1"),
         (LettersMergedByView, "arrives at"),
+        (FoldedLateByView, "at other positions, and not in every head"),
+        (FoldedLateAndMergedByView, "arrives at"),
+        (FoldedLateOverQueries, "sum to 1 along axis -2, the values are summed along axis -1"),
     ],
 )
 def test_mixed_attention_fails_in_its_module(kind, words):
@@ -271,7 +300,7 @@ class Reversed(ByHand):
 
 _OTHERS = [
     ByHand, Folded, FoldedHeadsFirst, Sink, Convolved, Talking, Linear, Einsum, OneKey,
-    ByLetters, OneHead, Grouped, Pooled, Reversed, Shared, SharedInBlocks,
+    ByLetters, OneHead, Grouped, Pooled, Reversed, Shared, SharedInBlocks, FoldedLate,
 ]  # fmt: skip
 
 
