@@ -19,6 +19,7 @@ from pytest_transformer_validate.probe.backward import (
     reached_beside,
 )
 from pytest_transformer_validate.probe.by_hand import functions_behind, written
+from pytest_transformer_validate.subject.images import larger_images
 from pytest_transformer_validate.subject.inputs import with_special
 from pytest_transformer_validate.subject.outputs import floating
 
@@ -107,12 +108,14 @@ def gradients(probe: Probe, noised: bool = False) -> Gradients:
 
 def long_gradients(probe: Probe) -> Gradients | None:
     """``gradients`` with moved parameters over one text that is longer than those: what joins
-    many tokens, or tells far distances apart, has nothing to do before. ``None`` where no text is
-    longer, or the model is large."""
-    longest = min(probe.subject.max_length or _FAR, _FAR)
-    if not probe.subject.small or longest <= _LONG:
+    many tokens, or tells far distances apart, has nothing to do before; or over a larger image
+    where nobody says how large images are. ``None`` where no text is longer, or the model is
+    large."""
+    subject = probe.subject
+    longest = min(subject.max_length or _FAR, _FAR)
+    if not subject.small or longest <= _LONG:
         return None
-    with probe.noised():
+    with probe.noised(), larger_images(subject):
         try:
             return _gradients(probe, [(1, longest)], training=False, thorough=True)
         except Exception:  # noqa: BLE001 - then the shorter texts have the say

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ _SIDES = ("image_size", "img_size")
 _PATCHES = ("patch_size", "patch")
 _COUNTS = ("num_patches", "n_patches")
 # What images mostly are, and colours.
-_SIZES = (32, 64, 224, 28, 48, 96, 56, 112, 128, 256, 16, 384, 8)
+_SIZES = (64, 224, 32, 28, 48, 96, 56, 112, 128, 256, 16, 384, 8)
 _COLOURS, _FEW = (3, 1), (1, 2, 3, 4)
 
 
@@ -80,6 +81,20 @@ def fitting_shape(subject: Subject) -> tuple[int, int, int] | None:
         if len(found) > 1:
             break
     return found[0][0] if found and found[0][1] == found[-1][1] else None
+
+
+@contextlib.contextmanager
+def larger_images(subject: Subject) -> Iterator[None]:
+    """Images of four times the side while inside, where no size is declared."""
+    if not subject.vision or declared(subject.config, IMAGE) is not None:
+        yield
+        return
+    channels, height, width = before = subject.image
+    subject.image = (channels, 4 * height, 4 * width)
+    try:
+        yield
+    finally:
+        subject.image = before
 
 
 def _declared_size(config: ModelConfig) -> tuple[int, int] | None:

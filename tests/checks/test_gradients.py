@@ -65,6 +65,33 @@ def test_an_empty_parameter_has_nothing_to_learn():
     assert not [name for name in measured.explained if name in ("registers", "unread")]
 
 
+class Coarse(nn.Module):
+    """The smallest image is one patch, which has nothing to choose from."""
+
+    dead = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.block = nn.Conv2d(3, 32, 64, 64), models.Block()
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, pixel_values):
+        x = self.stem(pixel_values).flatten(2).mT
+        x = x + (x.detach() if self.dead else x)
+        x = self.block(x, causal=False).mean(1)
+        return self.head(x.detach() if self.dead else x)
+
+
+def test_a_larger_image_gives_queries_something_to_choose_from():
+    assert CHECKS["gradient_flow"](probe_of(Coarse())).value == 0
+    model = Coarse()
+    model.dead = True
+    with pytest.raises(CheckFailed, match="parameters get none at all"):
+        CHECKS["gradient_flow"](probe_of(model))
+    with pytest.raises(CheckFailed, match="get no gradient|exactly zero"):
+        CHECKS["gradient_flow"](probe_of(Coarse(), {"image_size": 64}))
+
+
 class OwnQueries(models.Decoder):
     """The first token has a query of its own in the last layer, as where it sees everything."""
 
