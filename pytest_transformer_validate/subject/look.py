@@ -27,6 +27,7 @@ from pytest_transformer_validate.subject.ids import few_ids
 from pytest_transformer_validate.subject.images import fitting_shape
 from pytest_transformer_validate.subject.inputs import complete, random_images
 from pytest_transformer_validate.subject.layout import arrange, find_layout
+from pytest_transformer_validate.subject.lent import asks_for_padding, lend_padding
 from pytest_transformer_validate.subject.multiples import (
     find_multiple,
     named_lengths,
@@ -107,6 +108,10 @@ def look(subject: Subject) -> Facts:
         try:
             facts = _look(subject, rows, length)
         except Exception as error:  # noqa: BLE001 - the first one is raised if nothing works
+            if subject.lent_pad is None and asks_for_padding(error):
+                lend_padding(subject)
+                if subject.lent_pad is not None:
+                    return look(subject)
             multiple = _multiple(subject, error) if first is None else 1
             first = first or error
             if multiple == 1:

@@ -33,6 +33,7 @@ from pytest_transformer_validate.subject.guard import derive_seed, guard
 from pytest_transformer_validate.subject.images import fitting_shape, image_shape
 from pytest_transformer_validate.subject.inputs import complete, random_batch
 from pytest_transformer_validate.subject.layout import arrange
+from pytest_transformer_validate.subject.lent import lent_to
 from pytest_transformer_validate.subject.outputs import Output, read_logits, read_output
 from pytest_transformer_validate.subject.refused import first_look
 from pytest_transformer_validate.subject.signature import Signature, forward_of, read_signature
@@ -89,18 +90,21 @@ class Subject:
         self.setup: Setup | None = None
         self.packing: Packing | None = None
         self.choices = False
+        self.lent_pad: int | None = None
         self.fewer_ids: dict[str, int] = {}
         self.plain_ids: tuple[object, torch.Tensor] | None = None
 
     def twin(self, model: torch.nn.Module) -> Subject:
         """Another model, such as a converted copy, with the config, task and seed of this one."""
-        return Subject(
+        subject = Subject(
             model,
             self.config,
             tokenizer=self.tokenizer,
             task=self.task.task_type,
             seed=self.seed,
         )
+        subject.lent_pad = self.lent_pad
+        return subject
 
     # Facts that need no forward...
 
@@ -181,7 +185,8 @@ class Subject:
 
     @functools.cached_property
     def pad_id(self) -> int | None:
-        """Padding id: the configuration's, the tokenizer's, the embedding's; else ``None``."""
+        """Padding id: the configuration's, the tokenizer's, the embedding's; else the one that is
+        lent (see lent), or ``None``."""
         found = declared_size(self.config, PADDING)
         if found is None:
             found = 0 if declared(self.config, PADDING) == 0 else None
@@ -193,7 +198,7 @@ class Subject:
                 for m in self.model.modules()
                 if isinstance(m, torch.nn.Embedding) and m.padding_idx is not None
             ]
-            found = paddings[0] if paddings else None
+            found = paddings[0] if paddings else self.lent_pad
         return found if isinstance(found, int) else None
 
     @functools.cached_property
@@ -436,7 +441,8 @@ class Subject:
 
     def call(self, batch: Batch, extra: dict[str, Any]) -> Any:
         """See ``calling.call``."""
-        return call(self, batch, extra)
+        with lent_to(self.model, self.lent_pad):
+            return call(self, batch, extra)
 
 
 def _refuse_programs(model: torch.nn.Module) -> None:

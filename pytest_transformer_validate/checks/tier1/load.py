@@ -27,8 +27,11 @@ def load(probe: Probe) -> Size:
             "tensors that are no nn.Parameter"
         )
     facts = subject.facts
+    lent = subject.lent_pad
+    note = f"forward asks for a padding id and none is declared: pad_token_id {lent} is lent"
     return Size(
         value=float(subject.parameters),
+        notes=() if lent is None else (note,),
         parameters=subject.parameters,
         buffers=sum(b.numel() for b in subject.model.buffers()),
         output=f"{facts.kind}, logits in {facts.output_field!r}",
