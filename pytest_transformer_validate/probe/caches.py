@@ -122,7 +122,8 @@ class Caches(Passes):
                 Plan(rows, (length - 2, 1, 1), after="prefix", condition=condition),
             ]
         if case == "padded":
-            return [Plan(rows, (length - 3, 1, 1, 1), padded=True)]
+            behind = subject.decodes  # an encoder: its texts all begin in one column
+            return [Plan(rows, (length - 3, 1, 1, 1), padded=not behind, source=behind)]
         plans = []
         window = self.window
         if window is not None and length - 4 < window <= 64 and window + 4 <= longest:

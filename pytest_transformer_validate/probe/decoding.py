@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pytest_transformer_validate.probe.masked_sources import masked_source
 from pytest_transformer_validate.probe.real_tokens import real_positions
 from pytest_transformer_validate.probe.trace import traced
 from pytest_transformer_validate.subject.batch import Batch
@@ -63,7 +64,7 @@ class Plan:
     ``another`` text, or the ``prefix`` of this one, which went on otherwise (a cache inside the
     model never begins with nothing, unless it has to be ``clean``); ``condition`` what the probe
     is under; ``whole`` that every call is given the text up to its piece, of which the model takes
-    the last token itself.
+    the last token itself; ``source`` that the sources of the rows are padded, each differently.
     """
 
     rows: int
@@ -73,6 +74,7 @@ class Plan:
     after: str = "nothing"
     condition: str = ""
     whole: bool = False
+    source: bool = False
 
     @property
     def length(self) -> int:
@@ -256,9 +258,9 @@ def piece_of(subject: Subject, text: Batch, done: int, size: int, *, positions: 
 def text_of(probe: Probe, plan: Plan, word: str) -> Batch:
     """The text of a plan; ``before`` gives one of the same shape."""
     text = probe.batch(plan.rows, plan.length, word, plan.length)
-    if not plan.padded:
-        return text
-    return padded_left(probe, text)
+    if plan.source:
+        return masked_source(probe, text)
+    return padded_left(probe, text) if plan.padded else text
 
 
 def padded_left(probe: Probe, text: Batch) -> Batch:

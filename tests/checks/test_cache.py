@@ -199,7 +199,43 @@ class TakesNothingBack(CachedSeq2Seq):
 def test_what_the_encoder_gave_is_handed_back_as_the_model_takes_it(kind):
     found = judged(kind(163), task="seq2seq")
     assert all(not isinstance(found[case], str) for case in ("steps", "chunks", "long"))
-    assert found["padded"].startswith("behind an encoder")
+    assert not isinstance(found["padded"], str)
+
+
+class ForgetsTheSource(CachedSeq2Seq):
+    """Hides nothing of the source once something is cached, or ``raises`` there."""
+
+    raises = None
+
+    def forward(
+        self, input_ids, attention_mask=None, decoder_input_ids=None, encoder_outputs=None,
+        past_key_values=None, use_cache=False,
+    ):  # fmt: skip
+        if past_key_values is not None and attention_mask is not None:
+            if self.raises is not None:
+                raise self.raises("a mask beside a cache")
+            attention_mask = None
+        return super().forward(
+            input_ids, attention_mask, decoder_input_ids, encoder_outputs, past_key_values,
+            use_cache=use_cache,
+        )  # fmt: skip
+
+
+def test_the_source_is_hidden_beside_a_cache_as_without():
+    found = judged(CachedSeq2Seq(163), task="seq2seq")
+    assert found["padded"].value <= found["padded"].limit.value
+    with pytest.raises(CheckFailed, match="the mask over the source is dropped"):
+        kv_cache(probe_of(ForgetsTheSource(163), task="seq2seq"), "padded")
+
+
+@pytest.mark.parametrize(
+    ("raises", "outcome"), [(ValueError, NotApplicable), (IndexError, CheckFailed)]
+)
+def test_a_padded_source_is_refused_or_breaks_beside_a_cache(raises, outcome):
+    model = ForgetsTheSource(163)
+    model.raises = raises
+    with pytest.raises(outcome, match="a mask beside a cache"):
+        kv_cache(probe_of(model, task="seq2seq"), "padded")
 
 
 class InAState(nn.Module):

@@ -41,14 +41,16 @@ def kv_cache(probe: Probe, case: str, *, factor: float = 64.0) -> KvCache:
     ``use_cache``; ``chunks``: pieces of several tokens, and a continuation after the same prefix
     went on otherwise (all parameters moved at random in small models); ``long``: past a declared
     window and far into a long text, one row; ``padded``: rows padded differently on the left,
-    with their mask and positions. Two paths: ``factor`` u are allowed, or 16 times the noise.
+    with their mask and positions; behind an encoder, sources padded on the right. Two paths:
+    ``factor`` u are allowed, or 16 times the noise.
     """
     caches = probe.caches
     protocol = caches.protocol()
     signature = probe.subject.signature
-    if case == "padded" and probe.subject.decodes:
-        raise NotApplicable("behind an encoder all texts begin in one column: no padding there")
-    if case == "padded" and not signature.takes("attention_mask"):
+    decodes = probe.subject.decodes
+    if case == "padded" and decodes and probe.padding.tells(probe.padding.sequences[0]) is None:
+        raise NotApplicable("nothing tells of padding in the source, and texts begin behind it")
+    if case == "padded" and not decodes and not signature.takes("attention_mask"):
         raise NotApplicable("forward takes no attention_mask for what it decodes")
     plans = caches.plan(case)
     if not plans:
@@ -79,6 +81,9 @@ def _judge(probe: Probe, plan: Plan, factor: float, notes: list[str]) -> KvCache
         steps = (1,) * (plan.length - plan.pieces[0])
         whole = dataclasses.replace(plan, pieces=(plan.pieces[0], *steps), whole=True)
         return _judge(probe, whole, factor, notes)
+    refused = found.raised is not None and found.raised.startswith(_REFUSALS)
+    if plan.source and found.raised is not None and (refused or not found.at):
+        raise NotApplicable(f"with a padded source and a cache, forward raises {found.raised}")
     if found.raised is not None or found.misshapen is not None:
         return _without_logits(probe, plan, found, measured, factor, notes)
     verdict = settle(
@@ -201,7 +206,7 @@ def _without_logits(
     where = found.where if found.raised else probe.root
     says = found.raised or f"gave logits of shape {found.misshapen}"
     verb = "raised " if found.raised else ""
-    padded = ", with a mask" if plan.padded else ""
+    padded = ", with a mask" if plan.padded else ", sources padded" if plan.source else ""
     raise CheckFailed(
         f"{RULE}\n"
         f"{_pieces(size)} after {cached} cached ones ({plan.rows} rows{padded}) {verb}{says}\n"
@@ -230,7 +235,9 @@ def _text(
     _, index = plan.piece_at(measured.position)
     size = plan.pieces[index]
     how = {"another": ", after another text", "prefix": ", after the prefix went on otherwise"}
-    extra = how.get(plan.after, "") + (", rows padded on the left" if plan.padded else "")
+    extra = how.get(plan.after, "")
+    extra += ", rows padded on the left" if plan.padded else ""
+    extra += ", sources padded on the right" if plan.source else ""
     if plan.condition == "noised":
         extra += ", all parameters moved at random"
     what = (

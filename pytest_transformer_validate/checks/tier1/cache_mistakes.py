@@ -30,6 +30,7 @@ def likely_mistake(probe: Probe, plan: Plan, limit: Limit, position: int) -> str
     singles = (1,) * min(plan.length, 12)
     guesses = (
         (RESTARTS, not plan.positions and takes_positions, {"positions": True}),
+        (_NO_SOURCE_MASK, plan.source, {"source": False}),
         (_STALE, inside or plan.after == "another", {"after": "clean"}),
         (_OUTSIDE, plan.after == "prefix", {"after": "clean"}),
         (_ONE_ROW, plan.rows > 1 and not plan.padded, {"rows": 1}),
@@ -51,6 +52,7 @@ _STALE = "something of the text before is kept (a cache that is not emptied or o
 _OUTSIDE = "something is kept outside of the cache that is handed over"
 _ONE_ROW = "one row's cache is used for all, or the cache is laid out for one row"
 _NO_PAST_MASK = "the mask is cut to the new tokens, or not moved with the cache"
+_NO_SOURCE_MASK = "the mask over the source is dropped, or another one, where there is a cache"
 _TRIMMED = "the window is cut too short or too long in the cache"
 _TOP_LEFT = (
     "the mask of several tokens after cached ones: it has to be aligned at the bottom right "

@@ -219,6 +219,19 @@ MUTANTS = (
         ),
     ),
     _cache(
+        name="source_mask_dropped_beside_a_cache",
+        family="cached_step_sees_wrong_tokens",
+        parent="cached_seq2seq",
+        where=("decoder.0",),
+        why="the mask is made only where the encoder runs",
+        edits=(
+            (
+                "            memory = encoder_outputs[0]\n",
+                "            memory, mask = encoder_outputs[0], None\n",
+            ),
+        ),
+    ),
+    _cache(
         name="chunk_sees_its_future",
         family="cached_step_sees_wrong_tokens",
         parent="llama_start_pos",
