@@ -455,3 +455,8 @@ def test_the_loss_of_a_text():
         judge(OfText(cut=0))
     with pytest.raises(CheckFailed, match="the tokens 2 further on"):
         judge(OfText(cut=2))
+
+
+def test_a_model_that_is_frozen_as_a_whole_has_no_loss_to_judge():
+    with pytest.raises(NotApplicable, match="no parameter asks for a gradient"):
+        judge(Contract().requires_grad_(False))

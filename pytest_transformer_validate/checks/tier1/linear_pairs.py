@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pytest_transformer_validate.errors import Blocked, CheckFailed
-from pytest_transformer_validate.subject.declared import levels
 
 if TYPE_CHECKING:
     from pytest_transformer_validate.measures.structure import Structure
@@ -41,6 +40,8 @@ def judge_linear_pairs(probe: Probe, measured: Structure) -> None:
 
 def _asked_for(probe: Probe) -> bool:
     """Whether the configuration names an activation that is none."""
+    from pytest_transformer_validate.subject.declared import levels  # which imports torch
+
     return any(
         "act" in str(key) and str(level.get(key)).lower() in _NONE
         for level in levels(probe.subject.config)

@@ -93,6 +93,8 @@ def _usable(probe: Probe, answer: Answer) -> Answer:
     if not answer.differentiable:
         if not answer.named and probe.losses.answer("again").loss == answer.loss:
             raise NotApplicable("the number that forward returns does not depend on labels")
+        if not any(p.requires_grad for p in probe.subject.model.parameters()):
+            raise NotApplicable("no parameter asks for a gradient: see gradient_flow")
         likely = "detach(), item(), argmax or no_grad between logits and loss"
         fail(probe, "the loss has no gradient: nothing can be trained with it", likely)
     if answer.logits is None:
