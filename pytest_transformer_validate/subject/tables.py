@@ -13,7 +13,7 @@ import torch
 from pytest_transformer_validate.subject.dispatch import Operations
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 _aten = torch.ops.aten
 # Operation -> places of the table and of the index among its arguments.
@@ -90,11 +90,22 @@ class TableReader(Operations):
 
     def _found(self, index: torch.Tensor, rows: int) -> bool:
         """Note the vocabulary where ``index`` holds the ids of a role."""
-        role = self._role(index)
+        role, added = self._role(index), 0
+        if role is None:
+            role, added = next(self._offset(index), (None, 0))
         if role is None:
             return False
-        self.rows.setdefault(role, []).append(rows)
+        self.rows.setdefault(role, []).append(rows - added)
         return True
+
+    def _offset(self, index: torch.Tensor) -> Iterator[tuple[str, int]]:
+        """The role to whose ids a number is added at each place, and the largest one: a table
+        may have a part for each of several places."""
+        for role, ids in self.ids.items():
+            if index.shape == ids.shape and ids.dim() == 2 and len(ids) > 1:
+                added = index - ids
+                if int(added.min()) >= 0 and bool((added == added[:1]).all()):
+                    yield role, int(added.max())
 
     def _role(self, index: torch.Tensor) -> str | None:
         return next((role for role, ids in self.ids.items() if _holds(index, ids)), None)

@@ -41,6 +41,14 @@ def test_the_table_that_ids_index_gives_the_vocabulary(how):
     assert read(TABLES[how], table=nn.Embedding(13, 4)).vocabulary == {"input_ids": 13}
 
 
+def test_a_table_with_a_part_for_each_of_several_places():
+    places = torch.tensor([0, 3, 0, 3, 0])
+    table = nn.Embedding(13, 4)
+    assert read(lambda m: m.table(IDS + places), table=table).vocabulary == {"input_ids": 10}
+    assert read(lambda m: m.table(IDS[:1] + places), table=table).vocabulary == {}
+    assert read(lambda m: m.table(IDS * 2 % 13), table=table).vocabulary == {}
+
+
 LIMITS = {
     "arange": (lambda m: m.positions(torch.arange(5)), 20),
     "rows": (lambda m: m.positions(torch.arange(5).expand(2, 5)), 20),
