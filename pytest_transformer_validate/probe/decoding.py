@@ -230,8 +230,8 @@ def call_on(
     if signature.takes("input_pos"):
         extra["input_pos"] = steps
     if protocol.mask is not None:
-        whole = text.main.shape[1]
-        extra["mask"] = protocol.mask.make(subject, text.rows, whole, done, size)
+        room = text.main.shape[1]
+        extra["mask"] = protocol.mask.make(subject, text.rows, room, done, size)
     if encoded is not None:
         extra["encoder_outputs"] = encoded
     return subject.call(piece, extra), piece

@@ -59,4 +59,5 @@ def eager(model: torch.nn.Module) -> contextlib.AbstractContextManager[Any]:
     whole = hasattr(model, "_orig_mod") or model._compiled_call_impl is not None
     if whole or "torch._dynamo" not in sys.modules:
         return contextlib.nullcontext()
-    return torch.compiler.set_stance("force_eager")
+    stance: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance

@@ -50,7 +50,7 @@ def whole_table(error: Exception, length: int) -> bool:
     """Whether another length failed where a tensor of ``length`` positions was added to a text's
     vectors: a table that is not cut to the text."""
     added = _ADDED.search(str(error))
-    return bool(added) and str(length) in added.groups()
+    return added is not None and str(length) in added.groups()
 
 
 def whole_lengths(model: nn.Module) -> list[int]:
