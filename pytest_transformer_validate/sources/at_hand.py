@@ -59,7 +59,8 @@ def at_hand(
 def _of_defaults(made: Call, settings: Settings) -> bool:
     """Whether a configuration of a library was made of its defaults alone: those of a published
     model, which nobody means where the file holds a configuration of its own."""
-    library = any(callable(getattr(config, "from_dict", None)) for config in made.configs)
+    kinds = map(type, made.configs)  # a dict may take any attribute for a key
+    library = any(callable(getattr(kind, "from_dict", None)) for kind in kinds)
     return settings.empty and library
 
 

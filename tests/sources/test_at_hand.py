@@ -114,3 +114,10 @@ def test_the_defaults_of_a_library_are_looked_at_before_they_are_built(write, lo
     write("m.py", LLAMA.format(config="rates = {'warmup': 3}"))
     with pytest.raises(SourceError, match=r"the largest numbers in the defaults of LlamaConfig"):
         load("m.py")
+
+
+def test_a_dict_that_takes_attributes_for_keys_is_no_configuration_of_a_library(write, load):
+    kind = "class Cfg(dict):\n    def __getattr__(self, key): return self[key]\n"
+    write("config.json", '{"width": 3}')
+    write("m.py", HEAD + kind + configured("config", "Cfg(config).width"))
+    assert [layer.in_features for layer in load("m.py").model.layers] == [3, 3]
