@@ -110,11 +110,11 @@ def _reads(filename: str) -> Reads | None:
             anywhere.add(node.attr)
             asked, name = node.value, node.attr
         elif isinstance(node, ast.Call) and _name(node.func) == "getattr" and len(node.args) > 1:
-            asked, text = node.args[0], node.args[1]
-            if not (isinstance(text, ast.Constant) and isinstance(text.value, str)):
+            asked, word = node.args[0], node.args[1]
+            if not (isinstance(word, ast.Constant) and isinstance(word.value, str)):
                 computed = computed or _name(asked) not in _SETTINGS
                 continue
-            name = text.value
+            name = word.value
         else:
             if isinstance(node, ast.Name):
                 anywhere.add(node.id)
