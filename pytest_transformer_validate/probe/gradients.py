@@ -346,7 +346,7 @@ class _Reads(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         if func in CUTS and args[0].requires_grad:
             self.cut = True
-        if func is torch.nn.functional.linear:
+        if func is torch.nn.functional.linear and not result.is_inference():
             self._note_linear(result, *args, **(kwargs or {}))
         if isinstance(result, torch.Tensor | tuple | list):
             self._note(args)
@@ -359,9 +359,10 @@ class _Reads(TorchFunctionMode):
         """The arguments of ``torch.nn.functional.linear``, with what it gave."""
         made, version, first = self._linear.get(id(input), (None, 0, weight))
         if made and made() is input and version == input._version:
-            names = (self.names.get(id(first)), self.names.get(id(weight)))
-            if None not in names and weight.shape[1] > max(first.shape[1], weight.shape[0]):
-                self.as_one.add(names)
+            one, two = self.names.get(id(first)), self.names.get(id(weight))
+            wide = weight.shape[1] > max(first.shape[1], weight.shape[0])
+            if one is not None and two is not None and wide:
+                self.as_one.add((one, two))
         self._linear[id(result)] = weakref.ref(result), result._version, weight
 
     def _note(self, values: Any) -> None:

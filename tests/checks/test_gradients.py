@@ -65,6 +65,21 @@ def test_an_empty_parameter_has_nothing_to_learn():
     assert not [name for name in measured.explained if name in ("registers", "unread")]
 
 
+class FrozenInference(models.Decoder):
+    """A frozen body runs in inference mode, in front of a head that is trained."""
+
+    def forward(self, input_ids):
+        with torch.inference_mode():
+            x = self.hidden(input_ids)
+        return self.head(x.clone())
+
+
+def test_a_frozen_part_may_run_in_inference_mode():
+    model = FrozenInference().requires_grad_(False)
+    model.head.requires_grad_(True)
+    assert CHECKS["gradient_flow"](probe_of(model)).value == 0
+
+
 class Coarse(nn.Module):
     """The smallest image is one patch, which has nothing to choose from."""
 
