@@ -766,6 +766,7 @@ def test_two_linear_layers_that_act_as_one(between):
         layer_structure(probe_of(model))
     assert caught.value.where == "blocks.1.mlp"
     layer_structure(Probe(Subject(model, {"hidden_act": "linear"})))
+    layer_structure(Probe(Subject(model, {"adapter_rank": 64})))
 
 
 @pytest.mark.parametrize(

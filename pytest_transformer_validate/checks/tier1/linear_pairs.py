@@ -16,15 +16,20 @@ _NONE = {"linear", "identity"}
 def judge_linear_pairs(probe: Probe, measured: Structure) -> None:
     """Raise CheckFailed where a linear layer reads just what another one gives, and what stands
     between them is wider than what goes in and what comes out: two that act as one. Narrower, the
-    pair is a factorisation; a configuration may ask for no activation."""
+    pair is a factorisation, as where the configuration calls that width a rank; a configuration
+    may ask for no activation."""
     try:
         pairs = sorted(probe.gradients().as_one)
     except (Blocked, RuntimeError):  # gradient_flow judges models without a backward
         return
     if not pairs or _asked_for(probe):
         return
-    first, second = pairs[0]
     shapes = {name: list(p.shape) for name, p in probe.subject.model.named_parameters()}
+    ranks = _ranks(probe)
+    pairs = [pair for pair in pairs if not ranks.intersection(shapes[pair[0]])]
+    if not pairs:
+        return
+    first, second = pairs[0]
     where = ".".join(second.split(".")[:-2]) or probe.root
     raise CheckFailed(
         "between two linear layers stands what is not linear\n"
@@ -47,3 +52,13 @@ def _asked_for(probe: Probe) -> bool:
         for level in levels(probe.subject.config)
         for key in level
     )
+
+
+def _ranks(probe: Probe) -> set[int]:
+    """The widths that the configuration calls ranks."""
+    from pytest_transformer_validate.subject.declared import levels  # which imports torch
+
+    named = (
+        level.get(k) for level in levels(probe.subject.config) for k in level if "rank" in str(k)
+    )
+    return {rank for rank in named if isinstance(rank, int)}
