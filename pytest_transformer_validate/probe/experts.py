@@ -79,6 +79,16 @@ class Experts(Passes):
             if not any(draw[i] for draw in draws)
         ]
 
+    def half_used(self) -> list[str]:
+        """Matrices of stacked experts that get no gradient, while another one of the same expert
+        does: as they are, and with all parameters moved at random."""
+        stacked = [group for group in self.groups() if group.stacked]
+        runs = [self.probe.gradients()] if stacked else []
+        if any(_half_used(group, runs[0]) for group in stacked):
+            runs.append(self.probe.gradients(noised=True))
+        left = ([set(_half_used(group, found)) for found in runs] for group in stacked)
+        return sorted(name for sets in left for name in set.intersection(*sets))
+
     @remembered
     def gradients_in_training(self) -> Gradients:
         """Gradients in training mode: some routers draw, or mix more experts, there alone."""
@@ -129,6 +139,16 @@ class Experts(Passes):
         finally:
             for parameter, data in reversed(originals):
                 parameter.data = data
+
+
+def _half_used(group: Group, found: Gradients) -> list[str]:
+    names = [name for name in group.experts[0][1] if name in found.dead_experts]
+    return [
+        f"{name}[{i}]"
+        for i, used in zip(group.numbers, group.chosen(found), strict=True)
+        for name in names
+        if used and found.dead_experts[name][i]
+    ]
 
 
 def _stacks(shapes: dict[str, tuple[int, ...]]) -> Iterator[Group]:

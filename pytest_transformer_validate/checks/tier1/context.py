@@ -227,7 +227,8 @@ def _judge_window(probe: Probe, measured: Context) -> Context:
         shorter = (
             windowed and clean and 0 < far < window - 1 and built_alike(probe, name, windowed[0])
         )
-        if too_far or shorter:
+        one_less = clean and far == window - 2 > window // 2 + 1
+        if too_far or shorter or one_less:
             odd = odd or (name, f"looks {far} back")
     longest = max(far for far, _ in reach.values())
     if longest < window // 2 - 1:

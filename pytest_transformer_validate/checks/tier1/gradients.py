@@ -221,12 +221,23 @@ def _judge_by_hand(probe: Probe, found: Gradients, measured: GradientFlow) -> No
 
 
 def _judge_experts(probe: Probe, measured: GradientFlow) -> None:
-    """Fail where a router never chooses an expert, however its weights and the inputs fall.
+    """Fail where a router never chooses an expert, however its weights and the inputs fall, and
+    where one that is chosen does without one of its matrices.
 
     A classifier reads few positions, too few to choose all experts.
     """
     if not (probe.subject.small and probe.subject.task.per_token):
         return
+    half = probe.experts.half_used()
+    if half:
+        raise CheckFailed(
+            f"{RULE}\n"
+            f"no gradient for {', '.join(half[:_SHOWN])}, and one for other matrices of the same "
+            "expert\n"
+            "likely: another expert's matrix is read in its place, by a fixed or a wrong index",
+            measured,
+            where=owner_of(half[0]),
+        )
     never = probe.experts.never_chosen()
     if never:
         raise CheckFailed(

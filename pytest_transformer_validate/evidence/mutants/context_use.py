@@ -91,6 +91,14 @@ MUTANTS = (
         ),
     ),
     _short(
+        name="window_one_too_short",
+        family="context_cut_short",
+        parent="sliding_window",
+        where=("layers.0.attn",),
+        why="a token counts itself twice",
+        edits=(("(back < self.window)", "(back < self.window - 1)"),),
+    ),
+    _short(
         name="window_too_long",
         family="context_cut_short",
         parent="sliding_window",

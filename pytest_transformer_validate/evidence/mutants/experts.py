@@ -50,4 +50,16 @@ MUTANTS = (
             ),
         ),
     ),
+    _dead(
+        name="matrix_of_the_first_expert",
+        parent="stacked_experts",
+        where=("layers.0.experts",),
+        why="the second product takes the matrix of one expert for all of them",
+        edits=(
+            (
+                '"btef,efd,bte->btd", inner, self.down, gates',
+                '"btef,efd,bte->btd", inner, self.down[:1].expand_as(self.down), gates',
+            ),
+        ),
+    ),
 )
