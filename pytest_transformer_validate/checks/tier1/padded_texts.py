@@ -210,8 +210,8 @@ def _settle_lengths(
 
 
 def _excuse_lengths(probe: Probe, found: Lengths, plan: str) -> str | None:
-    """Like ``excuse``, for texts of several lengths."""
-    pools = probe.subject.task.task_type == "classification"
-    if found.side == "right" and pools and pads_left(probe, plan):
+    """Like ``excuse``, for texts of several lengths; an encoder has no side of its own."""
+    encodes = probe.subject.task.task_type == "masked_lm"
+    if found.side == "right" and not encodes and pads_left(probe, plan):
         return PAD_LEFT
     return POOLS if probe.shortens() else None
