@@ -169,33 +169,26 @@ def test_probabilities_with_their_own_loss(kind):
 
 
 @pytest.mark.parametrize("returned", ["logits", "probabilities"])
-def test_nll_loss_wants_logarithms(returned):
-    class NoLogarithm(models.Decoder):
+@pytest.mark.parametrize(
+    ("loss", "found"),
+    [
+        (F.nll_loss, "minus the probability of each label"),
+        (F.cross_entropy, "softmax is applied twice"),
+    ],
+    ids=["no_logarithm", "softmax_twice"],
+)
+def test_losses_of_probabilities_that_want_something_else(loss, found, returned):
+    class Mistaken(models.Decoder):
         def forward(self, idx, targets=None):
             logits = self.head(self.hidden(idx))
             p = logits.softmax(-1)
             given = logits if returned == "logits" else p
             if targets is None:
                 return given, None
-            return given, F.nll_loss(p.flatten(0, 1), targets.flatten())
+            return given, loss(p.flatten(0, 1), targets.flatten())
 
-    with pytest.raises(CheckFailed, match="minus the probability of each label"):
-        judge(NoLogarithm())
-
-
-@pytest.mark.parametrize("returned", ["logits", "probabilities"])
-def test_softmax_is_not_applied_twice(returned):
-    class Twice(models.Decoder):
-        def forward(self, idx, targets=None):
-            logits = self.head(self.hidden(idx))
-            p = logits.softmax(-1)
-            given = logits if returned == "logits" else p
-            if targets is None:
-                return given, None
-            return given, F.cross_entropy(p.flatten(0, 1), targets.flatten())
-
-    with pytest.raises(CheckFailed, match="softmax is applied twice"):
-        judge(Twice())
+    with pytest.raises(CheckFailed, match=found):
+        judge(Mistaken())
 
 
 class LossOnly(models.Decoder):
