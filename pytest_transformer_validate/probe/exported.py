@@ -6,6 +6,7 @@ run on others.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import tempfile
 from dataclasses import dataclass
@@ -32,9 +33,10 @@ from pytest_transformer_validate.subject.masks import padding_id
 from pytest_transformer_validate.subject.outputs import read_output
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from pytest_transformer_validate.subject.batch import Batch
+    from pytest_transformer_validate.subject.subject import Subject
 
     Run = Callable[..., torch.Tensor]
 
@@ -151,13 +153,24 @@ class Exported(Passes):
                 "forward is given intermediate results that are computed from its own modules: "
                 "no one call is the model"
             )
-        with self.probe.running("program") as subject, quietly(), silent():
+        with self._compiling() as subject:
             wrapper = Logits(subject.model, self._inputs(*self.shapes[0]), self._read)
             try:
                 return make(wrapper)
             except Exception as error:
                 line = error_line(error)
                 raise NotApplicable(f"{who} does not take the model: {line}") from error
+
+    @contextlib.contextmanager
+    def _compiling(self) -> Iterator[Subject]:
+        """Elsewhere what a model compiles by itself runs uncompiled; programs are compiled."""
+        with (
+            self.probe.running("program") as subject,
+            torch.compiler.set_stance("default"),
+            quietly(),
+            silent(),
+        ):
+            yield subject
 
     def _compared(self, program: Program) -> list[Shape]:
         shapes, others = self._shapes()
@@ -173,7 +186,7 @@ class Exported(Passes):
         inputs = self._inputs(rows, length)
         if inputs.constants != self._inputs(*self.shapes[0]).constants:
             return Shape(rows, length, 0.0, reference, "the model is given other numbers here")
-        with self.probe.running("program") as subject, quietly(), silent():
+        with self._compiling() as subject:
             try:
                 logits = subject.read(program.run(*inputs.tensors), batch).logits
             except Exception as error:  # noqa: BLE001 - a program may be made for one shape
