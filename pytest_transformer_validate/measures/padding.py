@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pytest_transformer_validate.probe.padded_texts import Lengths
     from pytest_transformer_validate.probe.padding import Content
 
-COARSE = 64
+_COARSE = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,10 +67,10 @@ def effect_limit(reference: torch.Tensor, factor: float) -> Limit:
     that would be more than most outputs, 1/64 of the largest (the smallest measured with moved
     parameters: 1/30)."""
     u = unit(reference)
-    coarse = u / _eps(reference) / COARSE
+    coarse = u / _eps(reference) / _COARSE
     if factor * u <= coarse:
         return Limit(value=factor * u, rule=f"{factor:g} u")
-    return Limit(value=coarse, rule=f"1/{COARSE} of the largest output")
+    return Limit(value=coarse, rule=f"1/{_COARSE} of the largest output")
 
 
 def _eps(reference: torch.Tensor) -> float:

@@ -127,16 +127,12 @@ class Bounds(Passes):
         tables, modules = self._known(role), dict(subject.model.named_modules())
         kept = [id(p) for module in modules.values() for p in vars(module)["_parameters"].values()]
         for name, module in modules.items():
-            row = getattr(module, "padding_idx", None)
-            if (
-                type(row) is not int
-                or row in special
-                or not isinstance(module, torch.nn.Embedding)
-            ):
+            row = module.padding_idx if isinstance(module, torch.nn.Embedding) else None
+            if row is None or row in special:
                 continue
             weight = module.weight
             alone = weight.requires_grad and kept.count(id(weight)) == 1
-            if alone and weight.untyped_storage().data_ptr() in tables:
+            if alone and storage_of(weight) in tables:
                 return name, row, pad
         return None
 

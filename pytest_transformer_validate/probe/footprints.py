@@ -15,11 +15,11 @@ import torch
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from pytest_transformer_validate.probe.compare import finite, projection, sequence
-from pytest_transformer_validate.probe.hooked import eager
 from pytest_transformer_validate.probe.lookup import TokenLookup
 from pytest_transformer_validate.probe.positions import copies, diagonal_gradient
 from pytest_transformer_validate.probe.structure import POSITIONWISE
 from pytest_transformer_validate.probe.trace import ROOT
+from pytest_transformer_validate.subject.dispatch import uncompiled
 from pytest_transformer_validate.subject.outputs import floating
 
 if TYPE_CHECKING:
@@ -226,7 +226,7 @@ def footprints_of(probe: Probe, length: int, source: int) -> Found:
     watch = _Watch(probe, length, source)
     batch = copies(probe, length, watch.rows, source if probe.subject.decodes else None)
     handles: list[Any] = []
-    with probe.running("footprints", grad=True) as subject, eager():
+    with probe.running("footprints", grad=True) as subject, uncompiled():
         for parameter in subject.model.parameters():
             parameter.requires_grad_(False)
         for name, module in subject.model.named_modules():

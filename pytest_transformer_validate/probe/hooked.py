@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from pytest_transformer_validate.probe.trace import ROOT
+from pytest_transformer_validate.subject.dispatch import uncompiled
 from pytest_transformer_validate.subject.outputs import floating
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
     Exchange = Callable[[str, list[torch.Tensor]], list[torch.Tensor] | None]
-
-
-@contextlib.contextmanager
-def eager() -> Iterator[None]:
-    """Parts of the model that are compiled run as they are written, where anything is compiled:
-    tensors that are exchanged on the way would have them compiled again and again."""
-    if "torch._dynamo" in sys.modules:
-        with torch.compiler.set_stance("force_eager"):
-            yield
-    else:
-        yield
 
 
 @contextlib.contextmanager
@@ -61,7 +50,7 @@ def hooked(
         handles.append(module.register_forward_pre_hook(before(name or ROOT), with_kwargs=True))
         handles.append(module.register_forward_hook(after(name or ROOT), with_kwargs=True))
     try:
-        with eager():
+        with uncompiled():  # else exchanged tensors have parts compiled again and again
             yield
     finally:
         for handle in handles:

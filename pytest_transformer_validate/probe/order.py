@@ -18,12 +18,12 @@ from pytest_transformer_validate.probe.compare import (
     sequence,
     trace,
 )
-from pytest_transformer_validate.probe.hooked import eager
 from pytest_transformer_validate.probe.lookup import TokenLookup
 from pytest_transformer_validate.probe.passes import Passes, remembered
 from pytest_transformer_validate.probe.positions import copies
 from pytest_transformer_validate.probe.scores import ScoreReader, Scores, along
 from pytest_transformer_validate.probe.trace import ROOT
+from pytest_transformer_validate.subject.dispatch import uncompiled
 from pytest_transformer_validate.subject.outputs import floating
 from pytest_transformer_validate.subject.sizes import long_text
 
@@ -116,7 +116,11 @@ class Order(Passes):
             if name != ROOT
         ]
         try:
-            with probe.under(condition), probe.running("order", grad=True) as subject, eager():
+            with (
+                probe.under(condition),
+                probe.running("order", grad=True) as subject,
+                uncompiled(),
+            ):
                 for parameter in subject.model.parameters():
                     parameter.requires_grad_(False)
                 with TokenLookup(batch[role]):
@@ -304,7 +308,7 @@ class Order(Passes):
                 found.append(last)
                 raise _Enough
 
-        with self.probe.running("order", grad=True) as subject, eager():
+        with self.probe.running("order", grad=True) as subject, uncompiled():
             place = subject.model.get_submodule("" if module == ROOT else module)
             handle = place.register_forward_hook(record)
             try:
@@ -333,7 +337,7 @@ def _entering(
     place = model.get_submodule("" if module == ROOT else module)
     handle = place.register_forward_pre_hook(record, with_kwargs=True)
     try:
-        with eager():
+        with uncompiled():
             yield found
     finally:
         handle.remove()

@@ -26,7 +26,7 @@ from pytest_transformer_validate.probe.rounding import MaskDtype
 from pytest_transformer_validate.probe.trace import ROOT, differentiated, where_raised
 from pytest_transformer_validate.subject import promises
 from pytest_transformer_validate.subject.conversion import convert
-from pytest_transformer_validate.subject.dispatch import eager
+from pytest_transformer_validate.subject.dispatch import parts_uncompiled
 from pytest_transformer_validate.subject.guard import Keeper, derive_seed
 
 if TYPE_CHECKING:
@@ -148,7 +148,8 @@ class Probe(Groups):
         mended = MaskDtype(self._throughout) if self._copied else contextlib.nullcontext()
         guard = self._keeper.guard(self.seed_for(*words))
         told = differentiated() if grad else contextlib.nullcontext()
-        with told, guard as kept, torch.set_grad_enabled(grad), mended, eager(self.subject.model):
+        parts = parts_uncompiled(self.subject.model)
+        with told, guard as kept, torch.set_grad_enabled(grad), mended, parts:
             kept.train(self._training)
             for norm in kept.batch_norms:
                 norm.eval()

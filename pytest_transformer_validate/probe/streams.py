@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from pytest_transformer_validate.probe.hooked import eager
 from pytest_transformer_validate.probe.passes import Passes, remembered
+from pytest_transformer_validate.subject.dispatch import uncompiled
 from pytest_transformer_validate.subject.outputs import floating
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class Streams(Passes):
                 modules = dict(subject.model.named_modules())
                 for layer in dict.fromkeys(parts.values()):
                     watch.hook(layer, modules[layer])
-                with eager(), watch:
+                with uncompiled(), watch:
                     subject.call(probe.batch(min(2, subject.most_rows), subject.sizes[1]), {})
             finally:
                 for handle in watch.handles:
@@ -123,7 +123,7 @@ class Streams(Passes):
                 for name, module in subject.model.named_modules():
                     if not isinstance(module, torch.jit.ScriptModule):
                         handles += watch.hooks(module, name, calls if name in wanted else None)
-                with eager(), watch:
+                with uncompiled(), watch:
                     subject.call(probe.batch(min(2, subject.most_rows), subject.sizes[1]), {})
             finally:
                 for handle in handles:

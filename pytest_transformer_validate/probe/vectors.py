@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pytest_transformer_validate.errors import NotApplicable
-from pytest_transformer_validate.probe.hooked import eager
 from pytest_transformer_validate.probe.lookup import TokenLookup
 from pytest_transformer_validate.subject.batch import Batch
+from pytest_transformer_validate.subject.dispatch import uncompiled
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -77,7 +77,7 @@ class Reader:
         if self.roles == (PIXELS,):
             return self._read(subject, batch.with_(pixel_values=vectors[0]))
         with contextlib.ExitStack() as lookups:
-            lookups.enter_context(eager())
+            lookups.enter_context(uncompiled())
             for role in dict.fromkeys(self.roles):
                 given = [v for r, v in zip(self.roles, vectors, strict=True) if r == role]
                 lookup = lookups.enter_context(VectorLookup(batch[role], given))
@@ -103,7 +103,7 @@ def read(subject: Subject, batch: Batch) -> dict[str, list[torch.Tensor]]:
     if subject.vision:
         return {PIXELS: [batch[PIXELS]]}
     with contextlib.ExitStack() as stack:
-        stack.enter_context(eager())
+        stack.enter_context(uncompiled())
         lookups = {
             role: stack.enter_context(VectorLookup(batch[role]))
             for role in _IDS

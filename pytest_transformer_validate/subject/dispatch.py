@@ -33,8 +33,7 @@ class Operations(TorchDispatchMode):
         return False
 
     def __enter__(self) -> Self:
-        if "torch._dynamo" in sys.modules:
-            self._uncompiled.enter_context(torch.compiler.set_stance("force_eager"))
+        self._uncompiled.enter_context(uncompiled())
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
@@ -53,11 +52,17 @@ def operation(func: Any) -> Any:
     return getattr(func, "overloadpacket", func)
 
 
-def eager(model: torch.nn.Module) -> contextlib.AbstractContextManager[Any]:
-    """Inside, what a model compiles by itself (flex_attention, a function) runs uncompiled; a
-    model that is compiled as a whole does not. Nothing where the compiler is not loaded."""
-    whole = hasattr(model, "_orig_mod") or model._compiled_call_impl is not None
-    if whole or "torch._dynamo" not in sys.modules:
+def uncompiled() -> contextlib.AbstractContextManager[Any]:
+    """Inside, what is compiled runs as it is written; nothing where the compiler is not loaded,
+    for nothing is compiled there."""
+    if "torch._dynamo" not in sys.modules:
         return contextlib.nullcontext()
     stance: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
     return stance
+
+
+def parts_uncompiled(model: torch.nn.Module) -> contextlib.AbstractContextManager[Any]:
+    """Inside, what a model compiles by itself (flex_attention, a function) runs uncompiled; a
+    model that is compiled as a whole does not."""
+    whole = hasattr(model, "_orig_mod") or model._compiled_call_impl is not None
+    return contextlib.nullcontext() if whole else uncompiled()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pytest_transformer_validate.errors import Blocked, CheckFailed
 
@@ -45,20 +45,21 @@ def judge_linear_pairs(probe: Probe, measured: Structure) -> None:
 
 def _asked_for(probe: Probe) -> bool:
     """Whether the configuration names an activation that is none."""
-    from pytest_transformer_validate.subject.declared import levels  # which imports torch
-
-    return any(
-        "act" in str(key) and str(level.get(key)).lower() in _NONE
-        for level in levels(probe.subject.config)
-        for key in level
-    )
+    return any(str(value).lower() in _NONE for value in _declared(probe, "act"))
 
 
 def _ranks(probe: Probe) -> set[int]:
     """The widths that the configuration calls ranks."""
+    return {rank for rank in _declared(probe, "rank") if isinstance(rank, int)}
+
+
+def _declared(probe: Probe, word: str) -> list[Any]:
+    """The values of all keys of the configuration in which a word is."""
     from pytest_transformer_validate.subject.declared import levels  # which imports torch
 
-    named = (
-        level.get(k) for level in levels(probe.subject.config) for k in level if "rank" in str(k)
-    )
-    return {rank for rank in named if isinstance(rank, int)}
+    return [
+        level.get(key)
+        for level in levels(probe.subject.config)
+        for key in level
+        if word in str(key)
+    ]
